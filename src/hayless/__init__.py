@@ -1,0 +1,3 @@
+"""hayless: make language models cheaper to train, fine-tune, compress and run, and measure what every saving costs."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,176 @@
+"""The Ledger: every tensor a model has, as rows that methods rewrite.
+
+A row stands for one parameter of one kind of module, repeated over the layers that hold it. Rows know the names and
+shapes of what lies in memory and on disk, so counts of parameters and bytes of files are exact, and a wrong prediction
+names its role.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from hayless.core.dims import ModelDims
+from hayless.core.dtypes import item_bytes
+from hayless.core.files import TensorEntry, file_bytes
+from hayless.core.roles import Role
+
+
+class Layout(StrEnum):
+    """How a parameter is laid out in memory."""
+
+    LINEAR = "linear"
+    """A matrix (out, in), as torch.nn.Linear holds it."""
+    CONV1D = "conv1d"
+    """A matrix (in, out), as transformers' Conv1D (GPT-2) holds it."""
+    EXPERTS = "experts"
+    """A stack (experts, out, in)."""
+    TABLE = "table"
+    """An embedding (entries, width)."""
+    VECTOR = "vector"
+    """A bias or a norm's gain."""
+
+
+MATRICES = frozenset({Layout.LINEAR, Layout.CONV1D, Layout.EXPERTS})
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """One stored tensor of a row: its name template (`{layer}`, `{expert}`), shape, dtype and the file it goes to."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    file: str = "model"
+    experts: int = 0
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of this tensor in one layer, all experts together."""
+        return math.prod(self.shape) * item_bytes(self.dtype) * max(1, self.experts)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One parameter, over all the layers that have it.
+
+    `shape` is the logical shape of the parameter in one layer. `held` is what represents it in memory (one tensor of
+    that shape unless a method packed it); `disk` is what a plain Hugging Face file calls it, where that differs.
+    `nonzero` counts the elements that are not zero by construction, all layers together (None: all of them).
+    `tied_to` names the module whose storage this row shares; a tied row has no bytes of its own.
+    """
+
+    role: Role
+    module: str
+    parameter: str
+    shape: tuple[int, ...]
+    dtype: str
+    layout: Layout
+    layers: tuple[int, ...] = ()
+    trainable: bool = True
+    held: tuple[Stored, ...] = ()
+    disk: tuple[Stored, ...] = ()
+    tied_to: str | None = None
+    nonzero: int | None = None
+    method: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.held:
+            name = f"{self.module}.{self.parameter}"
+            object.__setattr__(self, "held", (Stored(name, self.shape, self.dtype),))
+
+    @property
+    def is_matrix(self) -> bool:
+        """True for weights that multiply activations (not embeddings, biases or norms)."""
+        return self.layout in MATRICES
+
+    @property
+    def count(self) -> int:
+        """How many layers hold this parameter (1 for one outside the blocks)."""
+        return max(1, len(self.layers))
+
+    @property
+    def elements(self) -> int:
+        """Logical elements over all layers; 0 where storage is shared with another row."""
+        return 0 if self.tied_to else self.count * math.prod(self.shape)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes held in memory over all layers."""
+        return 0 if self.tied_to else self.count * sum(tensor.bytes for tensor in self.held)
+
+    @property
+    def in_features(self) -> int:
+        """Width of the input of a matrix."""
+        return self.shape[0] if self.layout is Layout.CONV1D else self.shape[-1]
+
+    @property
+    def out_features(self) -> int:
+        """Width of the output of a matrix (of one expert)."""
+        return self.shape[-1] if self.layout is Layout.CONV1D else self.shape[-2]
+
+    def entries(self, *, on_disk: bool) -> Iterator[tuple[str, TensorEntry]]:
+        """(file, tensor) of everything this row writes: Hugging Face's names if `on_disk`, else the names in memory."""
+        if self.tied_to:
+            return
+        for tensor in self.disk if on_disk and self.disk else self.held:
+            for layer in self.layers or (0,):
+                for expert in range(max(1, tensor.experts)):
+                    name = tensor.name.replace("{layer}", str(layer)).replace("{expert}", str(expert))
+                    yield tensor.file, TensorEntry(name, tensor.dtype, tensor.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """All rows of a model and the methods that have rewritten them, in order."""
+
+    dims: ModelDims
+    rows: tuple[Row, ...]
+    methods: tuple[str, ...] = ()
+
+    @property
+    def parameters(self) -> int:
+        """Logical parameters, shared storage once, adapters included."""
+        return sum(row.elements for row in self.rows)
+
+    @property
+    def trainable(self) -> int:
+        """Parameters that receive gradients."""
+        return sum(row.elements for row in self.rows if row.trainable)
+
+    @property
+    def nonzero(self) -> int:
+        """Parameters that are not zero by construction."""
+        return sum(row.elements if row.nonzero is None else row.nonzero for row in self.rows)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all weights in memory."""
+        return sum(row.bytes for row in self.rows)
+
+    @property
+    def packed(self) -> bool:
+        """True when a method changed how weights are stored, so that files carry this package's tensor names."""
+        return any(tensor.file == "model" for row in self.rows if row.method for tensor in row.held)
+
+    def where(self, roles: Collection[Role], *, matrices: bool = True) -> Iterator[Row]:
+        """Rows of these roles; only weight matrices unless `matrices` is False."""
+        return (row for row in self.rows if row.role in roles and (row.is_matrix or not matrices))
+
+    def rewrite(self, method: str, change: Callable[[Row], Row], extra: tuple[Row, ...] = ()) -> Ledger:
+        """A ledger with `change` applied to every row, `extra` rows added and `method` noted."""
+        return replace(self, rows=tuple(change(row) for row in self.rows) + extra, methods=(*self.methods, method))
+
+    def files(self) -> dict[str, int]:
+        """Exact bytes of each safetensors file this model is saved as, by name (`model`, `adapter`).
+
+        A model over the shard size is written as several files and counted whole under `model`; its JSON index is not
+        counted.
+        """
+        entries: dict[str, list[TensorEntry]] = {}
+        for row in self.rows:
+            for file, entry in row.entries(on_disk=not self.packed):
+                entries.setdefault(file, []).append(entry)
+        return {file: file_bytes(found) for file, found in entries.items()}

@@ -1,0 +1,129 @@
+"""A Method: the one kind of thing every technique is.
+
+A method is a card (a frozen config whose fields carry docs and units, a prediction, a paper) and exactly one part: a
+*transform* of the model, a part of *training*, or a part of *decoding*. The card imports no torch; the part is named by
+a string and imported when it is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from importlib import import_module
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from hayless.core.ledger import Ledger
+from hayless.core.roles import Role
+
+
+class Part(StrEnum):
+    """The slot a method fills."""
+
+    TRANSFORM = "transform"
+    OBJECTIVE = "objective"
+    OPTIMIZER = "optimizer"
+    MEMORY = "memory"
+    DATA = "data"
+    MESH = "mesh"
+    DRAFT = "draft"
+    EXIT = "exit"
+    CACHE = "cache"
+
+    @property
+    def kind(self) -> str:
+        """`transform`, `train` or `decode`: the step of a recipe that takes this part."""
+        if self is Part.TRANSFORM:
+            return "transform"
+        return "decode" if self in (Part.DRAFT, Part.EXIT, Part.CACHE) else "train"
+
+
+class Aspect(StrEnum):
+    """What a transform changes about a role, in the order in which changes must be made."""
+
+    SHAPE = "shape"
+    """Removes or adds rows, columns, heads or layers."""
+    VALUES = "values"
+    """Writes other values into the weights."""
+    STORAGE = "storage"
+    """Replaces how the weights are stored; they no longer receive gradients."""
+    FORWARD = "forward"
+    """Replaces what the module computes."""
+    BRANCH = "branch"
+    """Adds a trainable branch beside the module and freezes the rest."""
+
+
+class Need(StrEnum):
+    """What a transform must be given besides the model."""
+
+    CALIBRATION = "calibration text"
+    GRADIENTS = "gradients"
+    TRAINED_ADAPTER = "a trained adapter"
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A transform changes `aspect` of these roles."""
+
+    aspect: Aspect
+    roles: frozenset[Role]
+
+
+@dataclass(frozen=True, slots=True)
+class Paper:
+    """Where a technique was published."""
+
+    title: str
+    authors: str
+    year: int
+    arxiv: str | None = None
+
+    def __str__(self) -> str:
+        where = f", arXiv:{self.arxiv}" if self.arxiv else ""
+        return f"{self.authors}, {self.title} ({self.year}{where})"
+
+
+class MethodConfig(BaseModel):
+    """What a user can set. Subclasses add `method: Literal[name]` first, then one documented field an option."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    method: str
+
+
+Predict = Callable[[Ledger, Any], Ledger]
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """The card of a technique.
+
+    `part` says which slot `implementation` ("module:attribute") fills; the protocols of the slots are documented where
+    the slots are (`hayless.model.transform`, `hayless.train.slots`, `hayless.decode.slots`). `predict` rewrites the
+    ledger the way the method rewrites the model, exactly in parameters and bytes. `claims` may depend on the config.
+    `peft_type` names the adapter format of PEFT that this method reads and writes. Every option of a transform has a
+    default, so that a bare name is a valid request.
+    """
+
+    name: str
+    part: Part
+    summary: str
+    config: type[MethodConfig]
+    implementation: str
+    predict: Predict
+    claims: Callable[[Any], tuple[Claim, ...]] = lambda config: ()
+    needs: tuple[Need, ...] = ()
+    paper: Paper | None = None
+    peft_type: str | None = None
+
+    def load(self) -> Any:
+        """Import and return the part. This is where torch comes in."""
+        module, _, attribute = self.implementation.partition(":")
+        return getattr(import_module(module), attribute)
+
+
+def unchanged(ledger: Ledger, config: MethodConfig) -> Ledger:
+    """The prediction of a method that leaves the model's tensors as they are."""
+    return ledger
