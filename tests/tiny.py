@@ -28,7 +28,9 @@ def config(name: str) -> transformers.PretrainedConfig:
 
 _CONFIGS = {
     "llama": lambda: transformers.LlamaConfig(**_GROUPED),
-    "llama-tied": lambda: transformers.LlamaConfig(**_GROUPED, tie_word_embeddings=True, attention_bias=True, mlp_bias=True),
+    "llama-tied": lambda: transformers.LlamaConfig(
+        **_GROUPED, tie_word_embeddings=True, attention_bias=True, mlp_bias=True
+    ),
     "mistral": lambda: transformers.MistralConfig(**_GROUPED),
     "qwen2": lambda: transformers.Qwen2Config(**_GROUPED),
     "qwen3": lambda: transformers.Qwen3Config(**_GROUPED, head_dim=16),
@@ -39,9 +41,13 @@ _CONFIGS = {
         vocab_size=96, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=0, eos_token_id=1, pad_token_id=2
     ),
     "opt": lambda: transformers.OPTConfig(**_SHAPE, ffn_dim=48, word_embed_proj_dim=32),
-    "opt-350m": lambda: transformers.OPTConfig(**_SHAPE, ffn_dim=48, word_embed_proj_dim=16, do_layer_norm_before=False),
+    "opt-350m": lambda: transformers.OPTConfig(
+        **_SHAPE, ffn_dim=48, word_embed_proj_dim=16, do_layer_norm_before=False
+    ),
     "gpt_neox": lambda: transformers.GPTNeoXConfig(**_SHAPE),
-    "gpt_neox-tied": lambda: transformers.GPTNeoXConfig(**_SHAPE, tie_word_embeddings=True, use_parallel_residual=False),
+    "gpt_neox-tied": lambda: transformers.GPTNeoXConfig(
+        **_SHAPE, tie_word_embeddings=True, use_parallel_residual=False
+    ),
     "mixtral": lambda: transformers.MixtralConfig(**_GROUPED, num_local_experts=4),
     "qwen3_moe": lambda: transformers.Qwen3MoeConfig(
         **_GROUPED, num_experts=4, moe_intermediate_size=24, num_experts_per_tok=2, head_dim=16

@@ -46,7 +46,15 @@ class ModelDims:
     activation: str = "silu"
 
     def __post_init__(self) -> None:
-        positive = ("vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", "intermediate_size")
+        positive = (
+            "vocab_size",
+            "hidden_size",
+            "num_layers",
+            "num_heads",
+            "num_kv_heads",
+            "head_dim",
+            "intermediate_size",
+        )
         for field in positive:
             value = getattr(self, field)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -62,7 +70,9 @@ class ModelDims:
                 allowed=f"a divisor of num_attention_heads ({self.num_heads})",
             )
         if self.num_experts and not 0 < self.experts_per_token <= self.num_experts:
-            raise bad_value("experts_per_token", self.experts_per_token, allowed=f"1 to num_experts ({self.num_experts})")
+            raise bad_value(
+                "experts_per_token", self.experts_per_token, allowed=f"1 to num_experts ({self.num_experts})"
+            )
         item_bytes(self.dtype)
 
     @property

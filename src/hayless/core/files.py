@@ -55,7 +55,11 @@ def _one_file(entries: list[TensorEntry]) -> int:
     offset = 0
     for entry in sorted(entries, key=lambda e: (-item_bytes(e.dtype), order.index(e.dtype), e.name)):
         end = offset + entry.bytes
-        header[entry.name] = {"dtype": SAFETENSORS[entry.dtype], "shape": list(entry.shape), "data_offsets": [offset, end]}
+        header[entry.name] = {
+            "dtype": SAFETENSORS[entry.dtype],
+            "shape": list(entry.shape),
+            "data_offsets": [offset, end],
+        }
         offset = end
     length = len(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode())
     return 8 + (length + 7) // 8 * 8 + offset

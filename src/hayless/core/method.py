@@ -13,9 +13,8 @@ from enum import StrEnum
 from importlib import import_module
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
 from hayless.core.ledger import Ledger
+from hayless.core.options import Options
 from hayless.core.roles import Role
 
 
@@ -85,10 +84,8 @@ class Paper:
         return f"{self.authors}, {self.title} ({self.year}{where})"
 
 
-class MethodConfig(BaseModel):
+class MethodConfig(Options):
     """What a user can set. Subclasses add `method: Literal[name]` first, then one documented field an option."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     method: str
 

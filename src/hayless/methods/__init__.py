@@ -1,0 +1,14 @@
+"""Every technique, by name. Cards import no torch; parts are imported when used."""
+
+CATALOGUE = {
+    "lm": "hayless.methods.objectives.lm",
+    "sft": "hayless.methods.objectives.sft",
+    "reward": "hayless.methods.objectives.reward",
+    "adamw": "hayless.methods.optimizers.adamw",
+    "sgd": "hayless.methods.optimizers.sgd",
+    "checkpointing": "hayless.methods.memory.checkpointing",
+    "magnitude": "hayless.methods.prune.magnitude",
+    "kmeans": "hayless.methods.quantize.kmeans",
+    "lora": "hayless.methods.adapters.lora",
+}
+"""Name → the module whose `METHOD` is its card."""

@@ -53,7 +53,9 @@ def linear(
         yield Row(role, module, "bias", (out_features,), dims.dtype, Layout.VECTOR, layers, disk=disk)
 
 
-def norm(dims: ModelDims, module: str, width: int, *, layers: tuple[int, ...] = (), bias: bool = False) -> Iterator[Row]:
+def norm(
+    dims: ModelDims, module: str, width: int, *, layers: tuple[int, ...] = (), bias: bool = False
+) -> Iterator[Row]:
     """Gain (and shift) of a normalisation."""
     for parameter in ("weight", "bias") if bias else ("weight",):
         yield Row(Role.NORM, module, parameter, (width,), dims.dtype, Layout.VECTOR, layers)

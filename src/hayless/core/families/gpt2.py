@@ -44,7 +44,9 @@ def rows(dims: ModelDims) -> Iterator[Row]:
     yield table(dims, Role.EMBEDDING, PATHS.embedding, (dims.vocab_size, hidden))
     yield table(dims, Role.POSITION, "transformer.wpe", (dims.max_positions, hidden))
     yield from norm(dims, f"{layer}.ln_1", hidden, layers=layers, bias=True)
-    yield from linear(dims, Role.QKV, f"{layer}.attn.c_attn", (3 * hidden, hidden), layers=layers, bias=True, layout=conv)
+    yield from linear(
+        dims, Role.QKV, f"{layer}.attn.c_attn", (3 * hidden, hidden), layers=layers, bias=True, layout=conv
+    )
     yield from linear(dims, Role.O, f"{layer}.attn.c_proj", (hidden, hidden), layers=layers, bias=True, layout=conv)
     yield from norm(dims, f"{layer}.ln_2", hidden, layers=layers, bias=True)
     yield from linear(dims, Role.UP, f"{layer}.mlp.c_fc", (wide, hidden), layers=layers, bias=True, layout=conv)

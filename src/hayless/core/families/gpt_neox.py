@@ -11,7 +11,11 @@ from hayless.core.ledger import Row
 from hayless.core.roles import Role
 
 PATHS = Paths(
-    "gpt_neox.embed_in", "gpt_neox.layers", "lm_head", final_norm="gpt_neox.final_layer_norm", rotary="gpt_neox.rotary_emb"
+    "gpt_neox.embed_in",
+    "gpt_neox.layers",
+    "lm_head",
+    final_norm="gpt_neox.final_layer_norm",
+    rotary="gpt_neox.rotary_emb",
 )
 
 
@@ -47,7 +51,9 @@ def rows(dims: ModelDims) -> Iterator[Row]:
     for name in ("input_layernorm", "post_attention_layernorm"):
         yield from norm(dims, f"{layer}.{name}", hidden, layers=layers, bias=True)
     attn = f"{layer}.attention"
-    yield from linear(dims, Role.QKV, f"{attn}.query_key_value", (3 * hidden, hidden), layers=layers, bias=dims.qkv_bias)
+    yield from linear(
+        dims, Role.QKV, f"{attn}.query_key_value", (3 * hidden, hidden), layers=layers, bias=dims.qkv_bias
+    )
     yield from linear(dims, Role.O, f"{attn}.dense", (hidden, hidden), layers=layers, bias=dims.o_bias)
     yield from linear(dims, Role.UP, f"{layer}.mlp.dense_h_to_4h", (wide, hidden), layers=layers, bias=True)
     yield from linear(dims, Role.DOWN, f"{layer}.mlp.dense_4h_to_h", (hidden, wide), layers=layers, bias=True)

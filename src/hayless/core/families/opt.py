@@ -55,7 +55,12 @@ def read(config: Mapping[str, Any]) -> ModelDims:
 def rows(dims: ModelDims) -> Iterator[Row]:
     """Every parameter."""
     layers = tuple(range(dims.num_layers))
-    layer, hidden, wide, narrow = "model.decoder.layers.{layer}", dims.hidden_size, dims.intermediate_size, dims.embedding_width
+    layer, hidden, wide, narrow = (
+        "model.decoder.layers.{layer}",
+        dims.hidden_size,
+        dims.intermediate_size,
+        dims.embedding_width,
+    )
     yield table(dims, Role.EMBEDDING, PATHS.embedding, (dims.vocab_size, narrow))
     yield table(dims, Role.POSITION, "model.decoder.embed_positions", (dims.max_positions + POSITION_OFFSET, hidden))
     if narrow != hidden:

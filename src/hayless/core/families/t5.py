@@ -63,7 +63,12 @@ def _stack(dims: ModelDims, stack: str, count: int) -> Iterator[Row]:
     if stack == "decoder":
         feed_forward = 2
         cross = f"{block}.layer.1.EncDecAttention"
-        roles = ((Role.CROSS_Q, "q", into), (Role.CROSS_K, "k", into), (Role.CROSS_V, "v", into), (Role.CROSS_O, "o", out))
+        roles = (
+            (Role.CROSS_Q, "q", into),
+            (Role.CROSS_K, "k", into),
+            (Role.CROSS_V, "v", into),
+            (Role.CROSS_O, "o", out),
+        )
         for role, name, shape in roles:
             yield from linear(dims, role, f"{cross}.{name}", shape, layers=layers)
         yield from norm(dims, f"{block}.layer.1.layer_norm", hidden, layers=layers)

@@ -1,0 +1,118 @@
+"""The part of a method that changes a model, and the one function that applies such parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from hayless.core.compose import compose
+from hayless.core.method import MethodConfig
+from hayless.core.registry import find, method_of
+
+Progress = Callable[[str, int, int], None]
+"""Called with (what is being done, done so far, in all)."""
+
+
+def no_progress(what: str, done: int, total: int) -> None:
+    """Shows nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What a transform may use besides the model: token batches (B, S) to calibrate on, a seed, a place for progress."""
+
+    seed: int = 0
+    calibration: Sequence[Tensor] = ()
+    progress: Progress = no_progress
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What a transform did: module paths it changed, paths it left out and why, and figures about it."""
+
+    method: str
+    changed: tuple[str, ...]
+    skipped: dict[str, str] = field(default_factory=dict)
+    figures: dict[str, float] = field(default_factory=dict)
+
+
+class Transform(Protocol):
+    """Changes a model in place, and can rebuild the structure of the change on an empty model without any data."""
+
+    def apply(self, model: PreTrainedModel, config: Any, context: Context) -> Change:
+        """Change `model` in place. Raises before touching anything when it cannot do all of it."""
+        ...
+
+    def restore(self, model: PreTrainedModel, config: Any) -> None:
+        """Give `model` the modules and tensor shapes `apply` would; values are loaded by the caller afterwards."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterFiles:
+    """The content of a PEFT folder."""
+
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+
+class AdapterTransform(Transform, Protocol):
+    """A transform whose trained part is saved as a PEFT adapter."""
+
+    def export(self, model: PreTrainedModel, config: Any) -> AdapterFiles:
+        """The adapter as PEFT writes it."""
+        ...
+
+    def read(self, adapter_config: dict[str, Any]) -> MethodConfig:
+        """Our config for PEFT's; NotSupported names each field that would change the result and is not honoured."""
+        ...
+
+    def load(self, model: PreTrainedModel, config: Any, tensors: dict[str, Tensor]) -> None:
+        """Fill the branches from PEFT's tensors; missing, unexpected or misshapen ones are errors."""
+        ...
+
+    def merge(self, model: PreTrainedModel, config: Any) -> Change:
+        """Add the branches into the base weights and remove them."""
+        ...
+
+
+def apply(model: PreTrainedModel, configs: Iterable[MethodConfig], context: Context | None = None) -> list[Change]:
+    """Apply transforms to `model` in place, in the order `compose` gives, and record them on it.
+
+    Raises RequestError before anything is changed when two of them (or one of them and what the model already has)
+    exclude each other.
+    """
+    context = context or Context()
+    wanted = list(configs)
+    ordered = compose(wanted)
+    before = record(model)
+    compose([*before, *wanted])
+    changes = []
+    for config in ordered:
+        with torch.no_grad():
+            changes.append(method_of(config).load().apply(model, config, context))
+        _set_record(model, [*record(model), config])
+    return changes
+
+
+def record(model: PreTrainedModel) -> list[MethodConfig]:
+    """The transforms a model has had, in order, from its config."""
+    noted = getattr(model.config, "hayless", None) or {}
+    return [find(entry["method"]).config.model_validate(entry) for entry in noted.get("methods", [])]
+
+
+def forget(model: PreTrainedModel, config: MethodConfig) -> None:
+    """Take a transform off the record, after it was undone or merged."""
+    _set_record(model, [entry for entry in record(model) if entry != config])
+
+
+def _set_record(model: PreTrainedModel, configs: Sequence[MethodConfig]) -> None:
+    from hayless import __version__
+
+    entries = [config.model_dump(mode="json") for config in configs]
+    model.config.hayless = {"version": __version__, "methods": entries}
