@@ -24,7 +24,7 @@ def no_progress(what: str, done: int, total: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What a transform may use besides the model: token batches (B, S) to calibrate on, a seed, a place for progress."""
+    """What a transform may use besides the model: token batches (B, S) to calibrate on, a seed, where to show progress."""
 
     seed: int = 0
     calibration: Sequence[Tensor] = ()

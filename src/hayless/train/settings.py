@@ -37,7 +37,7 @@ class TrainSettings(Options):
     )
     precision: Precision = Field(
         "fp32",
-        description="fp32; autocast (fp32 weights, 16-bit arithmetic); master (16-bit weights and gradients, fp32 master"
+        description="fp32; autocast (fp32 weights, 16-bit arithmetic); master (16-bit weights, gradients; fp32 master"
         " and moments: 2+2+12 bytes a parameter); bf16 (everything in bf16); fp16 (autocast with loss scaling).",
     )
     schedule: ScheduleSettings = Field(ScheduleSettings(), description="The learning rate over time.")
