@@ -1,0 +1,206 @@
+"""Recipes: a model, data, and an ordered list of steps. Strictly typed; no torch.
+
+A recipe is data. `hayless.recipe.load` reads it from YAML, the Python API builds the same objects, and the executor
+takes nothing else.
+"""
+
+from __future__ import annotations
+
+from functools import reduce
+from operator import or_
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
+
+from hayless.core.compose import check_order
+from hayless.core.errors import RequestError
+from hayless.core.method import MethodConfig, Part
+from hayless.core.options import Count, Options
+from hayless.core.registry import configure, methods
+from hayless.data.config import DataConfig
+from hayless.train.settings import TrainSettings
+
+
+def _union(part: Part, default: str | None = None) -> Any:
+    """Any method that fills `part`, told apart by its name; `default` is meant where options come without a name."""
+
+    def by_name(value: Any) -> Any:
+        if isinstance(value, str):
+            return {"method": value}
+        if default and isinstance(value, dict) and "method" not in value:
+            return {"method": default, **value}
+        return value
+
+    configs = [method.config for method in methods([part])]
+    choice = Annotated[reduce(or_, configs), Field(discriminator="method")] if len(configs) > 1 else configs[0]
+    return Annotated[choice, BeforeValidator(by_name)]
+
+
+TransformConfig = _union(Part.TRANSFORM)
+ObjectiveConfig = _union(Part.OBJECTIVE, default="lm")
+OptimizerConfig = _union(Part.OPTIMIZER, default="adamw")
+MemoryConfig = _union(Part.MEMORY)
+
+
+class TokenizerSection(Options):
+    """A tokenizer to train on the recipe's training documents."""
+
+    level: Literal["char", "word", "bpe", "unigram"] = Field("bpe", description="What a token is.")
+    vocab_size: int = Field(4096, ge=260, le=1_000_000, description="Entries, special tokens included.")
+
+
+class ModelSection(Options):
+    """The model a recipe starts from: a trained one (`path`) or a shape with random weights (`config`)."""
+
+    path: str | None = Field(None, description="A Hugging Face model folder, a PEFT adapter folder, or a hub id.")
+    config: dict[str, Any] | None = Field(None, description="A Hugging Face config; weights start at random.")
+    tokenizer: str | TokenizerSection | None = Field(
+        None, description="A folder or hub id, or one to train; the model's own if not given."
+    )
+    revision: str | None = Field(None, description="Branch, tag or commit of a hub id.")
+    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
+        None, description="Type of the weights in memory; as stored (or float32 for a new model) if not given."
+    )
+    task: Literal["causal", "reward"] = Field(
+        "causal", description="causal: predicts tokens. reward: scores a whole sequence with one number."
+    )
+
+    @model_validator(mode="after")
+    def _one_start(self) -> Self:
+        if (self.path is None) == (self.config is None):
+            raise ValueError("give exactly one of path and config")
+        if self.config is not None and self.tokenizer is None:
+            raise ValueError("a new model needs a tokenizer: a path, or {level: bpe, vocab_size: 4096} to train one")
+        return self
+
+
+class Train(TrainSettings):
+    """A training step: the settings of the run and the methods in its slots."""
+
+    objective: ObjectiveConfig = Field(default_factory=lambda: configure("lm"), description="What is minimised.")
+    optimizer: OptimizerConfig = Field(default_factory=lambda: configure("adamw"), description="How weights move.")
+    memory: tuple[MemoryConfig, ...] = Field((), description="Methods that trade time for memory.")
+
+
+class Measure(Options):
+    """What is measured of the saved model, in fresh processes."""
+
+    quality: bool = Field(True, description="Loss, bits per byte and perplexity on held-out documents.")
+    heldout_tokens: Count = Field(65_536, ge=2, description="Held-out tokens that quality looks at.")
+    context: int | None = Field(None, ge=2, description="Tokens of context; the model's own limit if not given.")
+    stride: int | None = Field(None, ge=1, description="Tokens between windows; half the context if not given.")
+    batch_size: int = Field(8, ge=1, description="Windows computed at once; changes speed and memory, not the result.")
+    decode: bool = Field(True, description="First-token time, ms a token, and peak memory while generating.")
+    prompt_tokens: int = Field(32, ge=1, description="Length of the prompt when decoding is timed.")
+    decode_tokens: int = Field(64, ge=2, description="Tokens generated when decoding is timed.")
+
+
+class Save(Options):
+    """How the model is written to the run's `model/` folder."""
+
+    merge: bool = Field(False, description="Fold adapters into the base weights first.")
+    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
+        None, description="Type the weights are written in; as they are in memory if not given."
+    )
+
+
+class ApplyStep(Options):
+    """Change the model by one method."""
+
+    apply: TransformConfig
+
+
+class TrainStep(Options):
+    """Train the model."""
+
+    train: Train
+
+
+class MeasureStep(Options):
+    """Measure the model as it would be shipped."""
+
+    measure: Measure = Measure()
+
+
+class SaveStep(Options):
+    """Write the model."""
+
+    save: Save = Save()
+
+
+STEPS = {"apply": ApplyStep, "train": TrainStep, "measure": MeasureStep, "save": SaveStep}
+
+
+def _step_kind(value: Any) -> str | None:
+    """The kind of a step, from its one key (or its type, when it is already built)."""
+    if isinstance(value, Options):
+        return next((kind for kind, step in STEPS.items() if isinstance(value, step)), None)
+    if isinstance(value, dict) and len(value) == 1:
+        return str(next(iter(value)))
+    return None
+
+
+def _bare_step(value: Any) -> Any:
+    """`- measure` stands for `- measure: {}`."""
+    if value in ("measure", "save"):
+        return {value: {}}
+    if isinstance(value, dict) and len(value) == 1 and next(iter(value.values())) is None:
+        return {next(iter(value)): {}}
+    return value
+
+
+Step = Annotated[
+    Annotated[ApplyStep, Tag("apply")]
+    | Annotated[TrainStep, Tag("train")]
+    | Annotated[MeasureStep, Tag("measure")]
+    | Annotated[SaveStep, Tag("save")],
+    Discriminator(_step_kind),
+    BeforeValidator(_bare_step),
+]
+
+
+class Recipe(Options):
+    """A model, data and steps, run in order."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="Names the run's folder.")
+    model: ModelSection = Field(description="What the recipe starts from; a bare string is its path.")
+    data: DataConfig | None = Field(None, description="Text to train and measure on.")
+    steps: tuple[Step, ...] = Field(min_length=1, description="apply, train, measure and save steps, in order.")
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$", description="auto, cpu, cuda, cuda:N or mps.")
+    seed: int = Field(0, ge=0, description="Seeds random weights and methods; training has its own seed.")
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _path_alone(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        for group in self._transforms_between_training():
+            try:
+                check_order(group)
+            except RequestError as error:
+                raise ValueError(str(error)) from None
+        uses_data = [kind for kind in map(_step_kind, self.steps) if kind in ("train", "measure")]
+        if uses_data and self.data is None:
+            raise ValueError(f"a {uses_data[0]} step needs data: add a data section")
+        return self
+
+    @property
+    def transforms(self) -> list[MethodConfig]:
+        """The methods that change the model, in order."""
+        return [step.apply for step in self.steps if isinstance(step, ApplyStep)]
+
+    def _transforms_between_training(self) -> list[list[MethodConfig]]:
+        groups: list[list[MethodConfig]] = [[]]
+        for step in self.steps:
+            if isinstance(step, TrainStep):
+                groups.append([])
+            elif isinstance(step, ApplyStep):
+                groups[-1].append(step.apply)
+        return groups
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of a recipe, for editors."""
+    return Recipe.model_json_schema()
