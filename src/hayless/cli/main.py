@@ -20,7 +20,7 @@ app = typer.Typer(
 
 
 def _register() -> None:
-    from hayless.cli import bench, compare, data, demo, doctor, eval, generate, inspect, methods, report, run, tokenize
+    from hayless.cli import bench, compare, demo, doctor, eval, generate, inspect, methods, report, run, tokenize
 
     app.command("demo")(demo.demo)
     app.command("doctor")(doctor.doctor)
@@ -45,7 +45,7 @@ def _root(version: bool = typer.Option(False, "--version", help="Print the versi
 
 
 def main() -> None:
-    """Run the command line: exit 0, 1 (the work failed) or 2 (the request is wrong), never a traceback for a mistake."""
+    """Run the command line. Exit 0, 1 (the work failed) or 2 (the request is wrong); no traceback for a mistake."""
     _register()
     try:
         app()

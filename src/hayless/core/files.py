@@ -32,7 +32,7 @@ class TensorEntry:
 
 
 def shards(entries: Iterable[TensorEntry], limit: int = SHARD_BYTES) -> list[list[TensorEntry]]:
-    """Entries split in the given order so that no shard's data exceeds `limit` (a tensor larger than it stands alone)."""
+    """Entries split in order so that no shard's data exceeds `limit` (a tensor larger than it stands alone)."""
     found: list[list[TensorEntry]] = [[]]
     size = 0
     for entry in entries:

@@ -62,7 +62,9 @@ class RunFolder:
 
     def set_status(self, state: str, **more: Any) -> None:
         """Write the state of the run."""
-        atomic.write_json(self.path / "status.json", {"state": state, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **more})
+        atomic.write_json(
+            self.path / "status.json", {"state": state, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **more}
+        )
 
     def begin(self, recipe: Recipe, *, fresh: bool) -> bool:
         """Prepare the folder for `recipe`. True when a finished run of the very same recipe is already there.

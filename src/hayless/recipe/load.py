@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -13,6 +13,8 @@ from hayless.core.errors import RequestError, nearest
 from hayless.recipe import yaml
 from hayless.recipe.overrides import override
 from hayless.recipe.schema import STEPS, Recipe
+
+_Model = TypeVar("_Model", bound=BaseModel)
 
 
 def load(source: Path | str | Mapping[str, Any], overrides: Iterable[str] = ()) -> Recipe:
@@ -32,14 +34,16 @@ def load(source: Path | str | Mapping[str, Any], overrides: Iterable[str] = ()) 
     return validate(Recipe, yaml.Text(data, text.lines, text.source))
 
 
-def validate[Model: BaseModel](model: type[Model], text: yaml.Text) -> Model:
+def validate(model: type[_Model], text: yaml.Text) -> _Model:
     """`text.data` as `model`; RequestError lists every mistake."""
     try:
         return model.model_validate(text.data)
     except ValidationError as error:
         mistakes = [_explain(model, item, text) for item in error.errors()]
         count = f"{len(mistakes)} mistakes" if len(mistakes) > 1 else "a mistake"
-        raise RequestError(f"{text.source} has {count}:\n" + "\n".join(f"  - {mistake}" for mistake in mistakes)) from None
+        raise RequestError(
+            f"{text.source} has {count}:\n" + "\n".join(f"  - {mistake}" for mistake in mistakes)
+        ) from None
 
 
 def _explain(model: type[BaseModel], item: Any, text: yaml.Text) -> str:
@@ -53,7 +57,9 @@ def _explain(model: type[BaseModel], item: Any, text: yaml.Text) -> str:
         return f"{where}: is missing."
     if kind == "union_tag_invalid":
         allowed = [tag.strip(" '") for tag in str(context["expected_tags"]).split(",")]
-        return f"{where}: {context['tag']!r} is not one of {', '.join(allowed)}.{_did_you_mean(context['tag'], allowed)}"
+        return (
+            f"{where}: {context['tag']!r} is not one of {', '.join(allowed)}.{_did_you_mean(context['tag'], allowed)}"
+        )
     if kind == "union_tag_not_found":
         if location and location[0] == "steps" and len(location) == 2:
             found = item["input"]
@@ -116,5 +122,7 @@ def _fields_at(schema: dict[str, Any], location: Sequence[str | int]) -> list[st
         if by_tag and not (len(nodes) == 1 and part in nodes[0].get("properties", {})):
             nodes = by_tag
             continue
-        nodes = [found for node in nodes if part in node.get("properties", {}) for found in options(node["properties"][part])]
+        nodes = [
+            found for node in nodes if part in node.get("properties", {}) for found in options(node["properties"][part])
+        ]
     return sorted({name for node in nodes for name in node.get("properties", {})})

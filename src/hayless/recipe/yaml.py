@@ -94,7 +94,9 @@ def _refuse_tricks(text: str, source: str) -> None:
     for event in YAML(typ="rt", pure=True).parse(io.StringIO(text)):
         line = event.start_mark.line + 1 if event.start_mark else 0
         if isinstance(event, AliasEvent):
-            raise RequestError(f"{source}, line {line}: aliases (*{event.anchor}) are not allowed; write the value out.")
+            raise RequestError(
+                f"{source}, line {line}: aliases (*{event.anchor}) are not allowed; write the value out."
+            )
         starts = isinstance(event, MappingStartEvent | SequenceStartEvent)
         if (starts or isinstance(event, ScalarEvent)) and event.ctag is not None:
             raise RequestError(f"{source}, line {line}: the tag {event.ctag} is not allowed; plain values only.")
