@@ -92,8 +92,19 @@ def test_a_certain_token_is_always_drawn(certain):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"temperature": -1}, {"temperature": float("nan")}, {"top_k": -1}, {"top_p": 0}, {"top_p": 1.5}, {"min_p": 2}]
-    + [{"seed": -1}, {"seed": 2**63}, {"stop": ("",)}, {"max_tokens": 0}, {"unknown": 1}],
+    [
+        {"temperature": -1},
+        {"temperature": float("nan")},
+        {"top_k": -1},
+        {"top_p": 0},
+        {"top_p": 1.5},
+        {"min_p": 2},
+        {"seed": -1},
+        {"seed": 2**63},
+        {"stop": ("",)},
+        {"max_tokens": 0},
+        {"unknown": 1},
+    ],
 )
 def test_impossible_options_are_refused(wrong):
     with pytest.raises(ValidationError):
