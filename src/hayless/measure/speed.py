@@ -1,0 +1,155 @@
+"""How fast a model decodes and trains, as medians with the 20th and 80th percentile, after a warm-up."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from hayless.core.errors import RequestError, bad_value
+from hayless.decode.engine import Engine
+from hayless.decode.options import SamplingOptions
+
+_WARMUP_TOKENS = 8
+_WARMUP_STEPS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """The median of repeated timings, and their 20th and 80th percentile."""
+
+    median: float
+    p20: float
+    p80: float
+
+    def rate(self, work: float) -> Spread:
+        """`work` a unit of this time: the slow end of the times is the low end of the rates."""
+        return Spread(work / self.median, work / self.p80, work / self.p20)
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeSpeed:
+    """Greedy decoding of one batch.
+
+    `first_token` is seconds from the prompt (on the host) to the first token (on the host); `token` is seconds of each
+    token after it; `tokens_per_second` is over all rows of the batch, after the first token.
+    """
+
+    first_token: Spread
+    token: Spread
+    tokens_per_second: Spread
+    rows: int
+    prompt_tokens: int
+    tokens: int
+    repeats: int
+    threads: int
+
+
+@dataclass(frozen=True, slots=True)
+class TrainSpeed:
+    """Bare training steps: forward, loss, backward, AdamW. `step` is seconds; tokens are those of the batch."""
+
+    step: Spread
+    tokens_per_second: Spread
+    tokens: int
+    steps: int
+    threads: int
+
+
+def decode_speed(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], tokens: int = 64, repeats: int = 3
+) -> DecodeSpeed:
+    """Time greedy decoding of `tokens` tokens after `prompts` (token ids, side by side), past any end token.
+
+    RequestError when prompt and tokens do not fit the model's context. Every token is brought to the host, so the
+    clock is read when it is really there.
+    """
+    if tokens < 2:
+        raise bad_value("tokens", tokens, allowed="2 or more, to time those after the first")
+    if repeats < 1:
+        raise bad_value("repeats", repeats, allowed="1 or more")
+    if not prompts:
+        raise RequestError("There is no prompt to decode from.")
+    engine = Engine(model)
+    longest = max(map(len, prompts))
+    if engine.context is not None and longest + tokens > engine.context:
+        raise RequestError(
+            f"{longest} tokens of prompt and {tokens} to decode do not fit the model's context of {engine.context}.",
+            hint="Ask for fewer tokens, or give a shorter prompt.",
+        )
+
+    def run(count: int) -> tuple[float, ...]:
+        _synchronize(model.device)
+        options = SamplingOptions(max_tokens=count, ignore_end=True)
+        return engine.generate(prompts, options, batch_size=len(prompts))[0].times
+
+    run(min(tokens, _WARMUP_TOKENS))
+    runs = [run(tokens) for _ in range(repeats)]
+    token = _spread([later - earlier for times in runs for earlier, later in itertools.pairwise(times)])
+    return DecodeSpeed(
+        first_token=_spread([times[0] for times in runs]),
+        token=token,
+        tokens_per_second=token.rate(len(prompts)),
+        rows=len(prompts),
+        prompt_tokens=longest,
+        tokens=tokens,
+        repeats=repeats,
+        threads=torch.get_num_threads(),
+    )
+
+
+def train_speed(model: PreTrainedModel, batch_bs: Tensor, steps: int = 10) -> TrainSpeed:
+    """Time whole training steps on token ids (b, s), in the model's dtype, with torch's AdamW and no accumulation.
+
+    The learning rate is 0, which costs the same and leaves the weights as they are (while gradients are finite).
+    Gradients are freed afterwards.
+    """
+    if steps < 1:
+        raise bad_value("steps", steps, allowed="1 or more")
+    if batch_bs.dim() != 2 or batch_bs.shape[1] < 2:
+        raise RequestError(f"The batch has shape {tuple(batch_bs.shape)}; needed: (sequences, at least 2 tokens).")
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not trained:
+        raise RequestError("No parameter of the model is trainable.", hint="Apply an adapter, or unfreeze weights.")
+    before = {module: module.training for module in model.modules()}
+    batch_bs = batch_bs.to(model.device)
+    optimizer = torch.optim.AdamW(trained, lr=0.0)
+
+    def step() -> float:
+        _synchronize(model.device)
+        start = time.perf_counter()
+        logits = model(input_ids=batch_bs, use_cache=False).logits[:, :-1].float()
+        F.cross_entropy(logits.flatten(0, 1), batch_bs[:, 1:].flatten()).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        _synchronize(model.device)
+        return time.perf_counter() - start
+
+    model.train()
+    try:
+        for _ in range(_WARMUP_STEPS):
+            step()
+        spread = _spread([step() for _ in range(steps)])
+    finally:
+        for module, mode in before.items():
+            module.training = mode
+    return TrainSpeed(spread, spread.rate(batch_bs.numel()), batch_bs.numel(), steps, torch.get_num_threads())
+
+
+def _spread(seconds: Sequence[float]) -> Spread:
+    p20, median, p80 = np.percentile(seconds, [20, 50, 80])
+    return Spread(float(median), float(p20), float(p80))
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
