@@ -1,4 +1,4 @@
-"""The bytes of a saved model's folder, by what they are for. Only safetensors count as weights."""
+"""The bytes of a saved model's folder, by what they are for. Only safetensors count as weights or adapter."""
 
 from __future__ import annotations
 
@@ -26,13 +26,18 @@ _TOKENIZER = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class FileBytes:
-    """Bytes by kind. `adapter` are PEFT's files; `other` is everything that is none of these."""
+    """Bytes by kind: `weights` and `adapter` are safetensors, `other` is what is none of these."""
 
     weights: int
     adapter: int
     tokenizer: int
     config: int
     other: int
+
+    @property
+    def shipped(self) -> int:
+        """Safetensors to hand on: the adapter alone where there is one, else the model."""
+        return self.adapter or self.weights
 
     @property
     def total(self) -> int:
@@ -56,6 +61,4 @@ def _kind(path: Path) -> str:
         return "adapter" if path.name.startswith("adapter_model") else "weights"
     if path.name in _TOKENIZER:
         return "tokenizer"
-    if path.name == "adapter_config.json":
-        return "adapter"
     return "config" if path.suffix == ".json" else "other"

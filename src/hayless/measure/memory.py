@@ -49,7 +49,7 @@ class MemoryMeter:
             raise NotSupported(f"Peak memory cannot be read on {device.type}.", hint="Measure on cpu or cuda.")
         self._device = device
         self._restarted = False
-        self._baseline = self._now()
+        self._baseline = current_bytes(device)
 
     def restart(self) -> None:
         """Forget the peak so far, where the system allows it."""
@@ -72,11 +72,13 @@ class MemoryMeter:
             return Memory(self._baseline, peak, reserved, f"CUDA allocator, {start}")
         return Memory(self._baseline, peak_rss(), None, f"resident memory, {start}")
 
-    def _now(self) -> int:
-        if self._device.type == "cuda":
-            return torch.cuda.memory_allocated(self._device)
-        _return_free_memory()
-        return int(psutil.Process().memory_info().rss)
+
+def current_bytes(device: torch.device) -> int:
+    """Bytes held now: by tensors on a CUDA device, or by this process in resident memory."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    _return_free_memory()
+    return int(psutil.Process().memory_info().rss)
 
 
 def peak_rss() -> int:

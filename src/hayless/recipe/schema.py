@@ -15,9 +15,10 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator
 from hayless.core.compose import check_order
 from hayless.core.errors import RequestError
 from hayless.core.method import MethodConfig, Part
-from hayless.core.options import Count, Options
+from hayless.core.options import Options
 from hayless.core.registry import configure, methods
 from hayless.data.config import DataConfig
+from hayless.measure.settings import MeasureSettings
 from hayless.train.settings import TrainSettings
 
 
@@ -82,17 +83,8 @@ class Train(TrainSettings):
     memory: tuple[MemoryConfig, ...] = Field((), description="Methods that trade time for memory.")
 
 
-class Measure(Options):
-    """What is measured of the saved model, in fresh processes."""
-
-    quality: bool = Field(True, description="Loss, bits per byte and perplexity on held-out documents.")
-    heldout_tokens: Count = Field(65_536, ge=2, description="Held-out tokens that quality looks at.")
-    context: int | None = Field(None, ge=2, description="Tokens of context; the model's own limit if not given.")
-    stride: int | None = Field(None, ge=1, description="Tokens between windows; half the context if not given.")
-    batch_size: int = Field(8, ge=1, description="Windows computed at once; changes speed and memory, not the result.")
-    decode: bool = Field(True, description="First-token time, ms a token, and peak memory while generating.")
-    prompt_tokens: int = Field(32, ge=1, description="Length of the prompt when decoding is timed.")
-    decode_tokens: int = Field(64, ge=2, description="Tokens generated when decoding is timed.")
+class Measure(MeasureSettings):
+    """A measure step: what is measured of the saved model, in fresh processes."""
 
 
 class Save(Options):
