@@ -7,6 +7,7 @@ an interval is a function of the figures alone.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,11 +66,21 @@ def _difference(pairs: list[tuple[Column, Column]], weights: Column) -> Column:
 
 def _weights(count: int) -> Iterator[Column]:
     """How often each of `count` documents is in each resample: RESAMPLES rows, in chunks that fit memory."""
+    if count * RESAMPLES <= _CHUNK:
+        yield _few_weights(count)
+        return
     generator = np.random.default_rng(_SEED)
     rows = max(1, _CHUNK // count)
     for start in range(0, RESAMPLES, rows):
         size = min(rows, RESAMPLES - start)
         yield generator.multinomial(count, np.full(count, 1 / count), size=size).astype(np.float64)
+
+
+@lru_cache(maxsize=2)
+def _few_weights(count: int) -> Column:
+    """All resamples at once: a study compares many runs over the same documents, and drawing takes most of the time."""
+    generator = np.random.default_rng(_SEED)
+    return generator.multinomial(count, np.full(count, 1 / count), size=RESAMPLES).astype(np.float64)
 
 
 def _checked(pair: tuple[Sequence[float], Sequence[float]]) -> tuple[Column, Column]:
