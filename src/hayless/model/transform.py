@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -12,15 +12,8 @@ from transformers import PreTrainedModel
 
 from hayless.core.compose import compose
 from hayless.core.method import MethodConfig
+from hayless.core.progress import Progress, no_progress
 from hayless.core.registry import find, method_of
-
-Progress = Callable[[str, int, int], None]
-"""Called with (what is being done, done so far, in all)."""
-
-
-def no_progress(what: str, done: int, total: int) -> None:
-    """Shows nothing."""
-
 
 @dataclass(frozen=True, slots=True)
 class Context:
