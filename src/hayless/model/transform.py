@@ -15,9 +15,10 @@ from hayless.core.method import MethodConfig
 from hayless.core.progress import Progress, no_progress
 from hayless.core.registry import find, method_of
 
+
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What a transform may use besides the model: token batches (B, S) to calibrate on, a seed, where to show progress."""
+    """What a transform may use besides the model: token batches (B, S) to calibrate on, a seed, a progress callable."""
 
     seed: int = 0
     calibration: Sequence[Tensor] = ()
