@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
 from hayless.core.measurement import Measurement
@@ -81,20 +82,27 @@ def ratio(row: Measurement, value: float | None) -> float | None:
     return min(max(value / row.value, 1e-2), 1e2)
 
 
-def _scale(axes: Axes, rows: tuple[Measurement, ...]) -> None:
+def reach(rows: Iterable[Measurement]) -> float:
+    """The factor that the scale of a receipt goes to on either side of 1."""
     found = [found for row in rows for value in (row.predicted, row.published) if (found := ratio(row, value))]
-    reach = max([1.1, *(max(item, 1 / item) for item in found)]) * 1.05
-    axes.set_xlim(-math.log(reach), math.log(reach))
+    return max([1.1, *(max(item, 1 / item) for item in found)]) * 1.05
+
+
+def ticks(limit: float, apart: float = 0.12) -> list[float]:
+    """Ratios to write under a scale that goes to `limit`, 1 among them, at least a share `apart` of the scale apart."""
+    kept = [1.0]
+    for tick in sorted(_TICKS, key=lambda tick: abs(math.log(tick))):
+        clear = all(abs(math.log(tick / other)) > 2 * apart * math.log(limit) for other in kept)
+        if clear and 1 / limit <= tick <= limit:
+            kept.append(tick)
+    return sorted(kept)
+
+
+def _scale(axes: Axes, rows: tuple[Measurement, ...]) -> None:
+    limit = reach(rows)
+    axes.set_xlim(-math.log(limit), math.log(limit))
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    inside = [tick for tick in _TICKS if 1 / reach <= tick <= reach]
-    kept = [tick for tick in inside if tick == 1 or abs(math.log(tick)) > 0.16 * math.log(reach)]
-    spread: list[float] = []
-    for tick in kept:
-        if not spread or math.log(tick / spread[-1]) > 0.22 * math.log(reach):
-            spread.append(tick)
-    if 1 not in spread:
-        spread = [tick for tick in spread if abs(math.log(tick)) > 0.22 * math.log(reach)] + [1]
-    axes.set_xticks([math.log(tick) for tick in spread], [f"×{tick:g}" for tick in spread])
+    axes.set_xticks([math.log(tick) for tick in ticks(limit)], [f"×{tick:g}" for tick in ticks(limit)])
     axes.set_yticks([])
     axes.tick_params(length=0, labelsize=8)
     for side in ("left", "right", "top"):

@@ -1,0 +1,298 @@
+"""A study as one HTML file: it works offline, asks nothing of the network and runs no code but its own.
+
+Text from runs (labels, samples, errors) is data from elsewhere. It reaches the page escaped by Jinja, or as JSON in a
+script element of a type that does not run, and from there as text nodes; and a content policy with the hashes of the
+page's own style and script lets nothing else run, should anything slip through.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import itertools
+import json
+import math
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment
+from markupsafe import Markup
+
+from hayless import __version__
+from hayless.core import atomic
+from hayless.core.errors import RequestError
+from hayless.core.measurement import Measurement
+from hayless.recipe.figures import TITLES, in_order, percent, title, unit_of, written
+from hayless.recipe.receipt import machine_words, measured_cell, predicted_cell
+from hayless.recipe.receipt_picture import ratio, reach, ticks
+from hayless.study.record import RunRecord
+from hayless.study.table import HIGHER_IS_BETTER, QUALITY, Row, Table, difference_text, paired, summary
+
+_SCRIPTS = ("base.js", "table.js", "plot.js", "curves.js", "compare.js")
+_MOST_PAIRED = 30
+_PNG = b"\x89PNG\r\n\x1a\n"
+_NEITHER = frozenset({"parameters", "trainable_parameters", "nonzero_parameters"})
+
+
+def write(
+    table: Table,
+    out: Path,
+    *,
+    name: str,
+    budget: str = "",
+    picture: bytes | None = None,
+    picture_caption: str = "One image with 256, 16 and 4 colours chosen by k-means, and the error of each.",
+) -> None:
+    """Write the page of `table` to `out`.
+
+    `budget` says in words what every run could spend; `picture` is a PNG shown with its caption. RequestError for a
+    picture that is no PNG, WorkError when the file cannot be written.
+    """
+    atomic.write_text(out, render(table, name=name, budget=budget, picture=picture, picture_caption=picture_caption))
+
+
+def render(
+    table: Table, *, name: str, budget: str = "", picture: bytes | None = None, picture_caption: str = ""
+) -> str:
+    """The page as text; see `write`."""
+    if picture is not None and not picture.startswith(_PNG):
+        raise RequestError("The picture of the page is no PNG.")
+    style, script = _style(), _script()
+    axes = table.columns
+    common = (
+        set.intersection(*(set(row.record.receipt.changes) for row in table.rows)) if len(table.rows) > 1 else set()
+    )
+    has_curves = any(row.record.curves for row in table.rows)
+    sections = [
+        *([("tradeoff", "Trade-off")] if axes else []),
+        ("results", "Results"),
+        *([("compare", "Compare")] if len(table.rows) > 1 else []),
+        *([("training", "Training")] if has_curves else []),
+        ("receipts", "Receipts"),
+        *([("picture", "Palette")] if picture else []),
+        ("method", "How to read this"),
+    ]
+    # keep_trailing_newline and no trimming: the hashes in the content policy are of the texts exactly as they stand.
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(_text("page.html.j2")).render(
+        title=name,
+        version=__version__,
+        byline=_byline(table, budget),
+        summary=summary(table),
+        sections=sections,
+        plottable=bool(axes),
+        columns=[{"name": name, "title": title(name), "unit": unit_of(name)} for name in axes],
+        quality=QUALITY,
+        baseline=table.baseline,
+        runs=[_run(row, common) for row in table.rows],
+        table_note=_table_note(table),
+        has_curves=has_curves,
+        picture=base64.b64encode(picture).decode() if picture else None,
+        picture_caption=picture_caption,
+        machines=sorted({found for row in table.rows if (found := _machine(row.record))}),
+        data=Markup(script_json(_data(table, name))),
+        style=Markup(style),
+        script=Markup(script),
+        style_hash=_hash(style),
+        script_hash=_hash(script),
+    )
+
+
+def script_json(content: Any) -> str:
+    """JSON that can stand inside a script element: nothing in it can end the element or start a comment."""
+    text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    for letter in "<>&\u2028\u2029":
+        text = text.replace(letter, f"\\u{ord(letter):04x}")
+    # A lone surrogate is no text in UTF-8.
+    return text.encode("utf-8", errors="replace").decode("utf-8")
+
+
+def _data(table: Table, name: str) -> dict[str, Any]:
+    """What the page's script works on."""
+    measurements: dict[str, Measurement] = {}
+    for row in table.rows:
+        for found in row.record.receipt.rows:
+            measurements.setdefault(found.name, found)
+    return {
+        "name": name,
+        "quality": QUALITY,
+        "baseline": table.baseline,
+        "axes": table.columns,
+        "measurements": {
+            found.name: {
+                "title": title(found.name),
+                "unit": unit_of(found.name) or ("" if found.name in TITLES else found.unit),
+                "better": _better(found),
+            }
+            for found in in_order(measurements.values())
+        },
+        "runs": [_run_data(row) for row in table.rows],
+        "pairs": _pairs([row.record for row in table.rows]),
+    }
+
+
+def _run_data(row: Row) -> dict[str, Any]:
+    receipt = row.record.receipt
+    parts = ("value", "low", "high", "predicted", "published")
+    return {
+        "label": row.label,
+        "state": receipt.state,
+        "failed": row.record.failed,
+        "reason": row.record.reason,
+        "remark": row.remark,
+        "rank": row.rank,
+        "difference": row.difference.model_dump() if row.difference else None,
+        "changes": list(receipt.changes),
+        "figures": {found.name: {part: getattr(found, part) for part in parts} for found in receipt.rows},
+        "curves": {
+            metric: [[step, float(f"{value:.6g}")] for step, value in points]
+            for metric, points in row.record.curves.items()
+        },
+        "recipe": row.record.recipe_text,
+        "plain": _plain(row.record.recipe),
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Recipe data as JSON can hold it: dates and the like as text."""
+    if isinstance(value, dict):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def _pairs(records: Sequence[RunRecord]) -> dict[str, list[float | None]]:
+    """Paired differences in quality (earlier row minus later) of the first few dozen runs with losses by document."""
+    found = {}
+    measured = [(index, record) for index, record in enumerate(records) if record.documents and not record.failed]
+    for (i, one), (j, other) in itertools.combinations(measured[:_MOST_PAIRED], 2):
+        try:
+            difference = paired(one, other)
+        except RequestError:
+            continue
+        found[f"{i},{j}"] = [difference.value, difference.low, difference.high]
+    return found
+
+
+def _run(row: Row, common: set[str]) -> dict[str, Any]:
+    """What the template shows of a run; steps `common` to all runs are left out of the table of results."""
+    record, receipt = row.record, row.record.receipt
+    limit = reach(receipt.rows)
+    compared = any(ratio(found, value) for found in receipt.rows for value in (found.predicted, found.published))
+    quality = receipt.figure(QUALITY)
+    size = receipt.figure("file_bytes")
+    return {
+        "label": row.label,
+        "rank": row.rank,
+        "failed": record.failed,
+        "state": {"failed": "failed", "running": "not finished", "new": "not run"}.get(receipt.state, receipt.state),
+        "reason": record.reason,
+        "remark": row.remark,
+        "changes": receipt.changes,
+        "own_changes": [change for change in receipt.changes if change not in common],
+        "problems": receipt.problems,
+        "difference": difference_text(row.difference).partition(" ± ")[::2],
+        "headline": " · ".join(measured_cell(found) for found in (quality, size) if found and found.value is not None),
+        "cells": {found.name: _cell(found) for found in receipt.rows},
+        "receipt": [
+            {
+                "title": title(found.name),
+                "predicted": predicted_cell(found),
+                "measured": measured_cell(found),
+                "published": written(found.name, found.published, found.unit),
+                "dots": _dots(found, limit) if compared else None,
+                "note": found.note,
+            }
+            for found in receipt.rows
+        ],
+        "has_published": any(found.published is not None for found in receipt.rows),
+        "ticks": [(_place(tick, limit), f"×{tick:g}") for tick in ticks(limit, apart=0.18)] if compared else [],
+        "machine": _machine_line(record),
+        "samples": record.samples,
+        "recipe": record.recipe_text,
+    }
+
+
+def _cell(found: Measurement) -> dict[str, str] | None:
+    """A figure in the table of results; its unit stands in the column's head."""
+    if found.value is None and found.predicted is None and found.published is None:
+        return None
+    unit = unit_of(found.name)
+    value, _, spread = measured_cell(found).removesuffix(unit).strip().partition(" ± ")
+    error = f" ({percent(found.error)})" if found.error else ""
+    predicted = written(found.name, found.predicted).removesuffix(unit).strip()
+    return {
+        "value": "–" if found.value is None else value,
+        "spread": spread,
+        "predicted": predicted + error if predicted else "",
+        "published": written(found.name, found.published).removesuffix(unit).strip(),
+    }
+
+
+def _dots(found: Measurement, limit: float) -> dict[str, str | None] | None:
+    """Where the dots of a receipt's row stand, in percent of the strip; None for a row that was not measured."""
+    if found.value is None:
+        return None
+    return {
+        part: _place(share, limit) if (share := ratio(found, value)) else None
+        for part, value in (("predicted", found.predicted), ("published", found.published))
+    }
+
+
+def _place(share: float, limit: float) -> str:
+    return f"{50 + 46 * math.log(share) / math.log(limit):.2f}"
+
+
+def _better(found: Measurement) -> str:
+    if found.better != "neither" or found.name in _NEITHER:
+        return found.better
+    return "higher" if found.name in HIGHER_IS_BETTER else "lower"
+
+
+def _byline(table: Table, budget: str) -> str:
+    count = len(table.rows)
+    failed = sum(row.record.failed for row in table.rows)
+    dates = sorted({row.record.receipt.date[:10] for row in table.rows if row.record.receipt.date})
+    when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}" if dates else ""
+    parts = [f"{count} run{'s' * (count != 1)}" + (f", {failed} not finished" if failed else ""), budget, when]
+    return " · ".join(part for part in parts if part)
+
+
+def _table_note(table: Table) -> str:
+    note = "Runs that share a rank cannot be told apart by these documents."
+    return note + (f" Differences are to {table.baseline}." if table.baseline else "")
+
+
+def _machine(record: RunRecord) -> str:
+    machine = record.receipt.machine
+    if machine is None:
+        return ""
+    versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
+    return f"{machine_words(machine)}; Python {machine.python}" + (f", {versions}" if versions else "")
+
+
+def _machine_line(record: RunRecord) -> str:
+    return ", ".join(part for part in (_machine(record), record.receipt.date[:16].replace("T", " ")) if part)
+
+
+def _style() -> str:
+    return _text("page.css")
+
+
+def _script() -> str:
+    parts = "\n".join(_text(name) for name in _SCRIPTS)
+    return f'(() => {{\n"use strict";\n{parts}}})();'
+
+
+def _text(name: str) -> str:
+    return (files("hayless.study") / "templates" / name).read_text(encoding="utf-8")
+
+
+def _hash(text: str) -> str:
+    """The hash that a content policy names a text by."""
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
