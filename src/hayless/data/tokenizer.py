@@ -1,0 +1,247 @@
+"""Tokenizers of four levels, trained with the `tokenizers` library, and how tokenizers compare.
+
+`char`: one Unicode character a token. `word`: words, runs of white space and runs of other signs. `bpe`: byte pairs
+(Sennrich et al., Neural Machine Translation of Rare Words with Subword Units, 2016) over bytes, so nothing is unknown.
+`unigram`: the language model over pieces of Kudo, Subword Regularization, 2018. All decode to the text they were given,
+but for unknown tokens and, at the unigram level, the sign ▁.
+
+Token 0 is `<|end|>`: it ends documents and stands before them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from hayless.core import atomic
+from hayless.core.errors import FileDamaged, RequestError, bad_value, unknown
+from hayless.core.progress import Progress, no_progress
+from hayless.data.config import DataConfig
+from hayless.data.corpus import corpus, fingerprint
+
+Level = Literal["char", "word", "bpe", "unigram"]
+END = "<|end|>"
+UNKNOWN = "<unk>"
+_SMALLEST = {"char": 3, "word": 3, "bpe": 257, "unigram": 3}
+_BATCH_CHARACTERS = 1_000_000
+_NEVER = -10_000.0
+"""A log-probability below that of any way to spell a special token by other pieces."""
+
+
+def train(texts: Iterable[str], level: Level, vocab_size: int) -> PreTrainedTokenizerFast:
+    """A tokenizer of at most `vocab_size` entries, special ones included. The same texts give the same tokenizer."""
+    if level not in _SMALLEST:
+        raise unknown("level", level, _SMALLEST)
+    if vocab_size < _SMALLEST[level]:
+        raise bad_value("vocab_size", vocab_size, allowed=f"at least {_SMALLEST[level]} at level {level}")
+    build = {"char": _char, "word": _word, "bpe": _bpe, "unigram": _unigram}[level]
+    tokenizer, trainer = build(vocab_size)
+    tokenizer.train_from_iterator(texts, trainer)
+    if tokenizer.get_vocab_size() <= _specials(level):
+        raise RequestError("The texts to train a tokenizer on are empty.", hint="Give some text.")
+    if level == "unigram":
+        tokenizer.model = _settled(tokenizer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=END,
+        eos_token=END,
+        unk_token=UNKNOWN if level != "bpe" else None,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def train_tokenizer(
+    config: DataConfig, level: Level, vocab_size: int, folder: Path, *, progress: Progress = no_progress
+) -> PreTrainedTokenizerBase:
+    """A tokenizer trained on the training documents of `config`; kept in `folder` and reused for the same data."""
+    name = hashlib.sha256(f"{fingerprint(config, 'lm')}\0{level}\0{vocab_size}".encode()).hexdigest()
+    path = folder / f"tokenizer-{level}-{vocab_size}-{name[:16]}"
+    atomic.recover(path)
+    if not path.is_dir():
+        documents = corpus(config, folder, progress=progress).train
+        progress("training the tokenizer", 0, 1)
+        trained = train((document.text for document in documents), level, vocab_size)
+        progress("training the tokenizer", 1, 1)
+        save(trained, path)
+    return load(path)
+
+
+def save(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write a tokenizer as a Hugging Face folder, whole or not at all."""
+    with atomic.folder(folder) as partial:
+        tokenizer.save_pretrained(partial)
+
+
+def load(folder: Path) -> PreTrainedTokenizerBase:
+    """Read what `save` wrote; FileDamaged when it cannot be read."""
+    try:
+        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:
+        # The tokenizers library raises bare Exception for content it cannot parse.
+        raise FileDamaged(
+            f"{folder} holds no readable tokenizer: {error}.", hint="Delete it to make it again."
+        ) from error
+    return found
+
+
+def begin_token(tokenizer: PreTrainedTokenizerBase, *, required: bool = True) -> int | None:
+    """The token that stands before a text: the begin token, else (where one is `required`) the end token."""
+    begin: int | None = tokenizer.bos_token_id
+    return end_token(tokenizer) if begin is None and required else begin
+
+
+def end_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that ends a text. RequestError for a tokenizer without one: a model could never learn to stop."""
+    end: int | None = tokenizer.eos_token_id
+    if end is None:
+        raise RequestError(
+            "The tokenizer has no end token, so a model could not learn to stop.", hint="Set eos_token in its files."
+        )
+    return end
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of texts. Nothing is added, and a special token spelt out in a text is read as plain text."""
+    if not texts:
+        return []
+    encoded = tokenizer(
+        list(texts),
+        add_special_tokens=False,
+        split_special_tokens=True,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,
+    )
+    found: list[list[int]] = encoded["input_ids"]
+    return found
+
+
+def in_batches(texts: Sequence[str]) -> Iterator[range]:
+    """Index ranges of about a million characters: large enough to use all cores, small enough for memory."""
+    start = size = 0
+    for index, text in enumerate(texts):
+        size += len(text)
+        if size >= _BATCH_CHARACTERS:
+            yield range(start, index + 1)
+            start, size = index + 1, 0
+    if start < len(texts):
+        yield range(start, len(texts))
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One tokenizer on some texts.
+
+    `unknown_rate` is a share of tokens; `embedding_share` of all parameters; `context_bytes` is what a context of the
+    given number of tokens holds on average; `megabytes_per_second` of text, on all cores, is the only figure that
+    differs between machines.
+    """
+
+    name: str
+    entries: int
+    bytes_per_token: float
+    unknown_rate: float
+    embedding_share: float
+    context_bytes: float
+    megabytes_per_second: float
+
+
+def compare(
+    tokenizers: Mapping[str, PreTrainedTokenizerBase],
+    texts: Sequence[str],
+    *,
+    hidden_size: int,
+    body_parameters: int,
+    context: int,
+    tied: bool = True,
+) -> list[Comparison]:
+    """How tokenizers differ on `texts`, for a model of `hidden_size` with `body_parameters` outside its embeddings."""
+    size = sum(len(text.encode()) for text in texts)
+    if not size:
+        raise RequestError("There is no text to compare tokenizers on.")
+    rows = []
+    for name, tokenizer in tokenizers.items():
+        started = time.perf_counter()
+        tokens = [ids for part in in_batches(texts) for ids in encode(tokenizer, [texts[index] for index in part])]
+        seconds = time.perf_counter() - started
+        count = sum(map(len, tokens))
+        unknown_id = tokenizer.unk_token_id
+        unknowns = sum(ids.count(unknown_id) for ids in tokens) if unknown_id is not None else 0
+        embeddings = len(tokenizer) * hidden_size * (1 if tied else 2)
+        rows.append(
+            Comparison(
+                name=name,
+                entries=len(tokenizer),
+                bytes_per_token=size / count,
+                unknown_rate=unknowns / count,
+                embedding_share=embeddings / (embeddings + body_parameters),
+                context_bytes=context * size / count,
+                megabytes_per_second=size / seconds / 1e6,
+            )
+        )
+    return rows
+
+
+def _specials(level: Level) -> int:
+    return 257 if level == "bpe" else 2
+
+
+def _words(pattern: str, vocab_size: int) -> tuple[Tokenizer, trainers.Trainer]:
+    tokenizer = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return tokenizer, trainers.WordLevelTrainer(
+        vocab_size=vocab_size, special_tokens=[END, UNKNOWN], show_progress=False
+    )
+
+
+def _char(vocab_size: int) -> tuple[Tokenizer, trainers.Trainer]:
+    return _words(r"[\s\S]", vocab_size)
+
+
+def _word(vocab_size: int) -> tuple[Tokenizer, trainers.Trainer]:
+    return _words(r"\s+|\w+|[^\s\w]+", vocab_size)
+
+
+def _bpe(vocab_size: int) -> tuple[Tokenizer, trainers.Trainer]:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer, trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+
+
+def _unigram(vocab_size: int) -> tuple[Tokenizer, trainers.Trainer]:
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(r"\n+"), behavior="isolated"), pre_tokenizers.Metaspace(prepend_scheme="never")]
+    )
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="never")
+    return tokenizer, trainers.UnigramTrainer(
+        vocab_size=vocab_size, special_tokens=[END, UNKNOWN], unk_token=UNKNOWN, show_progress=False
+    )
+
+
+def _settled(tokenizer: Tokenizer) -> models.Unigram:
+    """A trained unigram model in a fixed order, without the rounding of its training and with special tokens shut out.
+
+    The library sums in an order that changes from process to process, so scores differ in the eleventh digit and pieces
+    of equal score change places. It also gives special tokens the best score of all, so that a text which spells one
+    out would become that token.
+    """
+    vocabulary = json.loads(tokenizer.to_str())["model"]["vocab"]
+    pieces = [(piece, round(score, 4)) for piece, score in vocabulary if piece not in (END, UNKNOWN)]
+    pieces.sort(key=lambda entry: (-entry[1], entry[0]))
+    return models.Unigram([(END, _NEVER), (UNKNOWN, _NEVER), *pieces], unk_id=1, byte_fallback=False)
