@@ -1,0 +1,29 @@
+"""Activation checkpointing: keep what enters a block, and compute the block again when its gradients are needed."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from hayless.core.method import Method, MethodConfig, Paper, Part, unchanged
+
+
+class CheckpointingConfig(MethodConfig):
+    """Saves a block's activations for the price of its second forward pass: about a third more time in all."""
+
+    method: Literal["checkpointing"] = "checkpointing"
+    every: int = Field(
+        1, ge=1, description="Checkpoint every n-th block: 1 saves most memory, 2 half of it for half the time."
+    )
+
+
+METHOD = Method(
+    name="checkpointing",
+    part=Part.MEMORY,
+    summary="Compute blocks again in the backward pass instead of keeping their activations",
+    config=CheckpointingConfig,
+    implementation="hayless.methods.memory.recompute:Checkpointing",
+    predict=unchanged,
+    paper=Paper("Training Deep Nets with Sublinear Memory Cost", "Chen et al.", 2016, "1604.06174"),
+)

@@ -1,0 +1,63 @@
+"""The loss of a reward model: −log σ(r_w − r_l) for each pair of a chosen and a rejected answer.
+
+Bradley and Terry's model of choices (1952), as Ouyang et al. (2022, arXiv:2203.02155, equation 1) train it.
+Shapes: b rows (2i chosen, 2i+1 rejected), s positions, h width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from hayless.core.errors import NotSupported, RequestError
+from hayless.core.method import MethodConfig
+from hayless.data.batches import Batch
+from hayless.train.forward import model_inputs, upcast
+from hayless.train.slots import Loss
+
+
+class Reward:
+    """Trains a sequence classifier with one output (`model.task: reward`)."""
+
+    unit = "pair"
+    group = 2
+
+    def __init__(self, config: MethodConfig) -> None:
+        """No option of `reward` changes the loss."""
+
+    def units(self, batch: Batch) -> int:
+        """Pairs. RequestError for an odd number of rows."""
+        rows = batch.input_ids.shape[0]
+        if rows % 2:
+            raise RequestError(
+                f"A batch of {rows} sequences is not made of pairs.",
+                hint="reward needs preference data, and an even batch_size and micro_batch_size.",
+            )
+        return rows // 2
+
+    def loss(self, model: PreTrainedModel, batch: Batch) -> Loss:
+        """The summed loss in nats, and `pairwise_accuracy` (a tie counts one half)."""
+        scores_b = scores(model, batch)
+        margins = scores_b[0::2] - scores_b[1::2]
+        wins = (torch.sign(margins.detach()) + 1).sum() / 2
+        return Loss(-F.logsigmoid(margins).sum(), {"pairwise_accuracy": wins})
+
+
+def scores(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """The score (b,) of each row, read at its last real token, in float32 at least.
+
+    NotSupported for a model without a score head. (transformers' own pooling looks for the padding token instead, and
+    goes wrong where that is also the end token.)
+    """
+    head = getattr(model, "score", None)
+    if not isinstance(head, nn.Linear) or head.out_features != 1:
+        raise NotSupported(
+            f"{type(model).__name__} gives no score; reward trains a model with one output.",
+            hint="Load it with model.task: reward.",
+        )
+    hidden_bsh = model.base_model(**model_inputs(model, batch)).last_hidden_state
+    last_b = (batch.segments >= 0).sum(1) - 1
+    rows_b = torch.arange(len(last_b), device=last_b.device)
+    return upcast(head(hidden_bsh[rows_b, last_b])).squeeze(-1)

@@ -1,0 +1,53 @@
+"""The transformer blocks of a model, and changing how they are called for a while."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from hayless.core.families import family_of
+
+Forward = Callable[..., Any]
+
+
+def blocks(model: PreTrainedModel) -> list[nn.Module]:
+    """Every block in order, the encoder's first. NotSupported for a family that is not known."""
+    paths = family_of(model.config.model_type).PATHS
+    return [
+        block
+        for path in (paths.encoder_blocks, paths.blocks)
+        if path is not None
+        for block in model.get_submodule(path).children()
+    ]
+
+
+@contextmanager
+def wrapped(modules: list[nn.Module], wrap: Callable[[nn.Module, Forward], Forward]) -> Iterator[None]:
+    """Let each module compute `wrap(module, its forward)` instead, while the context is open.
+
+    No module or parameter gets another name, so files and optimizers see the same model. Contexts nest, and must be
+    closed in the opposite order.
+    """
+    before = [module.__dict__.get("forward") for module in modules]
+    for module in modules:
+        module.forward = wrap(module, module.forward)
+    try:
+        yield
+    finally:
+        for module, own in zip(modules, before, strict=True):
+            if own is None:
+                del module.forward
+            else:
+                module.forward = own
+
+
+@contextmanager
+def compiled(model: PreTrainedModel) -> Iterator[None]:
+    """Compile each block with torch.compile, while the context is open: equal blocks share one compilation."""
+    with wrapped(blocks(model), lambda module, forward: torch.compile(forward)):
+        yield
