@@ -16,13 +16,14 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from hayless.core import atomic
-from hayless.core.errors import FileDamaged, RequestError, bad_value, unknown
+from hayless.core.errors import FileDamaged, NotSupported, RequestError, bad_value, unknown
 from hayless.core.progress import Progress, no_progress
 from hayless.data.config import DataConfig
 from hayless.data.corpus import corpus, fingerprint
@@ -110,17 +111,51 @@ def end_token(tokenizer: PreTrainedTokenizerBase) -> int:
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
     """Token ids of texts. Nothing is added, and a special token spelt out in a text is read as plain text."""
+    found: list[list[int]] = _encoded(tokenizer, texts, offsets=False)["input_ids"]
+    return found
+
+
+def encode_with_ends(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Token ids as `encode` gives them, and for each token the bytes of text that the tokens up to it stand for.
+
+    Where a character is split over tokens the count stands still until the last of them. A tokenizer that does
+    not tell where its tokens lie (one without a fast backend) is refused with NotSupported.
+    """
+    if not tokenizer.is_fast:
+        raise NotSupported(f"{type(tokenizer).__name__} does not say which characters its tokens stand for.")
+    encoded = _encoded(tokenizer, texts, offsets=True)
+    ends = [_byte_ends(text, spans) for text, spans in zip(texts, encoded["offset_mapping"], strict=True)]
+    return encoded["input_ids"], ends
+
+
+def _encoded(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, offsets: bool) -> Any:
     if not texts:
-        return []
-    encoded = tokenizer(
+        return {"input_ids": [], "offset_mapping": []}
+    return tokenizer(
         list(texts),
         add_special_tokens=False,
         split_special_tokens=True,
         return_attention_mask=False,
         return_token_type_ids=False,
+        return_offsets_mapping=offsets,
         verbose=False,
     )
-    found: list[list[int]] = encoded["input_ids"]
+
+
+def _byte_ends(text: str, spans: Sequence[tuple[int, int]]) -> list[int]:
+    """Bytes up to the last token border (this token's or an earlier one) at which no character is cut in two."""
+    if not spans:
+        return []
+    starts, ends = np.asarray(spans, dtype=np.int64).T
+    following = np.append(starts[1:], len(text))
+    reached = np.maximum.accumulate(ends)
+    clean = reached <= np.minimum.accumulate(following[::-1])[::-1]
+    whole = np.maximum.accumulate(np.where(clean, reached, 0))
+    codes = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+    sizes = 1 + (codes > 0x7F).astype(np.int64) + (codes > 0x7FF) + (codes > 0xFFFF)
+    found: list[int] = np.concatenate([[0], np.cumsum(sizes)])[whole].tolist()
     return found
 
 

@@ -1,0 +1,262 @@
+"""Batches: what a model reads in one forward pass, made from a token store.
+
+Shapes: b rows, s positions. Position t of a row reads `input_ids[t]` and must predict `targets[t]`, the next token of
+the same document, or nothing where it is −100. Targets are made before documents are packed, so no target lies in
+another document, and `attention_mask` keeps what a position sees inside its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hayless.core.errors import RequestError, bad_value
+from hayless.data.order import Order, exact_shares
+from hayless.data.packing import Indices, Pieces, Rows, pack, split_pieces
+from hayless.data.store import TokenStore
+
+IGNORE = -100
+_PREFERENCE_MULTIPLE = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows of packed documents, all tensors (b, s) int64.
+
+    `position_ids` start at 0 in each document; `segments` number the documents of a row, −1 is padding. `documents`
+    names the documents of each row. In a batch of preferences row 2i is the chosen and row 2i + 1 the rejected answer.
+    """
+
+    input_ids: Tensor
+    targets: Tensor
+    position_ids: Tensor
+    segments: Tensor
+    documents: tuple[tuple[str, ...], ...]
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
+        """The same batch on another device."""
+        return self._mapped(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory, from which copies to a GPU run in the background."""
+        return self._mapped(Tensor.pin_memory)
+
+    @property
+    def trained_tokens(self) -> int:
+        """Positions with a target."""
+        return int((self.targets != IGNORE).sum())
+
+    @property
+    def input_tokens(self) -> int:
+        """Positions that hold a token of a document."""
+        return int((self.segments >= 0).sum())
+
+    @property
+    def padded_tokens(self) -> int:
+        """Positions that hold padding."""
+        return self.segments.numel() - self.input_tokens
+
+    def _mapped(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        return replace(
+            self,
+            input_ids=change(self.input_ids),
+            targets=change(self.targets),
+            position_ids=change(self.position_ids),
+            segments=change(self.segments),
+        )
+
+
+def attention_mask(segments: Tensor, dtype: torch.dtype | None = None, *, window: int | None = None) -> Tensor:
+    """Which position may see which: (b, 1, s, s), True where both lie in one document and the seen one is not later.
+
+    Explicit, because transformers finds packed documents by itself only in some models and settings. Padding sees
+    padding, so that no row of scores is empty. With a floating `dtype` the mask is 0 and the lowest number of that
+    type, as eager attention adds it. `window` limits how many positions back (itself included) a sliding layer sees.
+    """
+    length = segments.shape[1]
+    position = torch.arange(length, device=segments.device)
+    distance = position[:, None] - position[None, :]
+    seen = distance >= 0 if window is None else (distance >= 0) & (distance < window)
+    allowed = (segments[:, :, None] == segments[:, None, :]) & seen
+    allowed = allowed[:, None]
+    if dtype is None:
+        return allowed
+    return torch.zeros(allowed.shape, dtype=dtype, device=segments.device).masked_fill(~allowed, torch.finfo(dtype).min)
+
+
+class Batches:
+    """The batches of a training run over a store: `at(step, micro)` depends on nothing but what is given here.
+
+    A step has `batch_size` rows, computed as micro-batches of `micro_batch_size`. Rows of `sequence_length` positions
+    are packed inside each domain: whole documents, longer ones split (`lm`) or truncated (`sft`). For preferences a row
+    is one answer, padded, the beginning cut off where it is too long, and the sizes count pairs.
+
+    `proportions` are shares of rows by domain; without them each epoch has every row once.
+
+    RequestError where the store has nothing to learn at this length, and for proportions of unknown or empty domains.
+    """
+
+    def __init__(
+        self,
+        store: TokenStore,
+        *,
+        sequence_length: int,
+        batch_size: int,
+        micro_batch_size: int | None = None,
+        seed: int = 0,
+        proportions: Mapping[str, float] | None = None,
+    ) -> None:
+        micro_batch_size = micro_batch_size or batch_size
+        if batch_size < 1 or batch_size % micro_batch_size:
+            raise bad_value("micro_batch_size", micro_batch_size, allowed=f"a divisor of batch_size ({batch_size})")
+        if sequence_length < 1:
+            raise bad_value("sequence_length", sequence_length, allowed="1 or more")
+        self.store = store
+        self.sequence_length = sequence_length
+        self.batch_size = batch_size
+        self.micro_batch_size = micro_batch_size
+        self.accumulation = batch_size // micro_batch_size
+        plan = _Plan(store, sequence_length, range(len(store)))
+        self.truncated, self.skipped = plan.truncated, plan.skipped
+        self._pools = plan.pools()
+        sizes = [len(pool) for pool in self._pools]
+        self.rows = sum(sizes)
+        if not self.rows:
+            raise RequestError("The training documents have nothing to learn.", hint=plan.description)
+        shares = exact_shares(store.domains, proportions) if proportions else None
+        for domain, size, share in zip(store.domains, sizes, shares or [], strict=False):
+            if share and not size:
+                raise RequestError(f"proportions.{domain} is {float(share):.3g}, but the domain has no training rows.")
+        self._order = Order(sizes, seed, shares)
+        used = sum(int(pool.pieces.length.sum()) for pool in self._pools)
+        self.fill = used / (self.rows * sequence_length)
+        self.description = plan.description
+
+    def at(self, step: int, micro: int = 0) -> Batch:
+        """Micro-batch `micro` (0 to accumulation − 1) of `step`, counted from 0."""
+        if not 0 <= micro < self.accumulation:
+            raise IndexError(f"micro-batch {micro} of {self.accumulation}")
+        start = step * self.batch_size + micro * self.micro_batch_size
+        places = [self._order.at(number) for number in range(start, start + self.micro_batch_size)]
+        rows = [list(self._pools[pool][index]) for pool, index in places]
+        return _assemble(self.store, rows, self.sequence_length)
+
+    def step(self, step: int) -> list[Batch]:
+        """All micro-batches of a step."""
+        return [self.at(step, micro) for micro in range(self.accumulation)]
+
+
+def one_pass(store: TokenStore, *, sequence_length: int, rows: int, max_tokens: int | None = None) -> Iterator[Batch]:
+    """Every document of a store exactly once, packed, in batches of `rows` (pairs for preferences; the last may be
+    smaller): for validation. With `max_tokens` only the documents that come first by the hash of their names, up to
+    about that many tokens (at least one document)."""
+    chosen: Sequence[int] = range(len(store))
+    if max_tokens is not None:
+        chosen = _first_documents(store, max_tokens)
+    plan = _Plan(store, sequence_length, chosen)
+    every = [list(pool[index]) for pool in plan.pools() for index in range(len(pool))]
+    for start in range(0, len(every), rows):
+        yield _assemble(store, every[start : start + rows], sequence_length)
+
+
+class _Plan:
+    """How the chosen documents become rows, by domain."""
+
+    def __init__(self, store: TokenStore, capacity: int, chosen: Sequence[int]) -> None:
+        self.store = store
+        self.capacity = capacity
+        documents = np.asarray(chosen, dtype=np.int64)
+        positions = store.lengths[documents] - 1
+        self.truncated = self.skipped = 0
+        if store.kind == "lm":
+            usable = positions > 0
+        else:
+            usable = _learns(store, documents, capacity)
+            if store.kind == "preference":
+                usable = np.repeat(usable[::2] & usable[1::2], 2)
+            self.truncated = int((usable & (positions > capacity)).sum())
+            positions = np.minimum(positions, capacity)
+        self.skipped = int((~usable).sum())
+        self._documents, self._positions = documents[usable], positions[usable]
+
+    @property
+    def description(self) -> str:
+        """Counts of what was cut or left out."""
+        return f"{self.truncated} documents truncated to {self.capacity} tokens, {self.skipped} left nothing to learn"
+
+    def pools(self) -> list[Rows]:
+        """Rows of each domain, in the store's order of domains."""
+        return [self._rows(domain) for domain in range(len(self.store.domains))]
+
+    def _rows(self, domain: int) -> Rows:
+        mine = self.store.domain_of[self._documents] == domain
+        documents, positions = self._documents[mine], self._positions[mine]
+        if self.store.kind == "preference":
+            start = self.store.lengths[documents] - 1 - positions
+            first = np.arange(0, len(documents) + 1, 2, dtype=np.int64)
+            return Rows(Pieces(documents, start, positions), first, 2 * self.capacity)
+        return pack(split_pieces(documents, positions, self.capacity), self.capacity)
+
+
+def _learns(store: TokenStore, documents: Indices, capacity: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Which documents (d,) have a learnt token among those that fit: the first of examples, the last of preferences."""
+    found = np.zeros(len(documents), dtype=np.bool_)
+    for at, index in enumerate(documents):
+        first, end = int(store.offsets[index]), int(store.offsets[index + 1])
+        low, high = first + 1, min(end, first + 1 + capacity)
+        if store.kind == "preference":
+            low, high = max(first + 1, end - capacity), end
+        found[at] = low < high and store.trained(low, high, first=first).any()
+    return found
+
+
+def _first_documents(store: TokenStore, max_tokens: int) -> list[int]:
+    chosen: list[int] = []
+    total = 0
+    together = 2 if store.kind == "preference" else 1
+    for index in store.sampling_order:
+        if total >= max_tokens:
+            break
+        if index % together:
+            continue
+        group = list(range(index, index + together))
+        chosen += group
+        total += int(store.lengths[group].sum())
+    return sorted(chosen)
+
+
+def _assemble(store: TokenStore, rows: Sequence[Sequence[tuple[int, int, int]]], capacity: int) -> Batch:
+    if store.kind == "preference":
+        rows = [[answer] for pair in rows for answer in pair]
+        longest = max(length for row in rows for _, _, length in row)
+        capacity = min(capacity, -(-longest // _PREFERENCE_MULTIPLE) * _PREFERENCE_MULTIPLE)
+    shape = (len(rows), capacity)
+    input_ids = np.full(shape, store.end, dtype=np.int64)
+    targets = np.full(shape, IGNORE, dtype=np.int64)
+    positions = np.zeros(shape, dtype=np.int64)
+    segments = np.full(shape, -1, dtype=np.int64)
+    for row, pieces in enumerate(rows):
+        at = 0
+        for segment, (index, start, length) in enumerate(pieces):
+            first = int(store.offsets[index])
+            tokens = store.tokens[first + start : first + start + length + 1].astype(np.int64)
+            learnt = store.trained(first + start + 1, first + start + length + 1, first=first)
+            here = slice(at, at + length)
+            input_ids[row, here] = tokens[:-1]
+            targets[row, here] = np.where(learnt, tokens[1:], IGNORE)
+            positions[row, here] = np.arange(length)
+            segments[row, here] = segment
+            at += length
+    names = tuple(tuple(store.ids[index] for index, _, _ in pieces) for pieces in rows)
+    return Batch(
+        input_ids=torch.from_numpy(input_ids),
+        targets=torch.from_numpy(targets),
+        position_ids=torch.from_numpy(positions),
+        segments=torch.from_numpy(segments),
+        documents=names,
+    )

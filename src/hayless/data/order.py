@@ -1,0 +1,105 @@
+"""Which row comes when: a pure function of (seed, number, proportions), with no state to save.
+
+Within an epoch the rows of a domain come in an order given by a Feistel permutation, computed for one number at a time
+(Black and Rogaway, Ciphers with Arbitrary Finite Domains, 2002, with cycle walking). Each epoch has its own order.
+
+Domains take turns by a low-discrepancy sequence: after r rows a domain with share p has had p·r of them, give or take
+less than the number of domains, and exactly p·r whenever that and the shares before it come out whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+
+from hayless.core.errors import RequestError, unknown
+
+_ROUNDS = 6
+_MASK = (1 << 64) - 1
+
+
+def shuffled(position: int, size: int, *key: int) -> int:
+    """The image of `position` under a permutation of range(size) that `key` chooses."""
+    if not 0 <= position < size:
+        raise ValueError(f"position {position} is outside of 0 to {size - 1}")
+    half = max(1, ((size - 1).bit_length() + 1) // 2)
+    low = (1 << half) - 1
+    seed = 0
+    for part in key:
+        seed = _mix(seed ^ _mix(part & _MASK))
+    while True:
+        left, right = position >> half, position & low
+        for step in range(_ROUNDS):
+            left, right = right, left ^ (_mix(seed ^ _mix(right << 8 | step)) & low)
+        position = left << half | right
+        if position < size:
+            return position
+
+
+class Order:
+    """Row numbers 0, 1, 2, … → (pool, index in the pool).
+
+    `sizes` are rows a pool (a domain) has. Without `shares` all rows form one sequence that is reshuffled each epoch;
+    with them each pool has its own epochs, and the pools take turns by their shares.
+    """
+
+    def __init__(self, sizes: Sequence[int], seed: int, shares: Sequence[Fraction] | None = None) -> None:
+        self._sizes = list(sizes)
+        self._seed = seed
+        self._shares = None if shares is None else list(shares)
+        self._total = sum(self._sizes)
+
+    def at(self, number: int) -> tuple[int, int]:
+        """The row that comes as `number`: its pool and its index there."""
+        if self._shares is None:
+            epoch, position = divmod(number, self._total)
+            index = shuffled(position, self._total, self._seed, 0, epoch)
+            for pool, size in enumerate(self._sizes):
+                if index < size:
+                    return pool, index
+                index -= size
+            raise AssertionError("the sizes of all pools add up to the total")
+        pool, count = turn(number, self._shares)
+        epoch, position = divmod(count, self._sizes[pool])
+        return pool, shuffled(position, self._sizes[pool], self._seed, pool + 1, epoch)
+
+
+def turn(number: int, shares: Sequence[Fraction]) -> tuple[int, int]:
+    """Whose turn it is at `number`, and how many turns that pool had before.
+
+    The first pool gets ⌊p·r⌋ of r rows; what is left is dealt among the others by their shares of the rest in the same
+    way. All counts only grow, and exactly one of them with each row.
+    """
+    before, after = number, number + 1
+    rest = Fraction(1)
+    for pool, share in enumerate(shares):
+        if share == rest:
+            return pool, before
+        had, has = before * share // rest, after * share // rest
+        if has > had:
+            return pool, had
+        before, after, rest = before - had, after - has, rest - share
+    raise AssertionError("shares must add up to one")
+
+
+def exact_shares(domains: Sequence[str], proportions: Mapping[str, float]) -> list[Fraction]:
+    """Proportions, in any scale, as exact shares of `domains` in their order; a domain not named gets none.
+
+    RequestError for a name that is no domain.
+    """
+    for name in proportions:
+        if name not in domains:
+            raise unknown("domain in proportions", name, domains)
+    weights = [Fraction(str(proportions.get(domain, 0))) for domain in domains]
+    total = sum(weights)
+    if not total:
+        raise RequestError("All proportions are zero.", hint="Give at least one domain a share.")
+    return [weight / total for weight in weights]
+
+
+def _mix(value: int) -> int:
+    """SplitMix64's finaliser on Python integers."""
+    value = (value + 0x9E3779B97F4A7C15) & _MASK
+    value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 & _MASK
+    value = (value ^ (value >> 27)) * 0x94D049BB133111EB & _MASK
+    return value ^ (value >> 31)
