@@ -5,9 +5,8 @@ Nothing here raises for what a file holds: what cannot be read is left out and s
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 from hayless.core import atomic
 from hayless.core.errors import FileDamaged
 from hayless.recipe.receipt import Receipt, recipe_of
+from hayless.train import metrics
 
 _MOST_POINTS = 400
 _MOST_SAMPLES = 24
@@ -121,10 +121,8 @@ def _metrics(folder: Path, problems: list[str]) -> tuple[dict[str, list[tuple[in
     offset = 0
     for path in _metric_files(folder):
         last = offset
-        for line in _lines(path, problems):
-            step = line.get("step")
-            if not isinstance(step, int) or isinstance(step, bool):
-                continue
+        for line in metrics.read(path):
+            step = line["step"]
             last = max(last, offset + step)
             if line.get("kind") == "sample":
                 prompt, text = (str(line.get(key, ""))[:_MOST_LETTERS] for key in ("prompt", "text"))
@@ -153,22 +151,6 @@ def _metric_files(folder: Path) -> list[Path]:
         return [own]
     found = folder.glob("checkpoints/step-*/metrics.jsonl")
     return sorted(found, key=lambda path: (len(path.parent.name), path.parent.name))
-
-
-def _lines(path: Path, problems: list[str]) -> Iterator[dict[str, Any]]:
-    """Lines that are JSON objects. A last line cut short is normal: the run was stopped while writing it."""
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    damaged = 0
-    for number, line in enumerate(lines):
-        try:
-            found = json.loads(line)
-        except (ValueError, RecursionError):
-            damaged += number < len(lines) - 1 and bool(line.strip())
-            continue
-        if isinstance(found, dict):
-            yield found
-    if damaged:
-        problems.append(f"{path.name} has {damaged} lines that cannot be read.")
 
 
 def _thinned(points: list[tuple[int, float]]) -> list[tuple[int, float]]:

@@ -44,7 +44,9 @@ class Row(Options):
     """One contender: a recipe with overrides, and what was published about it."""
 
     label: str = Field(min_length=1, max_length=100, description="What the row is called; labels differ.")
-    recipe: str | dict[str, Any] = Field(description="A recipe's file, or the recipe itself.")
+    recipe: str | dict[str, Any] = Field(
+        description="A recipe's file (seen from the current folder), or the recipe itself."
+    )
     overrides: dict[str, Any] = Field(
         default_factory=dict, description="key: value, as on the command line: kmeans.bits: 3."
     )
@@ -83,7 +85,7 @@ class Study(Options):
         if twice:
             raise ValueError(f"the label {twice[0]!r} stands twice; labels must differ")
         if self.baseline is not None and self.baseline not in labels:
-            raise ValueError(str(unknown("baseline", self.baseline, labels)))
+            raise ValueError(str(unknown("baseline", self.baseline, labels)).replace("\n ", ""))
         if len(set(self.seeds)) < len(self.seeds) or any(seed < 0 for seed in self.seeds):
             raise ValueError("seeds must be different whole numbers of at least 0")
         return self
