@@ -1,8 +1,8 @@
 """Which documents share a row: best-fit packing (Ding et al., Fewer Truncations Improve Language Modeling, 2024).
 
 A document longer than a row is split into whole rows and a rest; every piece then goes, the longest first, into the
-fullest row it still fits into. A piece is never split for the sake of filling: the only cuts are those that the row's length
-forces.
+fullest row it still fits into. A piece is never split for the sake of filling: the only cuts are those that the row's
+length forces.
 
 Positions, not tokens, are packed: a document of n tokens takes n − 1 positions, each of which predicts the next token.
 """
