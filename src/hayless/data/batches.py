@@ -20,7 +20,7 @@ from hayless.data.order import Order, exact_shares
 from hayless.data.packing import Indices, Pieces, Rows, pack, split_pieces
 from hayless.data.store import TokenStore
 
-IGNORE = -100
+IGNORED = -100
 _PREFERENCE_MULTIPLE = 8
 
 
@@ -49,7 +49,7 @@ class Batch:
     @property
     def trained_tokens(self) -> int:
         """Positions with a target."""
-        return int((self.targets != IGNORE).sum())
+        return int((self.targets != IGNORED).sum())
 
     @property
     def input_tokens(self) -> int:
@@ -237,7 +237,7 @@ def _assemble(store: TokenStore, rows: Sequence[Sequence[tuple[int, int, int]]],
         capacity = min(capacity, -(-longest // _PREFERENCE_MULTIPLE) * _PREFERENCE_MULTIPLE)
     shape = (len(rows), capacity)
     input_ids = np.full(shape, store.end, dtype=np.int64)
-    targets = np.full(shape, IGNORE, dtype=np.int64)
+    targets = np.full(shape, IGNORED, dtype=np.int64)
     positions = np.zeros(shape, dtype=np.int64)
     segments = np.full(shape, -1, dtype=np.int64)
     for row, pieces in enumerate(rows):
@@ -248,7 +248,7 @@ def _assemble(store: TokenStore, rows: Sequence[Sequence[tuple[int, int, int]]],
             learnt = store.trained(first + start + 1, first + start + length + 1, first=first)
             here = slice(at, at + length)
             input_ids[row, here] = tokens[:-1]
-            targets[row, here] = np.where(learnt, tokens[1:], IGNORE)
+            targets[row, here] = np.where(learnt, tokens[1:], IGNORED)
             positions[row, here] = np.arange(length)
             segments[row, here] = segment
             at += length

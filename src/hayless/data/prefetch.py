@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 
 from hayless.data.batches import Batch, Batches
 
 
 def prefetched(
     batches: Batches, start: int, stop: int, *, depth: int = 2, pin: bool = False
-) -> Iterator[tuple[int, list[Batch]]]:
+) -> Generator[tuple[int, list[Batch]], None, None]:
     """(step, its micro-batches) for steps `start` to `stop` − 1, made up to `depth` steps ahead in one thread.
 
     `pin` puts them into page-locked memory. An error in the thread is raised here. The thread ends when the iterator
