@@ -73,9 +73,9 @@ class MemoryMeter:
         return Memory(self._baseline, peak_rss(), None, f"resident memory, {start}")
 
 
-def current_bytes(device: torch.device) -> int:
+def current_bytes(device: torch.device | str = "cpu") -> int:
     """Bytes held now: by tensors on a CUDA device, or by this process in resident memory."""
-    if device.type == "cuda":
+    if torch.device(device).type == "cuda":
         return torch.cuda.memory_allocated(device)
     _return_free_memory()
     return int(psutil.Process().memory_info().rss)

@@ -29,6 +29,10 @@ class Spread:
     p20: float
     p80: float
 
+    def scaled(self, factor: float) -> Spread:
+        """The same in another unit."""
+        return Spread(self.median * factor, self.p20 * factor, self.p80 * factor)
+
     def rate(self, work: float) -> Spread:
         """`work` a unit of this time: the slow end of the times is the low end of the rates."""
         return Spread(work / self.median, work / self.p80, work / self.p20)
