@@ -10,27 +10,43 @@ from transformers import PreTrainedModel
 from hayless.core.errors import NotSupported
 from hayless.data.batches import Batch, attention_mask
 
+_MASKED = ("sdpa", "eager")
+
 
 def model_inputs(model: PreTrainedModel, batch: Batch) -> dict[str, Any]:
     """What to call `model` (or its base model) with for a batch on its device.
 
     Rows of one document need no mask: they are padded on the right, where a causal model does not look, and attention
     then takes its fast path. Packed rows get an explicit block-causal mask, since position ids alone leak between
-    documents in some families. NotSupported for packed rows longer than a model's sliding window.
+    documents in some families. NotSupported for packed rows under an attention that takes no mask.
     """
     inputs: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
-    if batch.packed:
-        window, length = getattr(model.config, "sliding_window", None), batch.input_ids.shape[1]
-        if window is not None and length > window:
-            raise NotSupported(
-                f"Packed sequences of {length} tokens exceed this model's sliding window of {window}.",
-                hint=f"Train with sequence_length {window} or less.",
-            )
-        inputs["attention_mask"] = attention_mask(batch)
-        inputs["position_ids"] = batch.position_ids
-    return inputs
+    if all(len(names) == 1 for names in batch.documents):
+        return inputs
+    attention = model.config._attn_implementation
+    if attention not in _MASKED:
+        raise NotSupported(
+            f"Packed documents under {attention} attention are not kept apart.",
+            hint=f"Set attn_implementation to one of {', '.join(_MASKED)}.",
+        )
+    return {**inputs, "attention_mask": _mask(model, batch), "position_ids": batch.position_ids}
 
 
 def upcast(tensor: Tensor) -> Tensor:
     """16-bit tensors as float32, in which losses are computed; wider ones as they are."""
     return tensor.float() if tensor.dtype.itemsize < 4 else tensor
+
+
+def _mask(model: PreTrainedModel, batch: Batch) -> Tensor | dict[str, Tensor]:
+    """One mask for all layers, or one for each type where only some layers slide."""
+    # Eager attention adds its mask to the scores; a boolean one would add 1.
+    dtype = model.dtype if model.config._attn_implementation == "eager" else None
+    window = getattr(model.config, "sliding_window", None)
+    full = attention_mask(batch.segments, dtype)
+    if window is None or batch.input_ids.shape[1] <= window:
+        return full
+    sliding = attention_mask(batch.segments, dtype, window=window)
+    kinds = set(getattr(model.config, "layer_types", None) or ["sliding_attention"])
+    if len(kinds) == 1:
+        return sliding if kinds == {"sliding_attention"} else full
+    return {"full_attention": full, "sliding_attention": sliding}

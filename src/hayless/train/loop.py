@@ -5,20 +5,22 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hayless.core.errors import WorkError
-from hayless.data.batches import Batch
+from hayless.data.batches import Batch, Batches
+from hayless.data.prefetch import prefetched
 from hayless.train.checkpoint import Checkpoints
 from hayless.train.failures import Interrupted
 from hayless.train.monitor import Monitor, StepReport
 from hayless.train.schedule import rate
 from hayless.train.settings import TrainSettings
 from hayless.train.signals import Signals
-from hayless.train.slots import Batches, Objective
+from hayless.train.slots import Objective
 from hayless.train.state import Buffers, RunState, restore_weights, snapshot
 from hayless.train.step import update
 from hayless.train.update import Updater
@@ -46,8 +48,12 @@ class Loop:
     def run(self) -> None:
         """Every step that is left. With patience, the best weights are put back at the end."""
         self._clock = time.perf_counter() - self.state.seconds
-        while self.state.step < self.settings.total_steps and not self.out_of_patience:
-            self._step()
+        coming = prefetched(
+            self.batches, self.state.step, self.settings.total_steps, pin=self.model.device.type == "cuda"
+        )
+        with closing(coming):
+            while not self.out_of_patience and (found := next(coming, None)):
+                self._step(found[1])
         if self.settings.patience and self.state.best_step not in (None, self.state.step):
             self._back_to_best()
 
@@ -56,12 +62,11 @@ class Loop:
         """Whether enough validations have passed without a better loss."""
         return 0 < self.settings.patience <= self.state.validations_since_best
 
-    def _step(self) -> None:
+    def _step(self, pieces: Sequence[Batch]) -> None:
         settings, state, total = self.settings, self.state, self.settings.total_steps
         step = state.step + 1
         share = rate(settings.schedule, state.step, total)
-        batch = self.batches.at(state.step)
-        figures = update(self.model, self.objective, self.updater, batch, settings, step=step, share=share)
+        figures = update(self.model, self.objective, self.updater, pieces, settings, step=step, share=share)
         state.step = step
         state.loss = figures.loss
         state.tokens += figures.tokens

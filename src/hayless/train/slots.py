@@ -37,9 +37,6 @@ class Objective(Protocol):
     unit: str
     """What the loss is counted over, in one word: `token`, `pair`."""
 
-    group: int
-    """Rows of a batch that must stay together: 1, or 2 where rows 2i and 2i+1 are a pair."""
-
     def units(self, batch: Batch) -> int:
         """How many units `loss` sums over, from a batch on the CPU.
 
@@ -93,12 +90,4 @@ class MemoryPart(Protocol):
     def install(self, model: PreTrainedModel, config: Any) -> AbstractContextManager[None]:
         """In force while the context is open; the model is as before afterwards. NotSupported for a model it cannot
         serve."""
-        ...
-
-
-class Batches(Protocol):
-    """Where training batches come from: a pure function of the step, so that resuming needs no state."""
-
-    def at(self, step: int) -> Batch:
-        """The whole batch of update `step` (0 is the first), on the CPU; every micro-batch is a slice of its rows."""
         ...

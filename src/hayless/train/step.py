@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel
 
 from hayless.core.errors import RequestError, WorkError
-from hayless.data.batches import IGNORED, Batch
+from hayless.data.batches import Batch
 from hayless.train.precision import arithmetic
 from hayless.train.settings import TrainSettings
 from hayless.train.slots import Objective
@@ -36,25 +36,24 @@ def update(
     model: PreTrainedModel,
     objective: Objective,
     updater: Updater,
-    batch: Batch,
+    pieces: Sequence[Batch],
     settings: TrainSettings,
     *,
     step: int,
     share: float,
 ) -> StepFigures:
-    """Move the weights by one batch (on the CPU), at `share` of the peak learning rate. `step` counts from 1.
+    """Move the weights by one batch, given as micro-batches on the CPU, at `share` of the peak learning rate.
 
-    The loss is the mean over the units of the whole batch, so that the result does not depend on the size of
-    micro-batches. RequestError for a batch without anything to learn; WorkError, before weights are touched, where the
+    The loss is the mean over the units of all micro-batches together, so that the result does not depend on how the
+    batch was cut. `step` counts from 1. RequestError for a batch without anything to learn; WorkError, before weights are touched, where the
     loss or a gradient is not finite.
     """
-    units = objective.units(batch)
+    units = sum(objective.units(piece) for piece in pieces)
     if not units:
         raise RequestError(
-            f"The batch of step {step} has no {objective.unit} to train on ({_named(batch)}).",
+            f"The batch of step {step} has no {objective.unit} to train on ({_named(pieces)}).",
             hint="Are outputs empty, or cut off by sequence_length?",
         )
-    pieces = list(micro_batches(batch, settings.micro_batch_size or settings.batch_size))
     totals = []
     metrics: dict[str, torch.Tensor] = {}
     for piece in pieces:
@@ -70,32 +69,25 @@ def update(
     losses, gradient_norm, sums = figures[: len(totals)], figures[len(totals)], figures[len(totals) + 1 :]
     _check_finite(step, losses, gradient_norm, pieces, settings)
     moved = updater.step(share, norm, settings.clip_norm)
-    tokens = int((batch.segments >= 0).sum())
     return StepFigures(
         loss=math.fsum(losses) / units,
         metrics={name: total / units for name, total in zip(metrics, sums, strict=True)},
         gradient_norm=gradient_norm,
         moved=moved,
-        tokens=tokens,
-        trained_tokens=int((batch.targets != IGNORED).sum()),
-        padded_tokens=batch.segments.numel() - tokens,
+        tokens=sum(piece.input_tokens for piece in pieces),
+        trained_tokens=sum(piece.trained_tokens for piece in pieces),
+        padded_tokens=sum(piece.padded_tokens for piece in pieces),
     )
 
 
-def micro_batches(batch: Batch, size: int) -> Iterator[Batch]:
-    """The rows of `batch`, `size` at a time; the last piece may have fewer."""
-    for start in range(0, batch.input_ids.shape[0], size):
-        yield batch.rows(start, start + size)
-
-
 def _check_finite(
-    step: int, losses: list[float], gradient_norm: float, pieces: list[Batch], settings: TrainSettings
+    step: int, losses: list[float], gradient_norm: float, pieces: Sequence[Batch], settings: TrainSettings
 ) -> None:
     bad = [piece for piece, loss in zip(pieces, losses, strict=True) if not math.isfinite(loss)]
     if bad:
-        what, names = "loss", "; ".join(_named(piece) for piece in bad)
+        what, names = "loss", _named(bad)
     elif not math.isfinite(gradient_norm) and settings.precision != "fp16":
-        what, names = "gradient", "; ".join(_named(piece) for piece in pieces)
+        what, names = "gradient", _named(pieces)
     else:
         return
     wider = "" if settings.precision in ("fp32", "autocast") else " precision: autocast or fp32;"
@@ -105,7 +97,7 @@ def _check_finite(
     )
 
 
-def _named(batch: Batch) -> str:
-    names = list(dict.fromkeys(name for row in batch.documents for name in row))
+def _named(pieces: Sequence[Batch]) -> str:
+    names = list(dict.fromkeys(name for piece in pieces for row in piece.documents for name in row))
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return "documents " + ", ".join(names[:_SHOWN]) + more

@@ -17,10 +17,10 @@ from rich.console import Console
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hayless.core.errors import RequestError, bad_value
+from hayless.core.errors import RequestError
 from hayless.core.method import MethodConfig
 from hayless.core.registry import method_of
-from hayless.data.batches import Batch
+from hayless.data.batches import Batch, Batches
 from hayless.decode.engine import Engine
 from hayless.train import randomness
 from hayless.train.blocks import compiled
@@ -31,7 +31,7 @@ from hayless.train.metrics import MetricsLog
 from hayless.train.monitor import Monitor, peak_bytes
 from hayless.train.settings import TrainSettings
 from hayless.train.signals import Signals
-from hayless.train.slots import Batches, Objective
+from hayless.train.slots import Objective
 from hayless.train.state import Buffers, RunState, restore, setup_of
 from hayless.train.update import make_updater
 from hayless.train.utilisation import device_rate, flops_per_token
@@ -64,8 +64,8 @@ class TrainResult:
 class Trainer:
     """Trains `model` in place.
 
-    `objective`, `optimizer` and `memory` are configs of methods that fill those slots. `batches` gives the batch of
-    each update; `validation` are the held-out batches (none: no validation). `tokenizer` is needed for samples only.
+    `objective`, `optimizer` and `memory` are configs of methods that fill those slots. `batches` gives the
+    micro-batches of each update; `validation` are the held-out batches (none: no validation), each computed at once. `tokenizer` is needed for samples only.
     `predicted_bytes` is quoted where memory runs out. RequestError for settings that do not go together.
     """
 
@@ -179,11 +179,7 @@ class Trainer:
         )
 
     def _check(self) -> None:
-        settings, group = self.settings, self._objective.group
-        for field in ("batch_size", "micro_batch_size"):
-            value = getattr(settings, field)
-            if value is not None and value % group:
-                raise bad_value(field, value, allowed=f"a multiple of {group}: rows of a {self._objective.unit}")
+        settings = self.settings
         if settings.patience and not (self._validation and settings.validate_every):
             raise RequestError(
                 "patience needs held-out data that is looked at while training.", hint="Set validate_every."

@@ -15,7 +15,6 @@ from hayless.decode.options import SamplingOptions
 from hayless.train.precision import arithmetic
 from hayless.train.settings import TrainSettings
 from hayless.train.slots import Objective
-from hayless.train.step import micro_batches
 
 
 def held_out(
@@ -31,12 +30,11 @@ def held_out(
     with evaluating(model), torch.no_grad():
         for batch in batches:
             units += objective.units(batch)
-            for piece in micro_batches(batch, settings.micro_batch_size or settings.batch_size):
-                with arithmetic(settings.precision, model.device):
-                    loss = objective.loss(model, piece.to(model.device))
-                totals.append(float(loss.total))
-                for name, value in loss.metrics.items():
-                    sums.setdefault(name, []).append(float(value))
+            with arithmetic(settings.precision, model.device):
+                loss = objective.loss(model, batch.to(model.device))
+            totals.append(float(loss.total))
+            for name, value in loss.metrics.items():
+                sums.setdefault(name, []).append(float(value))
     if not units:
         raise RequestError(
             f"The held-out data has no {objective.unit} to look at.", hint="Raise data.heldout, or give more data."

@@ -22,7 +22,6 @@ class Reward:
     """Trains a sequence classifier with one output (`model.task: reward`)."""
 
     unit = "pair"
-    group = 2
 
     def __init__(self, config: MethodConfig) -> None:
         """No option of `reward` changes the loss."""
@@ -33,7 +32,7 @@ class Reward:
         if rows % 2:
             raise RequestError(
                 f"A batch of {rows} sequences is not made of pairs.",
-                hint="reward needs preference data, and an even batch_size and micro_batch_size.",
+                hint="reward needs preference data (a prompt, a chosen and a rejected answer).",
             )
         return rows // 2
 

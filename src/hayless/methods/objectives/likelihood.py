@@ -20,14 +20,13 @@ class LanguageModelling:
     """−log p(target | tokens before it in its document), summed over targets."""
 
     unit = "token"
-    group = 1
 
     def __init__(self, config: MethodConfig) -> None:
         """No option of `lm` or `sft` changes the loss."""
 
     def units(self, batch: Batch) -> int:
         """Positions that have a target."""
-        return int((batch.targets != IGNORED).sum())
+        return batch.trained_tokens
 
     def loss(self, model: PreTrainedModel, batch: Batch) -> Loss:
         """The summed cross-entropy, in nats; computed in float32 at least."""
