@@ -50,8 +50,11 @@ class Receipt(BaseModel):
     problems: tuple[str, ...] = Field(default=())
 
     @classmethod
-    def from_run(cls, folder: Path | str) -> Receipt:
-        """The receipt of a run's folder. RequestError when there is no such folder or no run in it."""
+    def from_run(cls, folder: Path | str, recipe: dict[str, Any] | None = None) -> Receipt:
+        """The receipt of a run's folder; `recipe` is its recipe as plain data where the caller has read it already.
+
+        RequestError when there is no such folder or no run in it.
+        """
         path = Path(folder)
         if not path.is_dir():
             raise RequestError(f"There is no run in {path}: no such folder.")
@@ -60,14 +63,14 @@ class Receipt(BaseModel):
         problems: list[str] = []
         status = _mapping(path / "status.json", problems)
         measured = _mapping(path / "measurements.json", problems)
-        recipe = recipe_of(path, problems)
+        recipe = recipe_of(path, problems) if recipe is None else recipe
         state = status.get("state") if status.get("state") in STATES else "new"
         if state == "done" and not measured:
             problems.append("measurements.json is missing: nothing was measured.")
         return cls(
             name=str(recipe.get("name") or path.resolve().name),
             state=str(state),
-            reason=str(status.get("reason") or ""),
+            reason=str(status.get("reason") or "").encode("utf-8", errors="replace").decode("utf-8"),
             seconds=_number(status.get("seconds")),
             date=str(measured.get("date") or status.get("time") or ""),
             machine=_machine(measured.get("machine"), problems),

@@ -27,11 +27,13 @@ from hayless.core.measurement import Measurement
 from hayless.recipe.figures import TITLES, in_order, percent, title, unit_of, written
 from hayless.recipe.receipt import machine_words, measured_cell, predicted_cell
 from hayless.recipe.receipt_picture import ratio, reach, ticks
-from hayless.study.record import RunRecord
+from hayless.study.record import MOST_POINTS, RunRecord, thinned
 from hayless.study.table import HIGHER_IS_BETTER, QUALITY, Row, Table, difference_text, paired, summary
 
 _SCRIPTS = ("base.js", "table.js", "plot.js", "curves.js", "compare.js")
 _MOST_PAIRED = 30
+_ALL_POINTS = 60_000
+"""Points of all curves together, so that a page of many runs stays small."""
 _PNG = b"\x89PNG\r\n\x1a\n"
 _NEITHER = frozenset({"parameters", "trainable_parameters", "nonzero_parameters"})
 
@@ -76,7 +78,7 @@ def render(
     ]
     # keep_trailing_newline and no trimming: the hashes in the content policy are of the texts exactly as they stand.
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(_text("page.html.j2")).render(
+    text = environment.from_string(_text("page.html.j2")).render(
         title=name,
         version=__version__,
         byline=_byline(table, budget),
@@ -98,6 +100,7 @@ def render(
         style_hash=_hash(style),
         script_hash=_hash(script),
     )
+    return text.encode("utf-8", errors="replace").decode("utf-8")  # a lone surrogate cannot stand in a file
 
 
 def script_json(content: Any) -> str:
@@ -105,8 +108,7 @@ def script_json(content: Any) -> str:
     text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for letter in "<>&\u2028\u2029":
         text = text.replace(letter, f"\\u{ord(letter):04x}")
-    # A lone surrogate is no text in UTF-8.
-    return text.encode("utf-8", errors="replace").decode("utf-8")
+    return text
 
 
 def _data(table: Table, name: str) -> dict[str, Any]:
@@ -115,6 +117,8 @@ def _data(table: Table, name: str) -> dict[str, Any]:
     for row in table.rows:
         for found in row.record.receipt.rows:
             measurements.setdefault(found.name, found)
+    curves = sum(len(row.record.curves) for row in table.rows)
+    most_points = min(MOST_POINTS, max(40, _ALL_POINTS // max(1, curves)))
     return {
         "name": name,
         "quality": QUALITY,
@@ -128,12 +132,12 @@ def _data(table: Table, name: str) -> dict[str, Any]:
             }
             for found in in_order(measurements.values())
         },
-        "runs": [_run_data(row) for row in table.rows],
+        "runs": [_run_data(row, most_points) for row in table.rows],
         "pairs": _pairs([row.record for row in table.rows]),
     }
 
 
-def _run_data(row: Row) -> dict[str, Any]:
+def _run_data(row: Row, most_points: int) -> dict[str, Any]:
     receipt = row.record.receipt
     parts = ("value", "low", "high", "predicted", "published")
     return {
@@ -147,7 +151,7 @@ def _run_data(row: Row) -> dict[str, Any]:
         "changes": list(receipt.changes),
         "figures": {found.name: {part: getattr(found, part) for part in parts} for found in receipt.rows},
         "curves": {
-            metric: [[step, float(f"{value:.6g}")] for step, value in points]
+            metric: [[step, float(f"{value:.6g}")] for step, value in thinned(points, most_points)]
             for metric, points in row.record.curves.items()
         },
         "recipe": row.record.recipe_text,

@@ -16,7 +16,7 @@ from hayless.core.errors import FileDamaged
 from hayless.recipe.receipt import Receipt, recipe_of
 from hayless.train import metrics
 
-_MOST_POINTS = 400
+MOST_POINTS = 400
 _MOST_SAMPLES = 24
 _MOST_LETTERS = 4000
 
@@ -70,11 +70,11 @@ class RunRecord:
 
 def read(folder: Path, label: str | None = None) -> RunRecord:
     """The record of one run. RequestError when `folder` holds no run."""
-    receipt = Receipt.from_run(folder)
     problems: list[str] = []
+    recipe = recipe_of(folder, problems) if folder.is_dir() else {}
+    receipt = Receipt.from_run(folder, recipe)
     curves, samples = _metrics(folder, problems)
     documents = _documents(folder / "documents.json", problems)
-    recipe = recipe_of(folder, [])
     return RunRecord(
         label=label or receipt.name,
         folder=folder,
@@ -135,7 +135,7 @@ def _metrics(folder: Path, problems: list[str]) -> tuple[dict[str, list[tuple[in
                         curves.setdefault(before + key, {})[offset + step] = float(value)
         offset = last
     kept = {
-        name: _thinned([(s, v) for s, v in sorted(points.items()) if math.isfinite(v)])
+        name: thinned([(s, v) for s, v in sorted(points.items()) if math.isfinite(v)])
         for name, points in curves.items()
     }
     lost = sum(not math.isfinite(value) for points in curves.values() for value in points.values())
@@ -153,9 +153,9 @@ def _metric_files(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: (len(path.parent.name), path.parent.name))
 
 
-def _thinned(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
-    """At most a few hundred of the points, evenly spaced, the first and the last among them."""
-    if len(points) <= _MOST_POINTS:
-        return points
-    stride = (len(points) - 1) / (_MOST_POINTS - 1)
-    return [points[round(index * stride)] for index in range(_MOST_POINTS)]
+def thinned(points: Sequence[tuple[int, float]], most: int = MOST_POINTS) -> list[tuple[int, float]]:
+    """At most `most` (2 or more) of the points, evenly spaced, the first and the last among them."""
+    if len(points) <= most:
+        return list(points)
+    stride = (len(points) - 1) / (most - 1)
+    return [points[round(index * stride)] for index in range(most)]

@@ -6,6 +6,11 @@ function pairOf(a, b) {
   return a < b ? { value, low, high } : { value: -value, low: high === null ? null : -high, high: low === null ? null : -low };
 }
 
+// Spreads that overlap give no verdict.
+function overlap(one, two) {
+  return one.low !== null && two.low !== null && one.low <= two.high && two.low <= one.high;
+}
+
 function signed(text) {
   return text.startsWith("-") ? "−" + text.slice(1) : "+" + text;
 }
@@ -16,9 +21,10 @@ function differenceCell(name, a, b, pair) {
   const change = two - one;
   const share = one ? ` (${signed(((100 * change) / Math.abs(one)).toFixed(1))} %)` : "";
   let text = change ? signed(written(name, change)) + share : "equal";
-  let sure = change !== 0;
-  if (name === data.quality && pair && pair.low !== null) {
-    sure = pair.low > 0 || pair.high < 0;
+  let sure = change !== 0 && !overlap(figureOf(data.runs[a], name), figureOf(data.runs[b], name));
+  const paired = pair && pair.low !== null;
+  if (paired && [data.quality, "loss", "perplexity"].includes(name)) sure = pair.low > 0 || pair.high < 0;
+  if (paired && name === data.quality) {
     text = `${sure ? "" : "≈ "}${signed(pair.value.toFixed(3))} ± ${((pair.high - pair.low) / 2).toFixed(3)}`;
     if (!sure) text += ", within the noise";
   }
