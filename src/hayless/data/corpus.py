@@ -20,6 +20,7 @@ from hayless.core.errors import FileDamaged, RequestError, unknown
 from hayless.core.progress import Progress, no_progress
 from hayless.core.units import format_bytes
 from hayless.data import sources
+from hayless.data.checksums import AGAIN, check, checksums
 from hayless.data.config import DataConfig
 from hayless.data.dedupe import find_copies
 from hayless.data.documents import Document
@@ -31,6 +32,7 @@ Kind = Literal["lm", "sft", "preference"]
 
 _RECORDS: dict[str, type[Record]] = {"lm": Document, "sft": Example, "preference": Preference}
 _FORMAT = 1
+_TRAIN, _HELDOUT = "train.jsonl", "heldout.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,15 +63,15 @@ def corpus(config: DataConfig, folder: Path, *, kind: Kind = "lm", progress: Pro
     if not path.is_dir():
         train, heldout, description = _clean(config, kind, progress)
         with atomic.folder(path) as partial:
-            for part, records in (("train", train), ("heldout", heldout)):
-                _write(partial / f"{part}.jsonl", records)
-            atomic.write_json(partial / "corpus.json", {"fingerprint": name, "description": description})
-    noted = atomic.read_json(path / "corpus.json")
-    if noted.get("fingerprint") != name:
-        raise FileDamaged(f"{path} is not the corpus its name says.", hint="Delete the folder; it is made again.")
-    return Corpus(
-        _read(path / "train.jsonl", kind), _read(path / "heldout.jsonl", kind), str(noted["description"]), name
-    )
+            _write(partial / _TRAIN, train)
+            _write(partial / _HELDOUT, heldout)
+            about = {"fingerprint": name, "description": description, "sha256": checksums(partial, (_TRAIN, _HELDOUT))}
+            atomic.write_json(partial / "corpus.json", about)
+    about = atomic.read_json(path / "corpus.json")
+    if about.get("fingerprint") != name:
+        raise FileDamaged(f"{path} is not the corpus its name says.", hint=AGAIN)
+    check(path, about["sha256"])
+    return Corpus(_read(path / _TRAIN, kind), _read(path / _HELDOUT, kind), str(about["description"]), name)
 
 
 def _clean(config: DataConfig, kind: Kind, progress: Progress) -> tuple[list[Record], list[Record], str]:
@@ -156,8 +158,5 @@ def _write(path: Path, records: Sequence[Record]) -> None:
 
 
 def _read(path: Path, kind: Kind) -> list[Record]:
-    try:
-        with path.open(encoding="utf-8", newline="\n") as file:
-            return [_RECORDS[kind](**json.loads(line)) for line in file]
-    except (OSError, ValueError, TypeError) as error:
-        raise FileDamaged(f"{path} cannot be read: {error}.", hint="Delete its folder; it is made again.") from error
+    with path.open(encoding="utf-8", newline="\n") as file:
+        return [_RECORDS[kind](**json.loads(line)) for line in file]

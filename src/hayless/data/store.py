@@ -28,6 +28,7 @@ from hayless.core import atomic
 from hayless.core.errors import FileDamaged
 from hayless.core.progress import Progress, no_progress
 from hayless.core.units import format_bytes, format_count
+from hayless.data.checksums import AGAIN, check, checksums
 from hayless.data.config import DataConfig
 from hayless.data.corpus import Kind, corpus, fingerprint
 from hayless.data.encode import Encoded, encode_records
@@ -38,7 +39,6 @@ __all__ = ["Kind", "Prepared", "StoredDocument", "TokenStore", "open_store", "pr
 
 _FORMAT = 1
 _FILES = ("tokens.npy", "offsets.npy", "bytes.npy", "trained.npy", "reach.npy", "documents.json")
-_AGAIN = "Delete the folder; it is made again from the data."
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class TokenStore:
         self.folder = folder
         about = _about(folder)
         if verify:
-            _check_files(folder, about["sha256"])
+            check(folder, about["sha256"])
         self.kind: Kind = about["kind"]
         self.end: int = about["end"]
         self.begin: int | None = about["begin"]
@@ -75,7 +75,7 @@ class TokenStore:
         self.domain_of = np.asarray(documents["domain_of"], dtype=np.int64)
         counts = {len(self.ids), len(self.domain_of), len(self.bytes), len(self.offsets) - 1}
         if len(counts) > 1 or int(self.offsets[-1]) != len(self.tokens):
-            raise FileDamaged(f"{folder}: the files of this store do not belong together.", hint=_AGAIN)
+            raise FileDamaged(f"{folder}: the files of this store do not belong together.", hint=AGAIN)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -189,7 +189,7 @@ def prepare(
 def open_store(folder: Path, made_from: str | None = None) -> TokenStore:
     """The store in `folder`; FileDamaged when it is not whole, or not made from what `made_from` names."""
     if made_from is not None and _about(folder).get("made_from") != made_from:
-        raise FileDamaged(f"{folder} was made from other data than its name says.", hint=_AGAIN)
+        raise FileDamaged(f"{folder} was made from other data than its name says.", hint=AGAIN)
     return TokenStore(folder)
 
 
@@ -208,7 +208,7 @@ def _finish(folder: Path, encoded: Encoded, tokenizer: PreTrainedTokenizerBase, 
         "end": end_token(tokenizer),
         "vocab_size": len(tokenizer),
         "made_from": made_from,
-        "sha256": {name: _sha256(folder / name) for name in _FILES if (folder / name).exists()},
+        "sha256": checksums(folder, _FILES),
     }
     atomic.write_json(folder / "store.json", about)
 
@@ -234,32 +234,16 @@ def _tokenizer_name(tokenizer: PreTrainedTokenizerBase) -> str:
 def _about(folder: Path) -> dict[str, Any]:
     path = folder / "store.json"
     if not path.is_file():
-        raise FileDamaged(f"{folder} is no token store: store.json is missing.", hint=_AGAIN)
+        raise FileDamaged(f"{folder} is no token store: store.json is missing.", hint=AGAIN)
     about = atomic.read_json(path)
     if not isinstance(about, dict) or about.get("format") != _FORMAT:
-        raise FileDamaged(f"{path} is of another format than {_FORMAT}.", hint=_AGAIN)
+        raise FileDamaged(f"{path} is of another format than {_FORMAT}.", hint=AGAIN)
     return about
-
-
-def _check_files(folder: Path, checksums: dict[str, str]) -> None:
-    for name, expected in checksums.items():
-        path = folder / name
-        if not path.is_file():
-            raise FileDamaged(f"{path} is missing.", hint=_AGAIN)
-        if _sha256(path) != expected:
-            raise FileDamaged(
-                f"{path} does not have the SHA-256 it was written with: altered or truncated.", hint=_AGAIN
-            )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _array(folder: Path, name: str) -> NDArray[Any]:
     try:
         found: NDArray[Any] = np.load(folder / name, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
-        raise FileDamaged(f"{folder / name} cannot be read: {error}.", hint=_AGAIN) from error
+        raise FileDamaged(f"{folder / name} cannot be read: {error}.", hint=AGAIN) from error
     return found

@@ -45,8 +45,16 @@ def train(texts: Iterable[str], level: Level, vocab_size: int) -> PreTrainedToke
         raise bad_value("vocab_size", vocab_size, allowed=f"at least {_SMALLEST[level]} at level {level}")
     build = {"char": _char, "word": _word, "bpe": _bpe, "unigram": _unigram}[level]
     tokenizer, trainer = build(vocab_size)
-    tokenizer.train_from_iterator(texts, trainer)
-    if tokenizer.get_vocab_size() <= _specials(level):
+    characters = 0
+
+    def counted() -> Iterator[str]:
+        nonlocal characters
+        for text in texts:
+            characters += len(text)
+            yield text
+
+    tokenizer.train_from_iterator(counted(), trainer)
+    if not characters:
         raise RequestError("The texts to train a tokenizer on are empty.", hint="Give some text.")
     if level == "unigram":
         tokenizer.model = _settled(tokenizer)
@@ -225,10 +233,6 @@ def compare(
     return rows
 
 
-def _specials(level: Level) -> int:
-    return 257 if level == "bpe" else 2
-
-
 def _words(pattern: str, vocab_size: int) -> tuple[Tokenizer, trainers.Trainer]:
     tokenizer = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
@@ -273,10 +277,14 @@ def _settled(tokenizer: Tokenizer) -> models.Unigram:
     """A trained unigram model in a fixed order, without the rounding of its training and with special tokens shut out.
 
     The library sums in an order that changes from process to process, so scores differ in the eleventh digit and pieces
-    of equal score change places. It also gives special tokens the best score of all, so that a text which spells one
-    out would become that token.
+    of equal score change places. Characters that training dropped are put back in such an order too, each 0.0001 above
+    the last; here they all get the lowest score. And special tokens have the best score of all, so that a text which
+    spells one out would become that token.
     """
     vocabulary = json.loads(tokenizer.to_str())["model"]["vocab"]
-    pieces = [(piece, round(score, 4)) for piece, score in vocabulary if piece not in (END, UNKNOWN)]
+    found = [(piece, score) for piece, score in vocabulary if piece not in (END, UNKNOWN)]
+    lowest = min(score for _, score in found)
+    put_back = lowest + 1e-4 * (1 + sum(len(piece) == 1 for piece, _ in found))
+    pieces = [(piece, round(lowest if len(piece) == 1 and score <= put_back else score, 4)) for piece, score in found]
     pieces.sort(key=lambda entry: (-entry[1], entry[0]))
     return models.Unigram([(END, _NEVER), (UNKNOWN, _NEVER), *pieces], unk_id=1, byte_fallback=False)
