@@ -6,6 +6,7 @@ as colour. No torch.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -156,10 +157,14 @@ def _legend(figure: Figure, *, predicted: bool) -> None:
 
 
 def _label(renderer: RendererAgg, axes: Axes, found: Sequence[Point], best: Sequence[Point]) -> None:
-    """Name the points, those on the front first, where the name covers no mark and no other name; else leave it out."""
+    """Name the points, those on the front first; leave out a name that would cover a mark, the line or another name."""
     from matplotlib.text import Text
 
     marks = [axes.transData.transform(p) for point in found for p in ((point.x, point.y), point.predicted) if p]
+    ends = [axes.transData.transform((point.x, point.y)) for point in best]
+    for start, end in itertools.pairwise(ends):
+        pieces = math.ceil(math.dist(start, end) / 10)
+        marks += [start + (end - start) * part / pieces for part in range(1, pieces)]
     taken: list[Bbox] = []
     frame = axes.figure.bbox
     offsets = [

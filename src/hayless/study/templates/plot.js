@@ -33,6 +33,12 @@ function drawPlot() {
   if (front.length > 1) svg.append(shape("polyline", { class: "front-line", points: line }));
   const marks = [];
   for (const point of [...found].sort((a, b) => a.on - b.on)) svg.append(dotOf(point, x, y, nameX, nameY, marks));
+  for (let at = 1; at < front.length; at++) {
+    const [from, to] = [front[at - 1], front[at]];
+    const pieces = Math.ceil(Math.hypot(to.cx - from.cx, to.cy - from.cy) / 12);
+    for (let part = 1; part < pieces; part++)
+      marks.push([from.cx + ((to.cx - from.cx) * part) / pieces, from.cy + ((to.cy - from.cy) * part) / pieces]);
+  }
   holder.append(svg);
   nameDots(svg, box, found, marks);
 }
@@ -77,7 +83,7 @@ function dotOf(point, x, y, nameX, nameY, marks) {
   return group;
 }
 
-// Names where they cover no dot and no other name, those on the front first; the rest are read by pointing.
+// Names where they cover no dot, no other name and not the line, those on the front first; the rest are read by pointing.
 function nameDots(svg, box, found, marks) {
   const taken = [];
   const places = [];
@@ -97,7 +103,7 @@ function nameDots(svg, box, found, marks) {
       const apart = !marks.some(([x, y]) => x > area[0] - 7 && x < area[2] + 7 && y > area[1] - 6 && y < area[3] + 6);
       if (!inside || !free || !apart) return false;
       taken.push(area);
-      name.setAttribute("x", left + 2);
+      name.setAttribute("x", across < 0 ? left - 2 : left + 2);
       name.setAttribute("y", point.cy + up + 4);
       return true;
     });
