@@ -45,8 +45,8 @@ def test_accuracy_is_over_all_pairs_of_all_batches():
         found = scores(model.eval(), _batch(ANSWERS)).tolist()
     model.train()
     wins = [found[0] > found[1], found[2] > found[3]]
-    accuracy = reward_accuracy(model, [_batch(ANSWERS[:2]), _batch(ANSWERS[2:]), _batch([[5], [5]])])
-    assert accuracy.value == pytest.approx((sum(wins) + 0.5) / 3)
+    accuracy = reward_accuracy(model, [_batch(ANSWERS[:2]), _batch(ANSWERS[2:]), _batch(ANSWERS[1::-1])])
+    assert accuracy.value == pytest.approx((sum(wins) + (not wins[0])) / 3)
     assert model.training
 
 
