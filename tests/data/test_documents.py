@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import os
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -71,6 +74,37 @@ def test_the_first_byte_that_is_not_utf8_is_named(tmp_path):
 def test_a_byte_order_mark_is_dropped_and_line_ends_stay(tmp_path):
     (tmp_path / "dos.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\r\n")
     assert read_source(Source(path=str(tmp_path / "dos.txt"))).records[0].text == "one\r\ntwo\r\n"
+
+
+def test_gzipped_text_is_read(tmp_path):
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress("näive".encode()))
+    assert read_source(Source(path=str(tmp_path))).records[0].text == "näive"
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("a")
+
+    def refused(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.read_bytes", refused)
+    with pytest.raises(RequestError, match=r"a\.txt cannot be read: Permission denied"):
+        read_source(Source(path=str(tmp_path / "a.txt")))
+
+
+@pytest.mark.skipif(os.name == "nt" or sys.platform == "darwin", reason="this system has no such names")
+def test_odd_file_names(tmp_path):
+    (tmp_path / "a#1.txt").write_text("one")
+    (tmp_path / "a#2.txt").write_text("two")
+    assert [record.id for record in read_source(Source(path=str(tmp_path))).records] == ["a%231.txt", "a%232.txt"]
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.txt")).write_text("three")
+    with pytest.raises(RequestError, match="is not UTF-8"):
+        read_source(Source(path=str(tmp_path)))
+
+
+def test_an_empty_path_is_not_the_current_folder():
+    with pytest.raises(RequestError, match="path = '' is not possible"):
+        read_source(Source(path=""))
 
 
 def test_parquet_is_refused_by_name(tmp_path):

@@ -117,6 +117,7 @@ def test_malformed_rows_are_named_by_file_and_line_and_counted(tmp_path):
         ('[{"text": "a"},\n {"text": }]', "line 2: no JSON"),
         ('[{"text": "a"}\n {"text": "b"}]', "line 2: the list ends without ]"),
         ("[" * 100_000, "line 1: no JSON"),
+        ('{"text": ' + "1" * 5000 + "}", "line 1: no JSON"),
     ],
 )
 def test_a_damaged_list_names_the_line(tmp_path, content, reason):

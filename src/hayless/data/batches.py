@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hayless.core.errors import RequestError, bad_value
-from hayless.data.order import Order, exact_shares
+from hayless.data.order import Order, whole_weights
 from hayless.data.packing import Indices, Pieces, Rows, pack, split_pieces
 from hayless.data.store import TokenStore
 
@@ -128,11 +128,11 @@ class Batches:
         self.rows = sum(sizes)
         if not self.rows:
             raise RequestError("The training documents have nothing to learn.", hint=plan.description)
-        shares = exact_shares(store.domains, proportions) if proportions else None
-        for domain, size, share in zip(store.domains, sizes, shares or [], strict=False):
-            if share and not size:
-                raise RequestError(f"proportions.{domain} is {float(share):.3g}, but the domain has no training rows.")
-        self._order = Order(sizes, seed, shares)
+        weights = whole_weights(store.domains, proportions) if proportions else None
+        for domain, size, weight in zip(store.domains, sizes, weights or [], strict=False):
+            if weight and not size:
+                raise RequestError(f"proportions names {domain}, but the domain has no training rows at this length.")
+        self._order = Order(sizes, seed, weights)
         used = sum(int(pool.pieces.length.sum()) for pool in self._pools)
         self.fill = used / (self.rows * sequence_length)
         self.description = plan.description

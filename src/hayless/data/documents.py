@@ -7,12 +7,14 @@ line ends) into documents of about `PIECE_BYTES`, so that a corpus in one file c
 from __future__ import annotations
 
 import glob
+import gzip
 import re
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from hayless.core.errors import RequestError
+from hayless.core.errors import FileDamaged, RequestError, bad_value
 
 COLLECTION_BYTES = 65_536
 PIECE_BYTES = 8_192
@@ -62,13 +64,15 @@ def find_files(pattern: str) -> Found:
 
     Raises RequestError that says what was looked for when nothing is there.
     """
+    if not pattern.strip():
+        raise bad_value("path", pattern, allowed="a file, a folder or a glob pattern")
     path = Path(pattern).expanduser()
     if path.is_dir():
         return _in_folder(path)
     if path.exists():
         if not path.is_file():
             raise RequestError(f"{pattern} is not a regular file.", hint="Give a file, a folder or a glob pattern.")
-        return Found((FoundFile(path, path.name, path.resolve().parent.name),))
+        return Found((_named(path),))
     if not glob.has_magic(pattern):
         raise RequestError(f"There is no file or folder {pattern} (in {Path.cwd()}).", hint="Check data.sources.path.")
     root = _fixed_part(path)
@@ -82,19 +86,31 @@ def find_files(pattern: str) -> Found:
     return Found(tuple(_named(file, root) for file in files))
 
 
+def read_bytes(path: Path) -> bytes:
+    """The bytes of a file as they lie on disk; RequestError where it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise RequestError(f"{path} cannot be read: {error.strerror or error}.") from None
+
+
 def read_text(path: Path) -> str:
-    """The text of a UTF-8 file (a byte order mark is dropped); RequestError names the file and the first bad byte."""
-    return decode(path.read_bytes(), str(path))
+    """The text of a UTF-8 file, plain or gzipped; a byte order mark is dropped.
 
-
-def decode(content: bytes, name: str) -> str:
-    """UTF-8 bytes of `name` as text; RequestError names the first byte that is not UTF-8 and its line."""
+    RequestError names the file and the first byte that is not UTF-8; FileDamaged a gzip file that is not whole.
+    """
+    content = read_bytes(path)
+    if path.suffix.lower() == ".gz":
+        try:
+            content = gzip.decompress(content)
+        except (OSError, EOFError, zlib.error) as error:
+            raise FileDamaged(f"{path} is not a whole gzip file: {error}.") from error
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise RequestError(
-            f"{name} is not UTF-8: byte 0x{content[error.start]:02x} at position {error.start} (line {line}).",
+            f"{path} is not UTF-8: byte 0x{content[error.start]:02x} at position {error.start} (line {line}).",
             hint="Convert it first, for example with: iconv -f latin1 -t utf-8",
         ) from None
 
@@ -143,8 +159,15 @@ def _in_folder(root: Path) -> Found:
     return Found(tuple(files), passed_over)
 
 
-def _named(path: Path, root: Path) -> FoundFile:
-    return FoundFile(path, path.relative_to(root).as_posix(), path.resolve().parent.name)
+def _named(path: Path, root: Path | None = None) -> FoundFile:
+    """A file with the name its documents get. What follows a `#` in a name is not part of it when data is split."""
+    name = path.name if root is None else path.relative_to(root).as_posix()
+    folder = path.resolve().parent.name
+    try:
+        f"{name}{folder}".encode()
+    except UnicodeEncodeError:
+        raise RequestError(f"The file name {name!r} is not UTF-8.", hint="Rename the file.") from None
+    return FoundFile(path, name.replace("#", "%23"), folder)
 
 
 def _fixed_part(pattern: Path) -> Path:

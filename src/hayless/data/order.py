@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from math import gcd, lcm
 
 from hayless.core.errors import RequestError, unknown
 
@@ -39,19 +40,19 @@ def shuffled(position: int, size: int, *key: int) -> int:
 class Order:
     """Row numbers 0, 1, 2, … → (pool, index in the pool).
 
-    `sizes` are rows a pool (a domain) has. Without `shares` all rows form one sequence that is reshuffled each epoch;
-    with them each pool has its own epochs, and the pools take turns by their shares.
+    `sizes` are rows a pool (a domain) has. Without `weights` all rows form one sequence that is reshuffled each epoch;
+    with them each pool has its own epochs, and the pools take turns by their weights.
     """
 
-    def __init__(self, sizes: Sequence[int], seed: int, shares: Sequence[Fraction] | None = None) -> None:
+    def __init__(self, sizes: Sequence[int], seed: int, weights: Sequence[int] | None = None) -> None:
         self._sizes = list(sizes)
         self._seed = seed
-        self._shares = None if shares is None else list(shares)
+        self._weights = None if weights is None else list(weights)
         self._total = sum(self._sizes)
 
     def at(self, number: int) -> tuple[int, int]:
         """The row that comes as `number`: its pool and its index there."""
-        if self._shares is None:
+        if self._weights is None:
             epoch, position = divmod(number, self._total)
             index = shuffled(position, self._total, self._seed, 0, epoch)
             for pool, size in enumerate(self._sizes):
@@ -59,42 +60,43 @@ class Order:
                     return pool, index
                 index -= size
             raise AssertionError("the sizes of all pools add up to the total")
-        pool, count = turn(number, self._shares)
+        pool, count = turn(number, self._weights)
         epoch, position = divmod(count, self._sizes[pool])
         return pool, shuffled(position, self._sizes[pool], self._seed, pool + 1, epoch)
 
 
-def turn(number: int, shares: Sequence[Fraction]) -> tuple[int, int]:
+def turn(number: int, weights: Sequence[int]) -> tuple[int, int]:
     """Whose turn it is at `number`, and how many turns that pool had before.
 
-    The first pool gets ⌊p·r⌋ of r rows; what is left is dealt among the others by their shares of the rest in the same
-    way. All counts only grow, and exactly one of them with each row.
+    A pool's share p is its weight over the sum of all. The first pool gets ⌊p·r⌋ of r rows; what is left is dealt among
+    the others by their shares of the rest in the same way. All counts only grow, and exactly one of them with each row.
     """
-    before, after = number, number + 1
-    rest = Fraction(1)
-    for pool, share in enumerate(shares):
-        if share == rest:
+    before, after, rest = number, number + 1, sum(weights)
+    for pool, weight in enumerate(weights):
+        if weight == rest:
             return pool, before
-        had, has = before * share // rest, after * share // rest
+        had, has = before * weight // rest, after * weight // rest
         if has > had:
             return pool, had
-        before, after, rest = before - had, after - has, rest - share
-    raise AssertionError("shares must add up to one")
+        before, after, rest = before - had, after - has, rest - weight
+    raise ValueError("the weights are all zero")
 
 
-def exact_shares(domains: Sequence[str], proportions: Mapping[str, float]) -> list[Fraction]:
-    """Proportions, in any scale, as exact shares of `domains` in their order; a domain not named gets none.
+def whole_weights(domains: Sequence[str], proportions: Mapping[str, float]) -> list[int]:
+    """Proportions, in any scale, as the smallest whole numbers in the same ratio, for `domains` in their order.
 
-    RequestError for a name that is no domain.
+    A domain that is not named gets 0. The decimals are taken as written: 0.1 is one tenth. RequestError for a name that
+    is no domain, and where all are zero.
     """
     for name in proportions:
         if name not in domains:
             raise unknown("domain in proportions", name, domains)
-    weights = [Fraction(str(proportions.get(domain, 0))) for domain in domains]
-    total = sum(weights)
-    if not total:
+    exact = [Fraction(str(proportions.get(domain, 0))) for domain in domains]
+    if not any(exact):
         raise RequestError("All proportions are zero.", hint="Give at least one domain a share.")
-    return [weight / total for weight in weights]
+    scale = lcm(*(weight.denominator for weight in exact))
+    whole = [int(weight * scale) for weight in exact]
+    return [weight // gcd(*whole) for weight in whole]
 
 
 def _mix(value: int) -> int:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import gzip
 import json
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from hayless.core.errors import FileDamaged, RequestError
-from hayless.data.documents import FoundFile, decode
+from hayless.core.errors import RequestError
+from hayless.data.documents import FoundFile, read_text
 
 _SHOWN = 5
 
@@ -54,21 +52,11 @@ class Malformed:
 
 def read_rows(file: FoundFile, malformed: Malformed) -> Iterator[Row]:
     """The objects of a JSON Lines file or of a JSON list. Lines that are no objects go to `malformed`."""
-    text = decode(_content(file), str(file.path))
+    text = read_text(file.path)
     if text.lstrip()[:1] == "[":
         yield from _list_rows(file, text, malformed)
     else:
         yield from _line_rows(file, text, malformed)
-
-
-def _content(file: FoundFile) -> bytes:
-    content = file.path.read_bytes()
-    if file.path.suffix.lower() != ".gz":
-        return content
-    try:
-        return gzip.decompress(content)
-    except (OSError, EOFError, zlib.error) as error:
-        raise FileDamaged(f"{file.path} is not a whole gzip file: {error}.") from error
 
 
 def _line_rows(file: FoundFile, text: str, malformed: Malformed) -> Iterator[Row]:
@@ -77,7 +65,7 @@ def _line_rows(file: FoundFile, text: str, malformed: Malformed) -> Iterator[Row
             continue
         try:
             value = json.loads(content)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             malformed.add(file, line, f"no JSON ({error})")
             continue
         if isinstance(value, dict):
@@ -100,7 +88,7 @@ def _list_rows(file: FoundFile, text: str, malformed: Malformed) -> Iterator[Row
         line, counted = line + text.count("\n", counted, at), at
         try:
             value, at = decoder.raw_decode(text, at)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             malformed.add(file, line, f"no JSON ({error})")
             return
         if isinstance(value, dict):

@@ -10,7 +10,17 @@ from hayless.core.errors import NotSupported, RequestError
 from hayless.core.units import format_bytes
 from hayless.data import stdlib
 from hayless.data.config import Format, Source
-from hayless.data.documents import ROW_SUFFIXES, Document, Found, FoundFile, cut, find_files, kind_of, read_text
+from hayless.data.documents import (
+    ROW_SUFFIXES,
+    Document,
+    Found,
+    FoundFile,
+    cut,
+    find_files,
+    kind_of,
+    read_bytes,
+    read_text,
+)
 from hayless.data.examples import Record, RowError, detect, parse
 from hayless.data.rows import Malformed, Row, read_rows
 
@@ -33,7 +43,7 @@ def fingerprint(source: Source) -> str:
         return digest.hexdigest()
     for file in find_files(source.path).files:
         digest.update(f"\0{file.name}\0".encode())
-        digest.update(hashlib.sha256(_bytes(file)).digest())
+        digest.update(hashlib.sha256(read_bytes(file.path)).digest())
     return digest.hexdigest()
 
 
@@ -133,7 +143,3 @@ def _described(source: Source, found: Found, form: str, records: list[Record], n
 
 def _renamed(document: Document, domain: str | None) -> Document:
     return Document(document.id, domain, document.text) if domain else document
-
-
-def _bytes(file: FoundFile) -> bytes:
-    return file.path.read_bytes()
