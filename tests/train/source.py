@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
+from transformers import PreTrainedTokenizerBase
 
 from hayless.core.registry import configure
 from hayless.data.batches import IGNORED, Batch
+from hayless.data.config import DataConfig, Source
+from hayless.data.store import Prepared, prepare
+from hayless.data.tokenizer import train
 from hayless.train.metrics import read
 from hayless.train.settings import TrainSettings
 from hayless.train.trainer import Trainer
@@ -104,3 +109,17 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 def lines(folder: Path, kind: str) -> list[dict[str, Any]]:
     """The metric lines of one kind."""
     return [line for line in read(folder / "metrics.jsonl") if line["kind"] == kind]
+
+
+def corpus(folder: Path) -> tuple[PreTrainedTokenizerBase, Prepared]:
+    """Twenty made-up documents on disk, tokenized by characters: a few rows an epoch, so that tests see several."""
+    words = ["the", "horse", "that", "eats", "no", "grass", "and", "runs", "far", "every", "field", "one", "river"]
+    chosen = random.Random(0)
+    texts = folder / "texts"
+    texts.mkdir(parents=True, exist_ok=True)
+    for number in range(20):
+        text = " ".join(chosen.choices(words, k=6 + number % 5))
+        (texts / f"{number}.txt").write_text(f"{number} {text}.\n", encoding="utf-8")
+    tokenizer = train(sorted(path.read_text(encoding="utf-8") for path in texts.iterdir()), "char", VOCABULARY)
+    data = DataConfig(sources=(Source(path=str(texts)),), heldout=0.2, near_duplicates=False)
+    return tokenizer, prepare(data, tokenizer, folder / "data", kind="lm")

@@ -62,7 +62,9 @@ def test_clipping_bounds_the_move(tmp_path):
     before = source.weights(model)
     sgd = configure("sgd", learning_rate=1.0)
     source.trainer(tmp_path, model=model, steps=1, clip_norm=0.01, optimizer=sgd, log_every=1).run()
-    moved = math.sqrt(sum(float((after - before[name]).square().sum()) for name, after in source.weights(model).items()))
+    moved = math.sqrt(
+        sum(float((after - before[name]).square().sum()) for name, after in source.weights(model).items())
+    )
     (line,) = source.lines(tmp_path, "train")
     assert line["gradient_norm"] > 0.1
     assert moved == pytest.approx(0.01, rel=1e-3)
@@ -79,7 +81,9 @@ def test_a_loss_that_is_not_finite_stops_with_step_documents_and_advice(tmp_path
     model = tiny.model("llama")
     with torch.no_grad():
         model.get_input_embeddings().weight[0] = math.nan
-    with pytest.raises(WorkError, match=r"loss of step 5 is not finite \(documents doc-4-0-0.*\n.*learning_rate") as error:
+    with pytest.raises(
+        WorkError, match=r"loss of step 5 is not finite \(documents doc-4-0-0.*\n.*learning_rate"
+    ) as error:
         source.trainer(tmp_path, model=model, batches=Poisoned(), checkpoint_every=2).run()
     assert "Traceback" not in str(error.value)
     assert [path.name for path in sorted((tmp_path / "checkpoints").iterdir())] == ["step-00000002", "step-00000004"]

@@ -103,14 +103,12 @@ class Checkpoints:
         """The content of one checkpoint, on the CPU. FileDamaged unless every byte is as it was written."""
         path = self.path(step)
         sums = _mapping(path / _CHECKSUMS)
+        there = {file.name for file in path.iterdir()} - {_CHECKSUMS}
+        if odd := sorted(there ^ sums.keys()):
+            raise FileDamaged(f"{path / odd[0]} is {'not listed' if odd[0] in there else 'missing'}.")
         for name, wanted in sums.items():
-            file = path / name
-            if not file.is_file():
-                raise FileDamaged(f"{file} is missing.")
-            if _checksum(file) != wanted:
-                raise FileDamaged(f"{file} is not as it was written ({file.stat().st_size} bytes).")
-        if _STATE not in sums:
-            raise FileDamaged(f"{path / _CHECKSUMS} does not list {_STATE}.")
+            if _checksum(path / name) != wanted:
+                raise FileDamaged(f"{path / name} is not as it was written.")
         tensors: dict[str, dict[str, Tensor]] = {}
         for name in sums:
             if name.endswith(".safetensors"):

@@ -49,7 +49,7 @@ class Updater:
         self._parameters = parameters
         self._moved = moved
         self._optimizers = [part.build(config, chunk) for chunk in self._chunks()]
-        self._names = {trainable.tensor: trainable.name for trainable in self._moved}
+        self._names: dict[Tensor, str] = {trainable.tensor: trainable.name for trainable in self._moved}
         self._peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in self._optimizers]
 
     @property

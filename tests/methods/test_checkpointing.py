@@ -1,0 +1,87 @@
+"""Activation checkpointing: the same bits of every gradient, fewer activations kept, the model handed back."""
+
+import pytest
+import torch
+
+from hayless.core.errors import RequestError
+from hayless.core.registry import configure, method_of
+from tests import tiny
+from tests.train import source
+from tests.train.conftest import one_thread  # noqa: F401
+
+
+def gradients(model, config=None, autocast=False):
+    batch = source.batch([[12], [5, 4], [7]], 12, seed=4)
+    objective = method_of(configure("lm")).load()(configure("lm"))
+    model.train()
+    model.zero_grad()
+    torch.manual_seed(7)
+    kept = {}
+
+    def pack(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    with method_of(config).load().install(model, config) if config else torch.enable_grad():
+        with (
+            torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+            torch.autocast("cpu", torch.bfloat16, enabled=autocast),
+        ):
+            total = objective.loss(model, batch).total
+        size = sum(count for pointer, count in kept.items() if pointer not in own)
+        total.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}, size
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "gpt_neox", "mixtral"])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_changes_no_bit_of_the_gradients_dropout_included(name, autocast):
+    model = tiny.model(name)
+    plain, whole = gradients(model, autocast=autocast)
+    for every in (1, 2):
+        recomputed, kept = gradients(model, configure("checkpointing", every=every), autocast=autocast)
+        assert source.same(plain, recomputed)
+        assert kept < whole
+        whole = kept if every == 2 else whole
+
+
+def test_every_n_keeps_more_than_every_block():
+    model = tiny.model("gpt2")
+    kept = [gradients(model, config)[1] for config in (configure("checkpointing"), configure("checkpointing", every=2))]
+    assert kept[0] < kept[1] < gradients(model)[1]
+
+
+def test_dropout_draws_are_those_of_the_plain_run():
+    """With other dropout masks gradients would differ: the test above can fail."""
+    model = tiny.model("gpt2")
+    plain, _ = gradients(model)
+    other, _ = gradients(model.apply(lambda m: setattr(m, "p", 0.5) if isinstance(m, torch.nn.Dropout) else None))
+    assert not source.same(plain, other)
+
+
+def test_training_with_it_ends_with_the_same_bits(tmp_path):
+    found = []
+    for folder, memory in (("plain", []), ("recomputed", [configure("checkpointing")])):
+        run = source.trainer(tmp_path / folder, model=tiny.model("gpt2"), memory=memory, micro_batch_size=2)
+        run.run()
+        found.append(source.weights(run.model))
+        assert all("forward" not in vars(module) for module in run.model.modules())
+    assert source.same(*found)
+
+
+def test_blocks_in_evaluation_run_once():
+    model = tiny.model("llama")
+    calls = []
+    model.model.layers[0].input_layernorm.register_forward_hook(lambda *_: calls.append(1))
+    config = configure("checkpointing")
+    with method_of(config).load().install(model, config):
+        model(torch.arange(3, 9)[None], use_cache=False).logits.sum().backward()
+        assert len(calls) == 1
+        model.train()(torch.arange(3, 9)[None], use_cache=False).logits.sum().backward()
+        assert len(calls) == 3
+
+
+def test_every_must_be_positive():
+    with pytest.raises(RequestError, match="every"):
+        configure("checkpointing", every=0)
