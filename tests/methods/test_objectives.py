@@ -93,6 +93,7 @@ def test_reward_by_hand(name):
             scores.append(float(model.score(hidden)[0, -1, 0]))
         loss = objective("reward").loss(model, batch)
     total = sum(math.log(1 + math.exp(lost - won)) for won, lost in ((scores[0], scores[1]), (scores[2], scores[3])))
+    # Scores are read in float32.
     assert float(loss.total) == pytest.approx(total, rel=1e-6)
     assert objective("reward").units(batch) == 2
     wins = (scores[0] > scores[1]) + (scores[2] > scores[3])

@@ -47,7 +47,9 @@ class TrainSettings(Options):
     checkpoint_every: int = Field(0, ge=0, description="Steps between checkpoints; 0 keeps only the last.")
     keep_last: int = Field(2, ge=1, description="Checkpoints kept besides the best.")
     patience: int = Field(
-        0, ge=0, description="Validations without a better loss before training stops; 0 never stops early."
+        0,
+        ge=0,
+        description="Validations without a better loss before training stops, and the best weights are taken; 0 never.",
     )
     sample_every: int = Field(0, ge=0, description="Steps between samples of `prompts`; 0 samples none.")
     prompts: tuple[str, ...] = Field((), description="Fixed prompts continued while training, to see it learn.")

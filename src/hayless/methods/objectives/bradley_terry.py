@@ -1,20 +1,19 @@
 """The loss of a reward model: −log σ(r_w − r_l) for each pair of a chosen and a rejected answer.
 
 Bradley and Terry's model of choices (1952), as Ouyang et al. (2022, arXiv:2203.02155, equation 1) train it.
-Shapes: b rows (2i chosen, 2i+1 rejected), s positions, h width.
+Shapes: b rows (2i chosen, 2i+1 rejected).
 """
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from hayless.core.errors import NotSupported, RequestError
+from hayless.core.errors import RequestError
 from hayless.core.method import MethodConfig
 from hayless.data.batches import Batch
-from hayless.train.forward import model_inputs, upcast
+from hayless.measure.reward import scores
 from hayless.train.slots import Loss
 
 
@@ -37,26 +36,8 @@ class Reward:
         return rows // 2
 
     def loss(self, model: PreTrainedModel, batch: Batch) -> Loss:
-        """The summed loss in nats, and `pairwise_accuracy` (a tie counts one half)."""
+        """The summed loss in nats, and `pairwise_accuracy` (a tie counts one half). NotSupported without a score head."""
         scores_b = scores(model, batch)
         margins = scores_b[0::2] - scores_b[1::2]
         wins = (torch.sign(margins.detach()) + 1).sum() / 2
         return Loss(-F.logsigmoid(margins).sum(), {"pairwise_accuracy": wins})
-
-
-def scores(model: PreTrainedModel, batch: Batch) -> Tensor:
-    """The score (b,) of each row, read at its last real token, in float32 at least.
-
-    NotSupported for a model without a score head. (transformers' own pooling looks for the padding token instead, and
-    goes wrong where that is also the end token.)
-    """
-    head = getattr(model, "score", None)
-    if not isinstance(head, nn.Linear) or head.out_features != 1:
-        raise NotSupported(
-            f"{type(model).__name__} gives no score; reward trains a model with one output.",
-            hint="Load it with model.task: reward.",
-        )
-    hidden_bsh = model.base_model(**model_inputs(model, batch)).last_hidden_state
-    last_b = (batch.segments >= 0).sum(1) - 1
-    rows_b = torch.arange(len(last_b), device=last_b.device)
-    return upcast(head(hidden_bsh[rows_b, last_b])).squeeze(-1)
