@@ -5,6 +5,7 @@ import json
 import math
 import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -334,6 +335,13 @@ class TestMetricsLog:
         assert [line["step"] for line in read(path)] == [1, 2, 3, 3]
         MetricsLog(path, after=2).close()
         assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2]
+
+    @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+    def test_a_full_disk_is_a_work_error(self):
+        log = MetricsLog(Path("/dev/full"), after=0)
+        with pytest.raises(WorkError, match="could not be written"):
+            log.write("train", 1, {"loss": 1.0})
+        log.close()
 
     def test_writes_null_for_what_json_cannot_say(self, tmp_path):
         log = MetricsLog(tmp_path / "m", after=0)

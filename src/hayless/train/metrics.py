@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,8 +40,9 @@ class MetricsLog:
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Close the file. A line that did not get onto a full disk was reported when it was written."""
+        with suppress(OSError):
+            self._file.close()
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -45,8 +45,8 @@ def update(
     """Move the weights by one batch, given as micro-batches on the CPU, at `share` of the peak learning rate.
 
     The loss is the mean over the units of all micro-batches together, so that the result does not depend on how the
-    batch was cut. `step` counts from 1. RequestError for a batch without anything to learn; WorkError, before weights are touched, where the
-    loss or a gradient is not finite.
+    batch was cut. `step` counts from 1. RequestError for a batch without anything to learn; WorkError, before weights
+    are touched, where the loss or a gradient is not finite.
     """
     units = sum(objective.units(piece) for piece in pieces)
     if not units:

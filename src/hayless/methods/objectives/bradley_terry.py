@@ -36,7 +36,7 @@ class Reward:
         return rows // 2
 
     def loss(self, model: PreTrainedModel, batch: Batch) -> Loss:
-        """The summed loss in nats, and `pairwise_accuracy` (a tie counts one half). NotSupported without a score head."""
+        """The summed loss in nats, and `pairwise_accuracy` (a tie is one half). NotSupported without a score head."""
         scores_b = scores(model, batch)
         margins = scores_b[0::2] - scores_b[1::2]
         wins = (torch.sign(margins.detach()) + 1).sum() / 2
