@@ -153,6 +153,18 @@ class TestLossScale:
             assert updater.step(1.0, updater.norm(), None)
         assert updater.scale() == 2 * scale
 
+    def test_comes_back_from_a_checkpoint(self):
+        model = torch.nn.Linear(4, 4)
+        updater = make_updater(model, "fp16", configure("adamw"))
+        for factor in (1e36, 1.0):
+            updater.backward((model.weight * factor).sum())
+            updater.step(1.0, updater.norm(), 1.0)
+        again = make_updater(torch.nn.Linear(4, 4), "fp16", configure("adamw"))
+        tensors, plain = updater.optimizer_state()
+        again.load_optimizer_state(tensors, plain)
+        assert again.scale() == updater.scale() == 2**15
+        assert again.optimizer_state()[1] == plain
+
     def test_gradients_are_unscaled_before_they_are_clipped(self):
         model = torch.nn.Linear(4, 4, bias=False)
         updater = make_updater(model, "fp16", configure("sgd"))

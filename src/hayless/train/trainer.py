@@ -64,10 +64,10 @@ class TrainResult:
 class Trainer:
     """Trains `model` in place.
 
-    `objective`, `optimizer` and `memory` are configs of methods that fill those slots. `batches` gives the micro-batches
-    of each update; `validation` are the held-out batches (none: no validation), each computed at once. `tokenizer` is
-    needed for samples only. `predicted_bytes` is quoted where memory runs out. RequestError for settings that do not go
-    together.
+    `objective`, `optimizer` and `memory` are configs of methods that fill those slots. `batches` gives the
+    micro-batches of each update; `validation` are the held-out batches (none: no validation), each computed at once.
+    `tokenizer` is needed for samples only. `predicted_bytes` is quoted where memory runs out. RequestError for settings
+    that do not go together.
     """
 
     def __init__(
