@@ -83,6 +83,22 @@ def test_a_draw_depends_on_its_own_generator_only():
     assert together.tolist() == alone
 
 
+@pytest.mark.parametrize(("uniform", "expected"), [(0.0, 1), (0.25, 2), (1 - 2**-53, 2)])
+def test_the_ends_of_the_uniform_draw_nothing_impossible(monkeypatch, uniform, expected):
+    monkeypatch.setattr(
+        "hayless.decode.sampling.torch.rand", lambda *_, **__: torch.tensor([[uniform]], dtype=torch.float64)
+    )
+    probs = torch.tensor([[0.0, 0.25, 0.75, 0.0]])
+    assert draw(probs, [torch.Generator()]).item() == expected
+
+
+def test_top_p_keeps_no_more_than_it_needs():
+    options = SamplingOptions(temperature=1.0, top_p=0.5)
+    logits = torch.zeros(1, 2)
+    assert torch.equal(distribution(logits, options), _warped(logits, options))
+    assert (distribution(logits, options) > 0).sum() == 1
+
+
 @pytest.mark.parametrize("certain", [0, 4, 9])
 def test_a_certain_token_is_always_drawn(certain):
     probs = torch.zeros(1000, 10)

@@ -19,7 +19,8 @@ posix_only = pytest.mark.skipif(os.name != "posix", reason="signals and process 
 
 @pytest.fixture(autouse=True)
 def _tests_can_be_imported(monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
 
 
 def _gone(pids: list[int]) -> bool:
