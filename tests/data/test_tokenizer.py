@@ -138,3 +138,8 @@ def test_trained_on_a_recipes_data_once(tmp_path, monkeypatch):
     monkeypatch.setattr(subject, "train", None)
     again = subject.train_tokenizer(made.config(folder), "bpe", 300, tmp_path / "kept")
     assert encode(first, [TEXT]) == encode(again, [TEXT])
+
+
+def test_a_run_of_millions_of_letters_is_no_trap():
+    tokenizer = train(["a" * 2_000_000, " " * 2_000_000, TEXT], "bpe", 300)
+    assert tokenizer.decode(encode(tokenizer, [TEXT])[0]) == TEXT

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ END = "<|end|>"
 UNKNOWN = "<unk>"
 _SMALLEST = {"char": 3, "word": 3, "bpe": 257, "unigram": 3}
 _BATCH_CHARACTERS = 1_000_000
+_LONG_RUN = re.compile(r"\S{512}|\s{512}")
 _NEVER = -10_000.0
 """A log-probability below that of any way to spell a special token by other pieces."""
 
@@ -51,7 +53,7 @@ def train(texts: Iterable[str], level: Level, vocab_size: int) -> PreTrainedToke
         nonlocal characters
         for text in texts:
             characters += len(text)
-            yield text
+            yield from _without_long_runs(text)
 
     tokenizer.train_from_iterator(counted(), trainer)
     if not characters:
@@ -231,6 +233,15 @@ def compare(
             )
         )
     return rows
+
+
+def _without_long_runs(text: str) -> Iterator[str]:
+    """`text` in parts without long runs: training on byte pairs takes time quadratic in the length of one."""
+    start = 0
+    for run in _LONG_RUN.finditer(text):
+        yield text[start : run.end()]
+        start = run.end()
+    yield text[start:]
 
 
 def _words(pattern: str, vocab_size: int) -> tuple[Tokenizer, trainers.Trainer]:
