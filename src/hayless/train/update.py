@@ -218,10 +218,12 @@ class MasterUpdater(Updater):
             for master in chunk:
                 weight = weights[master.name]
                 if weight.grad is not None:
-                    # Clipped after the gradient has 32 bits, so that nothing is rounded twice.
-                    gradient = weight.grad.float()
-                    master.tensor.grad = gradient if shrink is None else gradient.mul_(shrink.to(gradient.device))
+                    # No other name may hold this fp32 copy: it would outlive its chunk.
+                    master.tensor.grad = weight.grad.float()
                     weight.grad = None
+                    if shrink is not None:
+                        # Clipped with 32 bits, so that nothing is rounded twice.
+                        master.tensor.grad.mul_(shrink.to(master.tensor.device))
             optimizer.step()
             for master in chunk:
                 master.tensor.grad = None
