@@ -44,6 +44,11 @@ class ModelDims:
     token_types: int = 0
     relative_buckets: int = 0
     activation: str = "silu"
+    norm_first: bool = True
+    parallel_residual: bool = False
+    rotary_share: float = 1.0
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
 
     def __post_init__(self) -> None:
         positive = (
@@ -103,6 +108,16 @@ def head_width(config: Mapping[str, Any], hidden: int, heads: int) -> int:
     if not heads or hidden % heads:
         raise bad_value("num_attention_heads", heads, allowed=f"a divisor of hidden_size ({hidden})")
     return hidden // heads
+
+
+def share(config: Mapping[str, Any], field: str, default: float) -> float:
+    """A share from 0 to 1 from a config, `default` where it is silent; RequestError for anything else."""
+    value = config.get(field)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise bad_value(field, value, allowed="a number from 0 to 1")
+    return float(value)
 
 
 def required(config: Mapping[str, Any], field: str) -> int:

@@ -13,6 +13,7 @@ from enum import StrEnum
 from importlib import import_module
 from typing import Any
 
+from hayless.core.cost import TrainShape
 from hayless.core.ledger import Ledger
 from hayless.core.options import Options
 from hayless.core.roles import Role
@@ -91,6 +92,7 @@ class MethodConfig(Options):
 
 
 Predict = Callable[[Ledger, Any], Ledger]
+PredictTraining = Callable[[TrainShape, Any], TrainShape]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +102,9 @@ class Method:
     `part` says which slot `implementation` ("module:attribute") fills; the protocols of the slots are documented where
     the slots are (`hayless.model.transform`, `hayless.train.slots`, `hayless.decode.slots`). `predict` rewrites the
     ledger the way the method rewrites the model, exactly in parameters and bytes. `claims` may depend on the config.
-    `peft_type` names the adapter format of PEFT that this method reads and writes. Every option of a transform has a
-    default, so that a bare name is a valid request.
+    `peft_type` names the adapter format of PEFT that this method reads and writes. `predict_training` is to training
+    what `predict` is to the model: an optimizer states its bytes a parameter, a memory method what is computed again.
+    Every option of a transform has a default, so that a bare name is a valid request.
     """
 
     name: str
@@ -114,6 +117,7 @@ class Method:
     needs: tuple[Need, ...] = ()
     paper: Paper | None = None
     peft_type: str | None = None
+    predict_training: PredictTraining = lambda shape, config: shape
 
     def load(self) -> Any:
         """Import and return the part. This is where torch comes in."""

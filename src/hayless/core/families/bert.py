@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from hayless.core.dims import ModelDims, head_width, required
+from hayless.core.dims import ModelDims, head_width, required, share
 from hayless.core.families.building import Paths, config_dtype, linear, norm, table
 from hayless.core.ledger import Layout, Row
 from hayless.core.roles import Role
@@ -40,6 +40,9 @@ def read(config: Mapping[str, Any]) -> ModelDims:
         final_norm=False,
         token_types=int(config.get("type_vocab_size", 2)),
         activation=str(config.get("hidden_act", "gelu")),
+        norm_first=False,
+        dropout=share(config, "hidden_dropout_prob", 0.1),
+        attention_dropout=share(config, "attention_probs_dropout_prob", 0.1),
     )
 
 

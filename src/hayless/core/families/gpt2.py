@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from hayless.core.dims import ModelDims, head_width, required
+from hayless.core.dims import ModelDims, head_width, required, share
 from hayless.core.families.building import Paths, config_dtype, linear, norm, table
 from hayless.core.ledger import Layout, Row
 from hayless.core.roles import Role
@@ -33,6 +33,8 @@ def read(config: Mapping[str, Any]) -> ModelDims:
         o_bias=True,
         mlp_bias=True,
         activation=str(config.get("activation_function", "gelu_new")),
+        dropout=share(config, "resid_pdrop", 0.1),
+        attention_dropout=share(config, "attn_pdrop", 0.1),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from hayless.core.dims import ModelDims, head_width, required
+from hayless.core.dims import ModelDims, head_width, required, share
 from hayless.core.families.building import Paths, config_dtype, linear, norm, table
 from hayless.core.ledger import Row
 from hayless.core.roles import Role
@@ -40,7 +40,16 @@ def read(config: Mapping[str, Any]) -> ModelDims:
         o_bias=bias,
         mlp_bias=True,
         activation=str(config.get("hidden_act", "gelu")),
+        parallel_residual=bool(config.get("use_parallel_residual", True)),
+        rotary_share=_rotary_share(config),
+        dropout=share(config, "hidden_dropout", 0.0),
+        attention_dropout=share(config, "attention_dropout", 0.0),
     )
+
+
+def _rotary_share(config: Mapping[str, Any]) -> float:
+    """How much of each head turns; transformers 5 keeps it in `rope_parameters`, older files in `rotary_pct`."""
+    return share(config.get("rope_parameters") or {}, "partial_rotary_factor", share(config, "rotary_pct", 0.25))
 
 
 def rows(dims: ModelDims) -> Iterator[Row]:

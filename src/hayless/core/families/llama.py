@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from hayless.core.dims import ModelDims, head_width, required
+from hayless.core.dims import ModelDims, head_width, required, share
 from hayless.core.families.building import Paths, config_dtype, linear, norm, table
 from hayless.core.ledger import Row
 from hayless.core.roles import Role
@@ -42,6 +42,7 @@ def read(config: Mapping[str, Any]) -> ModelDims:
         qk_norm=model_type in _QK_NORM,
         norms_per_block=4 if model_type in _FOUR_NORMS else 2,
         activation=str(config.get("hidden_activation") or config.get("hidden_act") or "silu"),
+        attention_dropout=share(config, "attention_dropout", 0.0),
     )
 
 

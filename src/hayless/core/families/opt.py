@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from hayless.core.dims import ModelDims, head_width, required
+from hayless.core.dims import ModelDims, head_width, required, share
 from hayless.core.errors import NotSupported
 from hayless.core.families.building import Paths, config_dtype, linear, norm, table
 from hayless.core.ledger import Row
@@ -49,6 +49,9 @@ def read(config: Mapping[str, Any]) -> ModelDims:
         final_norm=before and not config.get("_remove_final_layer_norm", False),
         embedding_size=int(config.get("word_embed_proj_dim") or hidden),
         activation=str(config.get("activation_function", "relu")),
+        norm_first=before,
+        dropout=share(config, "dropout", 0.1),
+        attention_dropout=share(config, "attention_dropout", 0.0),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from hayless.core.dims import ModelDims, required
+from hayless.core.dims import ModelDims, required, share
 from hayless.core.families.building import Paths, config_dtype, linear, norm, table
 from hayless.core.ledger import Row
 from hayless.core.roles import Role
@@ -36,6 +36,8 @@ def read(config: Mapping[str, Any]) -> ModelDims:
         norms_per_block=3,
         encoder_layers=layers,
         relative_buckets=int(config.get("relative_attention_num_buckets", 32)),
+        dropout=share(config, "dropout_rate", 0.1),
+        attention_dropout=share(config, "dropout_rate", 0.1),
         activation="gelu_new" if activation == "gated-gelu" else activation.removeprefix("gated-"),
     )
 

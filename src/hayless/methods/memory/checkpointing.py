@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 from pydantic import Field
 
+from hayless.core.cost import TrainShape
 from hayless.core.method import Method, MethodConfig, Paper, Part, unchanged
 
 
@@ -18,6 +20,11 @@ class CheckpointingConfig(MethodConfig):
     )
 
 
+def predict_training(shape: TrainShape, config: CheckpointingConfig) -> TrainShape:
+    """Training that computes blocks again."""
+    return replace(shape, checkpoint_every=config.every)
+
+
 METHOD = Method(
     name="checkpointing",
     part=Part.MEMORY,
@@ -25,5 +32,6 @@ METHOD = Method(
     config=CheckpointingConfig,
     implementation="hayless.methods.memory.recompute:Checkpointing",
     predict=unchanged,
+    predict_training=predict_training,
     paper=Paper("Training Deep Nets with Sublinear Memory Cost", "Chen et al.", 2016, "1604.06174"),
 )

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from hayless.core.cost import TrainShape
+from hayless.core.dtypes import item_bytes
 from hayless.core.method import Method, MethodConfig, Paper, Part, unchanged
 
 
@@ -30,6 +34,16 @@ class AdamWConfig(MethodConfig):
         return self
 
 
+def state_bytes(shape: tuple[int, ...], dtype: str) -> int:
+    """Two moments in the parameter's dtype, and a float32 that counts steps."""
+    return 2 * math.prod(shape) * item_bytes(dtype) + 4
+
+
+def predict_training(shape: TrainShape, config: AdamWConfig) -> TrainShape:
+    """Training with AdamW's state."""
+    return replace(shape, state_bytes=state_bytes)
+
+
 METHOD = Method(
     name="adamw",
     part=Part.OPTIMIZER,
@@ -37,5 +51,6 @@ METHOD = Method(
     config=AdamWConfig,
     implementation="hayless.methods.optimizers.standard:AdamW",
     predict=unchanged,
+    predict_training=predict_training,
     paper=Paper("Decoupled Weight Decay Regularization", "Loshchilov and Hutter", 2019, "1711.05101"),
 )

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from hayless.core.cost import TrainShape, no_state
+from hayless.core.dtypes import item_bytes
 from hayless.core.method import Method, MethodConfig, Part, unchanged
 
 
@@ -28,6 +32,16 @@ class SgdConfig(MethodConfig):
         return self
 
 
+def momentum_bytes(shape: tuple[int, ...], dtype: str) -> int:
+    """One tensor in the parameter's dtype."""
+    return math.prod(shape) * item_bytes(dtype)
+
+
+def predict_training(shape: TrainShape, config: SgdConfig) -> TrainShape:
+    """Training with what SGD remembers: nothing without momentum."""
+    return replace(shape, state_bytes=momentum_bytes if config.momentum else no_state)
+
+
 METHOD = Method(
     name="sgd",
     part=Part.OPTIMIZER,
@@ -35,4 +49,5 @@ METHOD = Method(
     config=SgdConfig,
     implementation="hayless.methods.optimizers.standard:Sgd",
     predict=unchanged,
+    predict_training=predict_training,
 )

@@ -1,0 +1,386 @@
+"""What a model costs: bytes by cause at each phase's peak, arithmetic, and traffic, from its ledger.
+
+Training follows ZeRO's way of counting (Rajbhandari et al., 2020, arXiv:1910.02054, section 3.1): a trained parameter
+has a weight, a gradient, optimizer state and, in `master`, a float32 copy. Activations come from a recorded run of the
+model (`hayless.core.activations`). Not counted: the CUDA context, what an allocator keeps beyond what is in use, the
+model's buffers (a few numbers for rotary positions), and files being read.
+
+Arithmetic: a multiplication and an addition are 2 FLOPs. A matrix costs 2·in·out a token forward, 2 more for the
+gradient of its input, and 2 more for its own gradient where it is trained.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from hayless.core.activations import VERIFIED, record
+from hayless.core.dims import ModelDims
+from hayless.core.dtypes import item_bytes
+from hayless.core.errors import NotSupported, RequestError, bad_value, unknown
+from hayless.core.forward import RunShape, unpacked_bytes
+from hayless.core.ledger import Layout, Ledger, Row
+from hayless.core.replay import Held, launches, moved_bytes, replay
+from hayless.core.roles import Role
+
+PRECISIONS: Mapping[str, tuple[str, str | None]] = {
+    "fp32": ("float32", None),
+    "autocast": ("float32", "bfloat16"),
+    "master": ("bfloat16", None),
+    "bf16": ("bfloat16", None),
+    "fp16": ("float32", "float16"),
+}
+"""Precision of training → dtype of trained weights and gradients, autocast's dtype."""
+
+MASTER_CHUNK_BYTES = 64 * 2**20
+"""float32 gradients that exist at once while `master` moves the weights (a larger tensor stands alone)."""
+
+StateBytes = Callable[[tuple[int, ...], str], int]
+"""Bytes an optimizer remembers for one parameter of this shape and dtype (in `master`: that of the float32 copy)."""
+
+
+def no_state(shape: tuple[int, ...], dtype: str) -> int:
+    """The state of an optimizer that remembers nothing."""
+    return 0
+
+
+@dataclass(frozen=True, slots=True)
+class TrainShape:
+    """How a model is trained, as far as cost depends on it.
+
+    `batch` rows of `sequence` tokens are computed at once, `accumulation` times an update. `state_bytes` is the
+    optimizer's. `checkpoint_every` n computes every n-th block again in the backward pass; 0 none. `masked`: rows are
+    packed with several documents, so attention has an explicit mask.
+    """
+
+    batch: int
+    sequence: int
+    accumulation: int = 1
+    precision: str = "fp32"
+    state_bytes: StateBytes = no_state
+    checkpoint_every: int = 0
+    attention: Literal["sdpa", "eager"] = "sdpa"
+    masked: bool = False
+    device: Literal["cuda", "cpu"] = "cuda"
+
+    def __post_init__(self) -> None:
+        _at_least(1, batch=self.batch, sequence=self.sequence, accumulation=self.accumulation)
+        _at_least(0, checkpoint_every=self.checkpoint_every)
+        if self.precision not in PRECISIONS:
+            raise unknown("precision", self.precision, PRECISIONS)
+
+    def dtype(self, row: Row) -> str:
+        """The dtype a row's weights have while this trains: a frozen one is never made larger."""
+        wanted = PRECISIONS[self.precision][0]
+        if row.trainable or item_bytes(row.dtype) > item_bytes(wanted):
+            return wanted
+        return row.dtype
+
+    @property
+    def moved_dtype(self) -> str:
+        """The dtype of what the optimizer moves."""
+        return "float32" if self.precision == "master" else PRECISIONS[self.precision][0]
+
+
+@dataclass(frozen=True, slots=True)
+class Bytes:
+    """Bytes in use at one moment, by cause. `temporary`: what exists only while an operation runs, and gradients of
+    activations; `loss`: logits, the loss and their gradients."""
+
+    weights: int = 0
+    gradients: int = 0
+    optimizer: int = 0
+    master: int = 0
+    activations: int = 0
+    loss: int = 0
+    kv_cache: int = 0
+    temporary: int = 0
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return sum(self.by_cause().values())
+
+    def by_cause(self) -> dict[str, int]:
+        """Cause → bytes."""
+        return {entry.name: getattr(self, entry.name) for entry in fields(self)}
+
+    def __add__(self, other: Bytes) -> Bytes:
+        mine, theirs = self.by_cause(), other.by_cause()
+        return Bytes(**{cause: mine[cause] + theirs[cause] for cause in mine})
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a phase does: `flops`, `moved_bytes` to and from memory, `launches` of kernels."""
+
+    flops: float = 0.0
+    moved_bytes: float = 0.0
+    launches: int = 0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(self.flops + other.flops, self.moved_bytes + other.moved_bytes, self.launches + other.launches)
+
+    def times(self, count: float) -> Work:
+        """The same work `count` times."""
+        return Work(self.flops * count, self.moved_bytes * count, round(self.launches * count))
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Bytes at the peak of each phase, and the work of each phase.
+
+    Training has the phases `forward`, `backward` and `step` (its work is that of a whole update, all micro-batches);
+    decoding has `prefill` and `decode` (one token for each row). `tokens` is what that work yields: trained tokens of
+    an update, or tokens of one decoding step. `notes` say what was assumed.
+    """
+
+    phases: Mapping[str, Bytes]
+    work: Mapping[str, Work]
+    tokens: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def peak(self) -> Bytes:
+        """Bytes of the phase that needs most."""
+        return max(self.phases.values(), key=lambda held: held.total)
+
+    @property
+    def peak_phase(self) -> str:
+        """The phase that needs most."""
+        return max(self.phases, key=lambda name: self.phases[name].total)
+
+    def __add__(self, other: Cost) -> Cost:
+        """Two models held and run together on the same tokens, such as a teacher and its student."""
+        if self.phases.keys() != other.phases.keys() or self.tokens != other.tokens:
+            raise RequestError("Only costs of the same phases and tokens can be added.")
+        return Cost(
+            {name: held + other.phases[name] for name, held in self.phases.items()},
+            {name: work + other.work[name] for name, work in self.work.items()},
+            self.tokens,
+            tuple(dict.fromkeys(self.notes + other.notes)),
+        )
+
+
+def training_cost(ledger: Ledger, shape: TrainShape) -> Cost:
+    """What training the model of `ledger` costs an update. RequestError where nothing is trainable."""
+    trained = [row for row in ledger.rows if row.trainable and not row.tied_to]
+    if not trained:
+        raise RequestError("No parameter of the model is trainable.", hint="Packed weights need an adapter to train.")
+    run = RunShape(
+        shape.batch,
+        shape.sequence,
+        arithmetic=PRECISIONS[shape.precision][1],
+        attention=shape.attention,
+        masked=shape.masked,
+        checkpoint_every=shape.checkpoint_every,
+        device=shape.device,
+    )
+    tape = record(ledger, run, shape.dtype)
+    gradients = gradient_bytes(ledger, shape)
+    held = replay(tape, gradients=gradients if shape.accumulation > 1 else 0)
+    resting = Bytes(
+        weights=weight_bytes(ledger, shape.dtype),
+        optimizer=optimizer_bytes(ledger, shape),
+        master=4 * ledger.trainable if shape.precision == "master" else 0,
+    )
+    widening = 0
+    if shape.precision == "master":
+        largest = 4 * max(math.prod(row.shape) for row in trained)
+        widening = min(4 * ledger.trainable, max(MASTER_CHUNK_BYTES, largest))
+    phases = {
+        "forward": resting + _during(held.forward),
+        "backward": resting + _during(held.backward),
+        "step": resting + Bytes(gradients=gradients, temporary=widening),
+    }
+    forward = Work(
+        forward_flops(ledger, shape.batch, shape.sequence), resting.weights + moved_bytes(tape), launches(tape)
+    )
+    per_update = shape.batch * shape.sequence * shape.accumulation
+    backward = Work(backward_flops(ledger, shape), 2 * forward.moved_bytes + gradients, 2 * forward.launches)
+    rewritten = weight_bytes(ledger, shape.dtype, trained=True) + resting.optimizer + resting.master
+    work = {
+        "forward": forward.times(shape.accumulation),
+        "backward": backward.times(shape.accumulation),
+        "step": Work(moved_bytes=2 * rewritten + gradients, launches=sum(row.count for row in trained)),
+    }
+    return Cost(phases, work, per_update, _notes(ledger.dims, shape.attention))
+
+
+def decode_cost(
+    ledger: Ledger,
+    batch: int,
+    context: int,
+    *,
+    cache_dtype: str | None = None,
+    attention: Literal["sdpa", "eager"] = "sdpa",
+    device: Literal["cuda", "cpu"] = "cuda",
+) -> Cost:
+    """What decoding costs `batch` rows: `prefill` reads `context` tokens a row, `decode` adds one token after them.
+
+    The cache grows by copying (transformers' DynamicCache), so one layer's keys exist twice for a moment. It has the
+    model's dtype unless `cache_dtype` says otherwise.
+    """
+    _at_least(1, batch=batch, context=context)
+    dims = ledger.dims
+    if dims.family == "bert":
+        raise NotSupported("BERT does not continue text.")
+    weights = weight_bytes(ledger)
+    cache = kv_cache_bytes(dims, batch, context, cache_dtype)
+    tapes = {
+        phase: record(
+            ledger,
+            RunShape(batch, sequence, training=False, attention=attention, logits=1, device=device),
+        )
+        for phase, sequence in (("prefill", context), ("decode", 1))
+    }
+    one_layer = cache // (2 * dims.num_layers)
+    phases = {
+        phase: Bytes(weights=weights, kv_cache=cache, temporary=one_layer if phase == "decode" else 0)
+        + _during(replay(tape).forward)
+        for phase, tape in tapes.items()
+    }
+    touched = _touched_bytes(ledger, batch)
+    attention_flops = 4 * dims.num_layers * dims.q_width * batch * (context + 1)
+    work = {
+        "prefill": Work(
+            forward_flops(ledger, batch, context, logits=1),
+            _touched_bytes(ledger, batch * context) + cache + moved_bytes(tapes["prefill"]),
+            launches(tapes["prefill"]),
+        ),
+        "decode": Work(
+            _matrix_flops(ledger, batch, batch) + attention_flops,
+            touched + cache + moved_bytes(tapes["decode"]),
+            launches(tapes["decode"]),
+        ),
+    }
+    return Cost(phases, work, batch, _notes(dims, attention))
+
+
+def weight_bytes(ledger: Ledger, dtype: Callable[[Row], str] = lambda row: row.dtype, *, trained: bool = False) -> int:
+    """Bytes of weights, plain rows as `dtype` and packed ones as they are held; only trained ones if `trained`."""
+    total = 0
+    for row in ledger.rows:
+        if row.trainable or not trained:
+            total += row.bytes if is_packed(row) else row.elements * item_bytes(dtype(row))
+    return total
+
+
+def gradient_bytes(ledger: Ledger, shape: TrainShape) -> int:
+    """Bytes of all gradients: one in the weight's dtype for each trained parameter."""
+    return weight_bytes(ledger, shape.dtype, trained=True)
+
+
+def optimizer_bytes(ledger: Ledger, shape: TrainShape) -> int:
+    """Bytes the optimizer remembers for all trained parameters."""
+    return sum(
+        row.count * shape.state_bytes(row.shape, shape.moved_dtype)
+        for row in ledger.rows
+        if row.trainable and not row.tied_to
+    )
+
+
+def kv_cache_bytes(dims: ModelDims, batch: int, context: int, dtype: str | None = None) -> int:
+    """Bytes of keys and values of `context` tokens; an encoder-decoder also keeps those of as many source tokens."""
+    stacks = 2 if dims.encoder_layers else 1
+    return 2 * stacks * dims.num_layers * dims.kv_width * batch * context * item_bytes(dtype or dims.dtype)
+
+
+def forward_flops(
+    ledger: Ledger, batch: int, sequence: int, *, logits: int = 0, attention: Literal["causal", "full"] = "causal"
+) -> float:
+    """FLOPs of one forward pass over `batch` rows of `sequence` tokens, logits of the last `logits` (0: all).
+
+    Attention counts QKᵀ and PV: over all pairs of positions (`full`, the convention of published utilisations), or over
+    those that a causal mask leaves, which is what fused kernels compute.
+    """
+    tokens = batch * sequence
+    head_tokens = batch * (min(logits, sequence) if logits else sequence)
+    return _matrix_flops(ledger, tokens, head_tokens) + attention_flops(ledger.dims, batch, sequence, attention)
+
+
+def attention_flops(dims: ModelDims, batch: int, sequence: int, kind: Literal["causal", "full"] = "causal") -> float:
+    """FLOPs of QKᵀ and PV in all layers. Encoders and cross-attention are never causal."""
+    full = 4.0 * dims.q_width * batch * sequence * sequence
+    causal = full if kind == "full" or dims.family == "bert" else full * (sequence + 1) / (2 * sequence)
+    cross = dims.num_layers * full if dims.encoder_layers else 0.0
+    return dims.num_layers * causal + dims.encoder_layers * full + cross
+
+
+def backward_flops(ledger: Ledger, shape: TrainShape) -> float:
+    """FLOPs of one micro-batch's backward pass, blocks that are computed again included.
+
+    2 a weight and token for the gradient of the input, 2 for that of the weight where it is trained; attention twice
+    its forward pass.
+    """
+    tokens = shape.batch * shape.sequence
+    matrices = _matrix_flops(ledger, tokens, tokens)
+    trained = _matrix_flops(ledger, tokens, tokens, trained=True)
+    attended = attention_flops(ledger.dims, shape.batch, shape.sequence)
+    again = 0.0
+    if shape.checkpoint_every:
+        blocks = ledger.dims.num_layers + ledger.dims.encoder_layers
+        outside = _matrix_flops(ledger, tokens, tokens, blocks=False)
+        again = (matrices - outside + attended) * math.ceil(blocks / shape.checkpoint_every) / blocks
+    return matrices + trained + 2 * attended + again
+
+
+def is_packed(row: Row) -> bool:
+    """Whether a row's weights lie in memory in another form than their own."""
+    return unpacked_bytes(row) > 0
+
+
+def _matrix_flops(
+    ledger: Ledger, tokens: int, head_tokens: int, *, trained: bool = False, blocks: bool = True
+) -> float:
+    """2·in·out of each matrix a token meets; only trained ones if `trained`, only those outside if not `blocks`."""
+    share = _active_share(ledger.dims)
+    total = 0.0
+    tables = {row.module: row for row in ledger.rows if row.layout is Layout.TABLE}
+    for row in ledger.rows:
+        owner = tables.get(row.tied_to, row) if row.tied_to else row
+        if not row.is_matrix or (trained and not owner.trainable) or (row.layers and not blocks):
+            continue
+        seen = head_tokens if row.role is Role.HEAD else tokens
+        total += 2.0 * row.count * math.prod(row.shape) * seen * (share if row.layout is Layout.EXPERTS else 1.0)
+    return total
+
+
+def _touched_bytes(ledger: Ledger, tokens: int) -> float:
+    """Bytes of weights that a pass over `tokens` tokens reads: the rows of tables it needs, the experts it meets."""
+    dims, total = ledger.dims, 0.0
+    tables = {row.module: row for row in ledger.rows if row.layout is Layout.TABLE}
+    met = 1.0 - (1.0 - _active_share(dims)) ** tokens if dims.num_experts else 1.0
+    for row in ledger.rows:
+        if row.tied_to:
+            total += tables[row.tied_to].bytes
+        elif row.layout is Layout.TABLE:
+            total += row.bytes * min(1.0, tokens / row.shape[0])
+        else:
+            total += row.bytes * (met if row.layout is Layout.EXPERTS else 1.0)
+    return total
+
+
+def _active_share(dims: ModelDims) -> float:
+    return dims.experts_per_token / dims.num_experts if dims.num_experts else 1.0
+
+
+def _during(held: Held) -> Bytes:
+    return Bytes(gradients=held.gradients, activations=held.activations, loss=held.loss, temporary=held.temporary)
+
+
+def _notes(dims: ModelDims, attention: str) -> tuple[str, ...]:
+    notes = [f"attention: {attention}, arithmetic counted causal"]
+    if dims.model_type not in VERIFIED:
+        notes.append(f"activations of {dims.model_type} are unverified")
+    if dims.attention_dropout or dims.dropout:
+        notes.append("dropout masks included")
+    return tuple(notes)
+
+
+def _at_least(least: int, **values: int) -> None:
+    for name, value in values.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise bad_value(name, value, allowed=f"a whole number of at least {least}")

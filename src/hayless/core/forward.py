@@ -1,0 +1,238 @@
+"""A run of a model on paper: its weights by path, and the modules that families share, recorded on a tape."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from hayless.core.dtypes import item_bytes
+from hayless.core.families import family_of
+from hayless.core.ledger import Layout, Ledger, Row
+from hayless.core.roles import Role
+from hayless.core.tape import Tape, Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class RunShape:
+    """One run of a model: `batch` rows of `sequence` tokens.
+
+    `arithmetic`: autocast's dtype, if any. `masked`: an explicit mask is given (packed documents, padding on the left).
+    `checkpoint_every` n computes every n-th block again backward; 0 none. `logits`: positions at the end whose logits
+    are computed; 0 all.
+    """
+
+    batch: int
+    sequence: int
+    training: bool = True
+    arithmetic: str | None = None
+    attention: Literal["sdpa", "eager"] = "sdpa"
+    masked: bool = False
+    checkpoint_every: int = 0
+    logits: int = 0
+    device: Literal["cuda", "cpu"] = "cuda"
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the whole batch."""
+        return self.batch * self.sequence
+
+
+class Run:
+    """One run being recorded: the model's weights by path, and the modules all families share."""
+
+    def __init__(self, ledger: Ledger, shape: RunShape, tape: Tape, weight_dtype: Callable[[Row], str]) -> None:
+        self.dims, self.shape, self.tape = ledger.dims, shape, tape
+        self.paths = family_of(ledger.dims.model_type).PATHS
+        self.rows: dict[tuple[str, str], Row] = {(row.module, row.parameter): row for row in ledger.rows}
+        self._branches = _branches(ledger)
+        self._weight_dtype = weight_dtype
+        self._leaves: dict[tuple[str, str, int], Tensor] = {}
+        self._hidden_dtype = "float32"
+        self.mask: Tensor | None = None
+
+    @property
+    def heads(self) -> int:
+        """Tokens times heads: the rows of attention."""
+        return self.shape.tokens * self.dims.num_heads
+
+    def weight(self, module: str, parameter: str, layer: int = 0) -> Tensor | None:
+        """A weight as a leaf, the same object for shared ones; None where the model has none of that name."""
+        row = self.rows.get((module, parameter))
+        if row is None or (row.layers and layer not in row.layers):
+            return None
+        if row.tied_to:
+            module, parameter, row = row.tied_to, "weight", self.rows[row.tied_to, "weight"]
+        return self._leaf(row, layer if row.layers else 0)
+
+    def linear(self, x: Tensor, module: str, layer: int = 0) -> Tensor:
+        """A linear module with its bias and the branches that methods added beside it."""
+        row = self.rows[module, "weight"]
+        weight, bias = self.weight(module, "weight", layer), self.weight(module, "bias", layer)
+        assert weight is not None
+        tokens = x.elements // row.in_features
+        out = self.tape.linear(x, weight, bias, tokens * row.out_features, unpacked_bytes(row))
+        for branch in self._branches.get(module, ()):
+            if not branch[0].layers or layer in branch[0].layers:
+                out = self._branch(x, branch, layer, out)
+        return out
+
+    def rms_norm(self, x: Tensor, module: str, layer: int = 0, width: int = 0) -> Tensor:
+        """Llama's norm: in float32, then back to the input's dtype, then times the gain."""
+        tape, dtype = self.tape, x.dtype
+        weight = self.weight(module, "weight", layer)
+        assert weight is not None
+        wide = tape.cast(x, "float32")
+        square = tape.unary(wide, "input")
+        mean = tape.unary(square, "nothing", x.elements // (width or self.dims.hidden_size))
+        normed = tape.mul(wide, tape.unary(tape.scale(mean), "output"))
+        if self.dims.model_type.startswith("gemma"):
+            gain = tape.scale(tape.cast(weight, "float32"))
+            return tape.cast(tape.mul(normed, gain), dtype)
+        return tape.mul(weight, tape.cast(normed, dtype))
+
+    def layer_norm(self, x: Tensor, module: str, layer: int = 0) -> Tensor:
+        """nn.LayerNorm."""
+        weight = self.weight(module, "weight", layer)
+        assert weight is not None
+        tokens = x.elements // self.dims.hidden_size
+        return self.tape.layer_norm(x, weight, self.weight(module, "bias", layer), tokens)
+
+    def activation(self, x: Tensor) -> Tensor:
+        """The activation function, as transformers writes it."""
+        tape, name = self.tape, self.dims.activation
+        if name in ("gelu_new", "gelu_python_tanh", "gelu_fast", "gelu_accurate"):
+            half = tape.scale(x)
+            cube = tape.unary(x, "input")
+            inner = tape.scale(tape.add(x, tape.scale(cube)))
+            tape.hold(cube)
+            return tape.mul(half, tape.scale(tape.unary(inner, "output")))
+        return tape.unary(x, "output" if name in ("relu", "tanh", "sigmoid") else "input")
+
+    def rotation(self) -> tuple[Tensor, Tensor] | None:
+        """Cosines and sines of all positions; one row where positions are those of a plain sequence."""
+        if self.paths.rotary is None:
+            return None
+        rows = self.shape.batch if self.shape.masked else 1
+        size = rows * self.shape.sequence * self.rotary_width
+        return self.tape.constant(size, self._hidden_dtype), self.tape.constant(size, self._hidden_dtype)
+
+    @property
+    def rotary_width(self) -> int:
+        """How much of a head turns with its position."""
+        return max(2, int(self.dims.head_dim * self.dims.rotary_share) // 2 * 2)
+
+    def rotated(self, x: Tensor, heads: int, rotation: tuple[Tensor, Tensor]) -> Tensor:
+        """Rotary positions applied to queries or keys of `heads` heads."""
+        tape = self.tape
+        cos, sin = rotation
+        turned = self.shape.tokens * heads * self.rotary_width
+        part, rest = x, None
+        if turned != x.elements:
+            part, rest = tape.parts(x, (turned, x.elements - turned))
+        product = tape.mul(part, cos)
+        low, high = tape.parts(part, (turned // 2, turned // 2))
+        half = tape.join(tape.scale(high), low)
+        whole = tape.add(product, tape.mul(half, sin))
+        tape.hold(product, x)
+        return whole if rest is None else tape.join(whole, rest)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, *, wide_scores: bool = True, fused: bool = True) -> Tensor:
+        """Attention of this run's kind over keys and values with their own number of heads.
+
+        `wide_scores`: the family's eager attention takes its softmax in float32. `fused` False: a trained bias on the
+        scores keeps fused attention from running.
+        """
+        tape, dims = self.tape, self.dims
+        keys = k.elements // dims.kv_width
+        groups = dims.num_heads // dims.num_kv_heads
+        drops = self.shape.training and dims.attention_dropout > 0
+        if fused and self.shape.attention == "sdpa" and not (drops and self.shape.device == "cpu"):
+            if groups > 1 and (self.mask is not None or dims.head_dim > 256):
+                k, v = tape.copy(k, k.elements * groups), tape.copy(v, v.elements * groups)
+            masks = () if self.mask is None else (tape.cast(self.mask, q.dtype),)
+            return tape.attention(q, k, v, self.heads, masks)
+        # Eager attention, which CPUs fall back to under dropout. Heads are made contiguous: q, k and v are copied.
+        q, k, v = (tape.copy(x, keys * dims.q_width if x is not q else None) for x in (q, k, v))
+        scores = tape.scale(tape.matmul(q, k, self.heads * self.shape.sequence))
+        scores = tape.add(scores, tape.constant(self.shape.sequence**2, scores.dtype))
+        if wide_scores or self.shape.arithmetic:
+            scores = tape.cast(scores, "float32")
+        probs = tape.dropout(tape.cast(tape.unary(scores, "output"), q.dtype), dims.attention_dropout)
+        return tape.copy(tape.matmul(probs, v, q.elements))
+
+    def embedded(self) -> Tensor:
+        """Token embeddings, with learned positions and a projection where the family has them."""
+        tape, dims = self.tape, self.dims
+        table = self.weight(self.paths.embedding, "weight")
+        assert table is not None
+        self._hidden_dtype = table.dtype
+        ids = tape.constant(self.shape.tokens, "int64")
+        x = tape.embedding(ids, table, self.shape.tokens * dims.embedding_width)
+        if self.paths.project_in and dims.embedding_width != dims.hidden_size:
+            x = self.linear(x, self.paths.project_in)
+        positions = self.weight(self.paths.position, "weight") if self.paths.position else None
+        if positions is not None:
+            rows = self.shape.batch if self.shape.masked or dims.family == "opt" else 1
+            places = tape.constant(rows * self.shape.sequence, "int64")
+            x = tape.add(x, tape.embedding(places, positions, rows * self.shape.sequence * dims.hidden_size))
+        if self.shape.masked:
+            self.mask = tape.constant(self.shape.batch * self.shape.sequence**2, "bool")
+        return x
+
+    def head(self, hidden: Tensor) -> None:
+        """Logits, and where the run trains their cross-entropy; without a head, a loss on the last states."""
+        tape = self.tape
+        found = next((row for row in self.rows.values() if row.role is Role.HEAD and row.is_matrix), None)
+        if found is None:
+            tape.result = tape.unary(hidden, "nothing", 1) if self.shape.training else None
+            return
+        if self.shape.logits:
+            rows = min(self.shape.logits, self.shape.sequence) * self.shape.batch
+            hidden = tape.copy(hidden, rows * hidden.elements // self.shape.tokens)
+        logits = self.linear(hidden, found.module)
+        if self.shape.training:
+            tape.result = tape.cross_entropy(logits, tape.constant(self.shape.tokens, "int64"))
+            tape.hold(logits)
+
+    def checkpointed(self, block: int) -> bool:
+        """Whether a block is computed again in the backward pass."""
+        every = self.shape.checkpoint_every
+        return self.shape.training and every > 0 and block % every == 0
+
+    def _leaf(self, row: Row, layer: int) -> Tensor:
+        key = (row.module, row.parameter, layer)
+        if key not in self._leaves:
+            size = row.elements // row.count
+            self._leaves[key] = self.tape.leaf(size, self._weight_dtype(row), row.trainable)
+        return self._leaves[key]
+
+    def _branch(self, x: Tensor, rows: tuple[Row, ...], layer: int, out: Tensor) -> Tensor:
+        """A branch of matrices one after the other, scaled and added."""
+        tape, inner = self.tape, x
+        for row in rows:
+            weight = self._leaf(row, layer)
+            if not self.shape.arithmetic:
+                inner = tape.cast(inner, weight.dtype)
+            inner = tape.linear(inner, weight, None, inner.elements // row.in_features * row.out_features)
+        return tape.add(out, tape.cast(tape.scale(inner), out.dtype))
+
+
+def _branches(ledger: Ledger) -> Mapping[str, tuple[tuple[Row, ...], ...]]:
+    """Module → the chains of adapter matrices beside it (adapters' modules lie under the module they belong to)."""
+    bases = {row.module for row in ledger.rows if row.is_matrix and row.role is not Role.ADAPTER}
+    found: dict[str, dict[tuple[int, ...], list[Row]]] = {}
+    for row in ledger.rows:
+        if row.role is Role.ADAPTER and row.layout is Layout.LINEAR:
+            base = row.module
+            while base and base not in bases:
+                base = base.rpartition(".")[0]
+            if base:
+                found.setdefault(base, {}).setdefault(row.layers, []).append(row)
+    return {base: tuple(tuple(rows) for rows in chains.values()) for base, chains in found.items()}
+
+
+def unpacked_bytes(row: Row) -> int:
+    """Bytes of one matrix of a packed row while it is looked up; 0 for a plain one."""
+    plain = len(row.held) == 1 and row.held[0].shape == row.shape
+    return 0 if plain else row.elements // row.count * item_bytes(row.dtype)

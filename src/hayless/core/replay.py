@@ -1,0 +1,240 @@
+"""How much memory a tape needs: its operations followed forward, and backward as autograd would run them.
+
+A tensor lives from the operation that makes it to the last one that reads it, or to its backward step where it is
+saved. Gradients live from where they are made to where they are used; those of weights stay. A checkpointed block keeps
+what enters it and is run again before its backward pass.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from hayless.core.tape import Op, Segment, Storage, Tape, Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Bytes in use at one moment, weights and optimizer left out. `loss`: logits, the loss and their gradients."""
+
+    gradients: int = 0
+    activations: int = 0
+    loss: int = 0
+    temporary: int = 0
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.gradients + self.activations + self.loss + self.temporary
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """What a run holds: at the peak forward, between forward and backward (what autograd saved), at the peak backward.
+
+    Where nothing trains, `saved` and `backward` hold nothing.
+    """
+
+    forward: Held
+    saved: Held
+    backward: Held
+
+
+def replay(tape: Tape, *, gradients: int = 0) -> Replay:
+    """Follow a tape forward and, where it trains, backward. `gradients`: bytes kept from earlier micro-batches."""
+    memory = _Memory(gradients)
+    last = _last_uses(tape.segments)
+    for segment in tape.segments:
+        if segment.checkpointed:
+            memory.keep(_entering(segment))
+        memory.forward(segment.ops, last, saving=not segment.checkpointed)
+    forward, saved = memory.peak, memory.now()
+    if tape.result is None or not tape.result.grad:
+        return Replay(forward, Held(), Held())
+    memory.restart()
+    memory.begin_backward(tape.result)
+    for segment in reversed(tape.segments):
+        again = segment.checkpointed and memory.reaches(segment.ops)
+        if again:
+            memory.forward(segment.ops, _last_uses([segment]), saving=True)
+        for op in reversed(segment.ops):
+            memory.backward(op, release=again or not segment.checkpointed)
+        if segment.checkpointed:
+            memory.release(_entering(segment))
+    return Replay(forward, saved, memory.peak)
+
+
+def moved_bytes(tape: Tape) -> int:
+    """Bytes the forward operations read and write if every result goes to memory and back; weights left out."""
+    return sum(
+        sum(tensor.bytes for tensor in (*op.inputs, *op.outputs) if not tensor.storage.leaf) + 2 * op.scratch
+        for segment in tape.segments
+        for op in segment.ops
+        if op.outputs
+    )
+
+
+def launches(tape: Tape) -> int:
+    """Forward operations, each of them about one kernel."""
+    return sum(1 for segment in tape.segments for op in segment.ops if op.outputs)
+
+
+class _Memory:
+    """What is in use now, by cause, and the highest point so far."""
+
+    def __init__(self, gradients: int) -> None:
+        self._in_frames: set[Storage] = set()
+        self._saved: Counter[Storage] = Counter()
+        self._gradient_of: dict[Tensor, Storage] = {}
+        self._owners: Counter[Storage] = Counter()
+        self._with_gradient: set[Storage] = set()
+        self._accumulates = gradients > 0
+        self._gradients, self._activations, self._loss, self._temporary = gradients, 0, 0, 0
+        self.peak = self.now()
+
+    def now(self) -> Held:
+        """What is in use at this moment."""
+        return Held(self._gradients, self._activations, self._loss, self._temporary)
+
+    def restart(self) -> None:
+        """Forget the peak so far."""
+        self.peak = self.now()
+
+    def keep(self, storages: Iterable[Storage]) -> None:
+        """Save each for the backward pass."""
+        for storage in storages:
+            before = self._state(storage)
+            self._saved[storage] += 1
+            self._count(storage, before)
+
+    def release(self, storages: Iterable[Storage]) -> None:
+        """Undo one `keep` of each."""
+        for storage in storages:
+            before = self._state(storage)
+            self._saved[storage] -= 1
+            self._count(storage, before)
+
+    def forward(self, ops: Sequence[Op], last: dict[Storage, Op], *, saving: bool) -> None:
+        """Run `ops`; `last` is the operation after which nobody reads a storage."""
+        for op in ops:
+            for tensor in (*op.outputs, *op.saved):
+                self._enter(tensor.storage)
+            self._look(op.scratch)
+            if saving:
+                self.keep(tensor.storage for tensor in op.saved)
+            for tensor in (*op.inputs, *op.outputs, *op.saved):
+                if last[tensor.storage] is op:
+                    self._leave(tensor.storage)
+
+    def begin_backward(self, loss: Tensor) -> None:
+        """The gradient of the loss, which is 1, exists."""
+        self._give(loss, Storage(loss.bytes, loss=True))
+
+    def reaches(self, ops: Sequence[Op]) -> bool:
+        """Whether gradients have come to what `ops` made."""
+        return any(tensor in self._gradient_of for op in ops for tensor in op.outputs)
+
+    def backward(self, op: Op, *, release: bool) -> None:
+        """Run one operation's backward step: gradients of its inputs are made, those of its outputs go."""
+        arrived = [self._gradient_of.pop(tensor) for tensor in op.outputs if tensor in self._gradient_of]
+        if arrived:
+            passing: list[Storage] = []
+            for tensor in dict.fromkeys(op.inputs):
+                if tensor.grad:
+                    self._make_gradient(tensor, op, arrived[0], passing)
+            self._look(op.scratch_back)
+            for buffer in (*passing, *arrived):
+                self._disown(buffer)
+        if release:
+            self.release(tensor.storage for tensor in op.saved)
+
+    def _make_gradient(self, tensor: Tensor, op: Op, arrived: Storage, passing: list[Storage]) -> None:
+        """The gradient of one input; `passing` gets buffers that go when the operation is done."""
+        if tensor.storage.leaf:
+            if tensor.storage in self._with_gradient or self._accumulates:
+                passing.append(self._own(Storage(tensor.bytes)))
+            else:
+                self._with_gradient.add(tensor.storage)
+                self._gradients += tensor.bytes
+            return
+        shared = op.passes and tensor.dtype == op.outputs[0].dtype
+        buffer = arrived if shared else Storage(tensor.bytes, loss=tensor.storage.loss)
+        there = self._gradient_of.get(tensor)
+        if there is None:
+            self._give(tensor, buffer)
+            return
+        passing.append(self._own(buffer))
+        if self._owners[there] > 1:
+            # Autograd adds in place only to a gradient that nobody else looks at.
+            passing.append(there)
+            self._give(tensor, Storage(tensor.bytes, loss=tensor.storage.loss))
+
+    def _give(self, tensor: Tensor, buffer: Storage) -> None:
+        self._gradient_of[tensor] = self._own(buffer)
+
+    def _own(self, buffer: Storage) -> Storage:
+        self._owners[buffer] += 1
+        if self._owners[buffer] == 1:
+            self._add(buffer, buffer.bytes, temporary=True)
+        return buffer
+
+    def _disown(self, buffer: Storage) -> None:
+        self._owners[buffer] -= 1
+        if not self._owners[buffer]:
+            self._add(buffer, -buffer.bytes, temporary=True)
+
+    def _enter(self, storage: Storage) -> None:
+        before = self._state(storage)
+        self._in_frames.add(storage)
+        self._count(storage, before)
+
+    def _leave(self, storage: Storage) -> None:
+        before = self._state(storage)
+        self._in_frames.discard(storage)
+        self._count(storage, before)
+
+    def _state(self, storage: Storage) -> str:
+        if self._saved[storage]:
+            return "saved"
+        return "temporary" if storage in self._in_frames else ""
+
+    def _count(self, storage: Storage, before: str) -> None:
+        """Move a storage's bytes from one cause to another after its state changed."""
+        after = self._state(storage)
+        if before != after:
+            if before:
+                self._add(storage, -storage.bytes, temporary=before == "temporary")
+            if after:
+                self._add(storage, storage.bytes, temporary=after == "temporary")
+
+    def _add(self, storage: Storage, size: int, *, temporary: bool) -> None:
+        if storage.loss:
+            self._loss += size
+        elif temporary:
+            self._temporary += size
+        else:
+            self._activations += size
+
+    def _look(self, scratch: int) -> None:
+        """Note the present as the peak if it is."""
+        total = self._gradients + self._activations + self._loss + self._temporary + scratch
+        if total > self.peak.total:
+            self.peak = Held(self._gradients, self._activations, self._loss, self._temporary + scratch)
+
+
+def _last_uses(segments: Iterable[Segment]) -> dict[Storage, Op]:
+    """Each storage's last operation."""
+    return {
+        tensor.storage: op
+        for segment in segments
+        for op in segment.ops
+        for tensor in (*op.inputs, *op.outputs, *op.saved)
+    }
+
+
+def _entering(segment: Segment) -> list[Storage]:
+    """What a segment reads and did not make, weights left out."""
+    made = {tensor.storage for op in segment.ops for tensor in (*op.outputs, *op.saved) if tensor not in op.inputs}
+    read = dict.fromkeys(tensor.storage for op in segment.ops for tensor in op.inputs)
+    return [storage for storage in read if storage not in made and not storage.leaf]

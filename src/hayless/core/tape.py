@@ -1,0 +1,239 @@
+"""A model's run as a list of operations on tensors that have sizes and no values.
+
+Each operation notes what PyTorch's autograd keeps for the backward pass, by the rules in PyTorch's derivatives.yaml: a
+product keeps a factor only where the other one needs a gradient, a matrix product keeps its input only where the weight
+is trained, and so on. Frozen weights, adapters, precisions and checkpointing then need no formulas of their own.
+`hayless.core.replay` follows the tape and says how much memory is in use when.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal
+
+from hayless.core.dtypes import item_bytes
+
+Keeps = Literal["input", "output", "nothing"]
+
+
+class Storage:
+    """Memory of one or several tensors. `leaf`: a weight, which is not counted; `loss`: made by head or loss."""
+
+    __slots__ = ("bytes", "leaf", "loss")
+
+    def __init__(self, size: int, *, leaf: bool = False, loss: bool = False) -> None:
+        self.bytes, self.leaf, self.loss = size, leaf, loss
+
+
+class Tensor:
+    """A tensor without values; `grad` says whether gradients flow to it."""
+
+    __slots__ = ("dtype", "elements", "grad", "storage")
+
+    def __init__(self, elements: int, dtype: str, grad: bool, storage: Storage) -> None:
+        self.elements, self.dtype, self.grad, self.storage = elements, dtype, grad, storage
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of its elements."""
+        return self.elements * item_bytes(self.dtype)
+
+
+@dataclass(slots=True, eq=False)
+class Op:
+    """One operation.
+
+    `passes`: gradients go through in the same memory (additions, views). `scratch` and `scratch_back` are bytes that
+    exist only while it runs forward or backward. An operation without outputs only keeps its inputs alive until then.
+    """
+
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    saved: tuple[Tensor, ...] = ()
+    passes: bool = False
+    scratch: int = 0
+    scratch_back: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Segment:
+    """Operations of one block (or of what lies outside the blocks), in order."""
+
+    checkpointed: bool = False
+    ops: list[Op] = field(default_factory=list)
+
+
+class Tape:
+    """Records operations. `arithmetic` is autocast's dtype; `training` False records a run without gradients.
+
+    `result` is the loss, from which gradients start.
+    """
+
+    def __init__(self, *, training: bool, arithmetic: str | None = None, device: str = "cuda") -> None:
+        self.training, self.arithmetic, self.device = training, arithmetic, device
+        self.segments: list[Segment] = [Segment()]
+        self.result: Tensor | None = None
+        self._casts: dict[Storage, Tensor] = {}
+        self._loss = False
+
+    @contextmanager
+    def block(self, *, checkpointed: bool) -> Iterator[None]:
+        """What is recorded inside is one block."""
+        self.segments.append(Segment(checkpointed))
+        yield
+        self.segments.append(Segment())
+
+    @contextmanager
+    def loss(self) -> Iterator[None]:
+        """What is made inside counts as logits and loss."""
+        self._loss = True
+        yield
+        self._loss = False
+
+    def leaf(self, elements: int, dtype: str, trainable: bool) -> Tensor:
+        """A weight."""
+        return Tensor(elements, dtype, trainable and self.training, Storage(0, leaf=True))
+
+    def constant(self, elements: int, dtype: str) -> Tensor:
+        """A tensor that gradients do not flow to: ids, masks, rotations."""
+        return self._record((), elements, dtype, grad=False)
+
+    def hold(self, *tensors: Tensor) -> None:
+        """A caller's variable keeps these alive until here."""
+        self.segments[-1].ops.append(Op(tensors, ()))
+
+    def cast(self, x: Tensor, dtype: str) -> Tensor:
+        """`x` in another dtype: new memory; `x` itself where it has that dtype already."""
+        return x if x.dtype == dtype else self._record((x,), x.elements, dtype)
+
+    def add(self, a: Tensor, b: Tensor) -> Tensor:
+        """a + b; saves nothing."""
+        return self._record((a, b), max(a.elements, b.elements), wider(a, b), passes=True)
+
+    def mul(self, a: Tensor, b: Tensor) -> Tensor:
+        """a · b; each is saved where the other needs a gradient."""
+        saved = [kept for kept, other in ((a, b), (b, a)) if other.grad]
+        return self._record((a, b), max(a.elements, b.elements), wider(a, b), saved)
+
+    def scale(self, x: Tensor) -> Tensor:
+        """`x` times a number, negated or shifted: new memory, nothing saved."""
+        return self._record((x,), x.elements, x.dtype)
+
+    def unary(self, x: Tensor, keeps: Keeps, elements: int | None = None) -> Tensor:
+        """An elementwise function or reduction whose gradient needs its input, its output or neither."""
+        saved = (x,) if keeps == "input" else ()
+        return self._record((x,), x.elements if elements is None else elements, x.dtype, saved, keeps=keeps)
+
+    def parts(self, x: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
+        """`x` split into views; their gradients are put together in new memory."""
+        views = tuple(Tensor(size, x.dtype, x.grad, x.storage) for size in sizes)
+        self.segments[-1].ops.append(Op((x,), views))
+        return views
+
+    def join(self, *tensors: Tensor) -> Tensor:
+        """Concatenation: new memory, nothing saved; gradients are views."""
+        return self._record(tensors, sum(tensor.elements for tensor in tensors), tensors[0].dtype, passes=True)
+
+    def copy(self, x: Tensor, elements: int | None = None) -> Tensor:
+        """A contiguous (or repeated, expanded, gathered) copy; nothing saved."""
+        return self._record((x,), x.elements if elements is None else elements, x.dtype)
+
+    def indexed(self, x: Tensor, elements: int, index: Tensor) -> Tensor:
+        """x[index]: the index is saved."""
+        return self._record((x, index), elements, x.dtype, (index,))
+
+    def matmul(self, a: Tensor, b: Tensor, elements: int) -> Tensor:
+        """A batched product of activations: each is saved where the other needs a gradient."""
+        a, b = self._arithmetic(a), self._arithmetic(b)
+        saved = [kept for kept, other in ((a, b), (b, a)) if other.grad]
+        return self._record((a, b), elements, a.dtype, saved)
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, elements: int, unpacked: int = 0) -> Tensor:
+        """x·Wᵀ + b: `x` is saved where W is trained. `unpacked`: bytes of W while it is looked up from packed codes."""
+        x, weight = self._arithmetic(x), self._arithmetic(weight)
+        inputs = [x, weight] if bias is None else [x, weight, self._arithmetic(bias)]
+        saved = [kept for kept, other in ((x, weight), (weight, x)) if other.grad]
+        back = unpacked if x.grad else 0
+        return self._record(inputs, elements, x.dtype, saved, scratch=unpacked, scratch_back=back)
+
+    def embedding(self, ids: Tensor, table: Tensor, elements: int) -> Tensor:
+        """Rows of a table; the ids are saved."""
+        return self._record((ids, table), elements, table.dtype, (ids,))
+
+    def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor | None, tokens: int) -> Tensor:
+        """torch's own layer norm: saves its input and each token's mean and deviation."""
+        if self.arithmetic and self.device == "cuda":
+            x = self.cast(x, "float32")
+        stats = self._new(2 * tokens, "float32", False)
+        inputs = (x, weight) if bias is None else (x, weight, bias)
+        return self._record(inputs, x.elements, x.dtype, (x, stats))
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, rows: int, masks: Sequence[Tensor] = ()) -> Tensor:
+        """Fused attention: saves q, k, v, its output and a float32 for each of `rows` (tokens · heads)."""
+        q, k, v = (self._arithmetic(tensor) for tensor in (q, k, v))
+        back = 0
+        if self.device == "cuda":
+            # FlashAttention-2 sums dq in float32, and gives each query head a dk and a dv of its own.
+            back = 4 * q.elements + (2 * q.bytes if k.elements < q.elements else 0) + 4 * rows
+        logsumexp = self._new(rows, "float32", False)
+        inputs = (q, k, v, *masks)
+        return self._record(inputs, q.elements, q.dtype, (*inputs, logsumexp), keeps="output", scratch_back=back)
+
+    def dropout(self, x: Tensor, p: float) -> Tensor:
+        """Dropout: a mask is saved, of one byte an element on GPUs and of x's dtype on CPUs."""
+        if not (p and self.training):
+            return x
+        mask = self._new(x.elements, "bool" if self.device == "cuda" else x.dtype, False)
+        return self._record((x,), x.elements, x.dtype, (mask,))
+
+    def cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The loss in float32: saves the log-probabilities; their gradient exists twice for a moment."""
+        logits = self.cast(logits, "float32")
+        logp = self._record((logits,), logits.elements, "float32", keeps="output")
+        return self._record((logp, targets), 1, "float32", (targets,))
+
+    def _arithmetic(self, x: Tensor) -> Tensor:
+        """`x` as autocast gives it to matrix products; a weight is cast once a forward pass."""
+        if self.arithmetic is None or x.dtype == self.arithmetic:
+            return x
+        if x.storage in self._casts:
+            return self._casts[x.storage]
+        of_loss, self._loss = self._loss, x.storage.loss
+        found = self.cast(x, self.arithmetic)
+        self._loss = of_loss
+        if x.storage.leaf and x.grad:
+            self._casts[x.storage] = found
+        return found
+
+    def _new(self, elements: int, dtype: str, grad: bool) -> Tensor:
+        return Tensor(elements, dtype, grad, Storage(elements * item_bytes(dtype), loss=self._loss))
+
+    def _record(
+        self,
+        inputs: Sequence[Tensor],
+        elements: int,
+        dtype: str,
+        saved: Sequence[Tensor] = (),
+        *,
+        keeps: Keeps = "input",
+        grad: bool | None = None,
+        passes: bool = False,
+        scratch: int = 0,
+        scratch_back: int = 0,
+    ) -> Tensor:
+        """Add an operation; `saved` counts where a gradient flows. `keeps="output"` saves the output as well."""
+        if grad is None:
+            grad = self.training and any(tensor.grad for tensor in inputs)
+        out = self._new(elements, dtype, grad)
+        kept: tuple[Tensor, ...] = ()
+        if grad and keeps != "nothing":
+            kept = (*saved, out) if keeps == "output" else tuple(saved)
+        self.segments[-1].ops.append(Op(tuple(inputs), (out,), kept, passes, scratch, scratch_back))
+        return out
+
+
+def wider(a: Tensor, b: Tensor) -> str:
+    """The dtype of a and b together."""
+    return a.dtype if item_bytes(a.dtype) >= item_bytes(b.dtype) else b.dtype
