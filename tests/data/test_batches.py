@@ -132,6 +132,9 @@ def test_impossible_sizes(wrong):
         Batches(store("lm"), **{"sequence_length": 8, "batch_size": 4, **wrong})
     with pytest.raises(IndexError):
         Batches(store("lm"), sequence_length=8, batch_size=4).at(0, 1)
+    for sizes in ({"rows": 0, "sequence_length": 8}, {"rows": 1, "sequence_length": 0}):
+        with pytest.raises(RequestError, match="is not possible"):
+            next(one_pass(store("lm"), **sizes))
 
 
 def test_examples_that_are_too_long_are_truncated_or_left_out_and_counted():

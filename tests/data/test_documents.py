@@ -38,6 +38,16 @@ def test_a_glob_takes_files_of_any_name(tmp_path):
     assert [(record.id, record.domain) for record in renamed.records] == [("two.log", "logs")]
 
 
+def test_a_link_in_a_circle_gives_each_file_once(tmp_path):
+    made.texts(tmp_path, [5, 6])
+    try:
+        (tmp_path / "prose" / "again").symlink_to(tmp_path / "prose", target_is_directory=True)
+    except OSError:
+        pytest.skip("this system makes no links")
+    found = find_files(str(tmp_path / "**" / "*.txt"))
+    assert [file.name for file in found.files] == ["prose/000.txt", "prose/001.txt"]
+
+
 @pytest.mark.parametrize("pattern", ["nothing.txt", "*.nothing", "no/such/**/*.txt", "[", "x?", "x\0y"])
 def test_what_matches_nothing_is_an_error_that_says_what_was_looked_for(tmp_path, pattern):
     with pytest.raises(RequestError) as caught:

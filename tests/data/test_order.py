@@ -86,4 +86,7 @@ def test_proportions_of_no_domain_are_refused():
         whole_weights(["python", "c"], {"pyton": 1.0})
     with pytest.raises(RequestError, match="zero"):
         whole_weights(["python"], {"python": 0.0})
+    for wrong in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(RequestError, match=r"proportions\.python"):
+            whole_weights(["python"], {"python": wrong})
     assert whole_weights(["a", "b"], {"b": 7}) == [0, 1]

@@ -55,10 +55,10 @@ def folder(path: Path) -> Iterator[Path]:
     An existing folder at `path` is moved aside, replaced and then deleted, so that at any moment one whole version is
     there (under its name, or under `.NAME.old` if the machine stops between two renames: see `recover`).
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{uuid4().hex[:8]}.partial")
-    partial.mkdir()
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.mkdir()
         yield partial
         _sync_tree(partial)
         old = path.with_name(f".{path.name}.old")

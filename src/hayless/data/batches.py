@@ -114,8 +114,7 @@ class Batches:
         micro_batch_size = micro_batch_size or batch_size
         if batch_size < 1 or batch_size % micro_batch_size:
             raise bad_value("micro_batch_size", micro_batch_size, allowed=f"a divisor of batch_size ({batch_size})")
-        if sequence_length < 1:
-            raise bad_value("sequence_length", sequence_length, allowed="1 or more")
+        _check_positive("sequence_length", sequence_length)
         self.store = store
         self.sequence_length = sequence_length
         self.batch_size = batch_size
@@ -139,8 +138,8 @@ class Batches:
 
     def at(self, step: int, micro: int = 0) -> Batch:
         """Micro-batch `micro` (0 to accumulation − 1) of `step`, counted from 0."""
-        if not 0 <= micro < self.accumulation:
-            raise IndexError(f"micro-batch {micro} of {self.accumulation}")
+        if step < 0 or not 0 <= micro < self.accumulation:
+            raise IndexError(f"step {step}, micro-batch {micro} of {self.accumulation}")
         start = step * self.batch_size + micro * self.micro_batch_size
         places = [self._order.at(number) for number in range(start, start + self.micro_batch_size)]
         rows = [list(self._pools[pool][index]) for pool, index in places]
@@ -155,6 +154,8 @@ def one_pass(store: TokenStore, *, sequence_length: int, rows: int, max_tokens: 
     """Every document of a store exactly once, packed, in batches of `rows` (pairs for preferences; the last may be
     smaller): for validation. With `max_tokens` only the documents that come first by the hash of their names, up to
     about that many tokens (at least one document)."""
+    _check_positive("sequence_length", sequence_length)
+    _check_positive("rows", rows)
     chosen: Sequence[int] = range(len(store))
     if max_tokens is not None:
         chosen = _first_documents(store, max_tokens)
@@ -162,6 +163,11 @@ def one_pass(store: TokenStore, *, sequence_length: int, rows: int, max_tokens: 
     every = [list(pool[index]) for pool in plan.pools() for index in range(len(pool))]
     for start in range(0, len(every), rows):
         yield _assemble(store, every[start : start + rows], sequence_length)
+
+
+def _check_positive(name: str, value: int) -> None:
+    if value < 1:
+        raise bad_value(name, value, allowed="1 or more")
 
 
 class _Plan:

@@ -77,7 +77,8 @@ def find_files(pattern: str) -> Found:
         raise RequestError(f"There is no file or folder {pattern} (in {Path.cwd()}).", hint="Check data.sources.path.")
     root = _fixed_part(path)
     matches = sorted(Path(name) for name in glob.glob(str(path), recursive=True))  # noqa: PTH207 (absolute patterns)
-    files = [match for match in matches if match.is_file()]
+    # A link to a folder above makes a pattern with ** match the same file again and again.
+    files = list({match.resolve(): match for match in reversed(matches) if match.is_file()}.values())[::-1]
     if not files:
         raise RequestError(
             f"No file matches {pattern} (looked in {root.resolve()}{'' if root.is_dir() else ', which is not there'}).",

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from math import gcd, lcm
+from math import gcd, inf, lcm
 
-from hayless.core.errors import RequestError, unknown
+from hayless.core.errors import RequestError, bad_value, unknown
 
 _ROUNDS = 6
 _MASK = (1 << 64) - 1
@@ -91,6 +91,9 @@ def whole_weights(domains: Sequence[str], proportions: Mapping[str, float]) -> l
     for name in proportions:
         if name not in domains:
             raise unknown("domain in proportions", name, domains)
+    for name, share in proportions.items():
+        if not 0 <= share < inf:
+            raise bad_value(f"proportions.{name}", share, allowed="0 or more")
     exact = [Fraction(str(proportions.get(domain, 0))) for domain in domains]
     if not any(exact):
         raise RequestError("All proportions are zero.", hint="Give at least one domain a share.")
