@@ -255,7 +255,9 @@ class _Runner:
     def _show(self, progress: Progress, bar: TaskID) -> None:
         words = [f"{job.contender.label}: {process.last_line()}"[:70] for job, process in self.running.values()]
         settled = sum(job.settled for job in self.jobs)
-        progress.update(bar, completed=settled, doing=words[0] if len(words) == 1 else f"{len(words)} at once")
+        progress.update(
+            bar, completed=settled, doing=words[0] if len(words) == 1 else f"{len(words)} at once" if words else ""
+        )
 
 
 def _starts_from(path: str | None, folder: Path) -> bool:
