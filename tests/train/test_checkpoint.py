@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 
 from hayless.core import atomic
 from hayless.core.errors import FileDamaged, WorkError
+from hayless.train import checkpoint
 from hayless.train.checkpoint import Checkpoints, Snapshot
 
 
@@ -149,3 +150,51 @@ def test_a_file_taken_off_the_list_is_noticed(checkpoints):
     (path / "checksums.json").write_text(json.dumps(sums))
     with pytest.raises(FileDamaged, match="not listed"):
         checkpoints.load(1)
+
+
+OPERATIONS = ("rename", "replace", "unlink", "rmdir", "mkdir", "fsync")
+
+
+def _die_at(number):
+    """Make the `number`-th change of the file system from now on the last thing that does not happen."""
+    left = [number]
+
+    def counted(original):
+        def call(*arguments, **options):
+            left[0] -= 1
+            if left[0] < 0:
+                os._exit(9)
+            return original(*arguments, **options)
+
+        return call
+
+    for name in OPERATIONS:
+        setattr(os, name, counted(getattr(os, name)))
+    checkpoint.save_file = counted(checkpoint.save_file)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("saved", [3, 2])
+def test_killed_before_any_operation_of_a_save_the_old_or_the_new_one_is_whole(tmp_path, said, saved):
+    """A process that ends without cleaning up, at every operation in turn; `saved` 2 replaces a checkpoint."""
+    for number in range(200):
+        checkpoints = Checkpoints(tmp_path / str(number), 1, said.append)
+        checkpoints.save(1, content(1), best=1)
+        checkpoints.save(2, content(2), best=1)
+        child = os.fork()
+        if not child:
+            _die_at(number)
+            checkpoints.save(saved, content(10.0), best=1)
+            os._exit(0)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        step, found = checkpoints.latest()
+        value = float(found.tensors["weights"]["c"])
+        assert (step, value) in {(2, 2.0), (saved, 10.0)}
+        assert not said and 1 in checkpoints.steps()
+        checkpoints.save(4, content(4), best=1)
+        assert [path.name for path in sorted(checkpoints.folder.iterdir())] == ["step-00000001", "step-00000004"]
+        if code == 0:
+            assert value == 10.0 and number > 20
+            return
+        assert code == 9
+    raise AssertionError("saving never ended")
