@@ -7,6 +7,7 @@ where there are any (`hayless.measure.machine`).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -73,12 +74,9 @@ def token_seconds(cost: Cost, device: Device, dtype: str) -> float:
 
 def find(name: str) -> Device:
     """A device by its short name, or by the longer one its driver reports; RequestError names what there is."""
-    wanted = name.casefold()
+    words = _words(name)
     for known, device in DEVICES.items():
-        if known.casefold() == wanted:
-            return device
-    for known, device in DEVICES.items():
-        if known.casefold() in wanted:
+        if _words(known) <= words and not (words - _words(known)) & _OTHER_CHIPS:
             return device
     raise unknown("device", name, DEVICES)
 
@@ -104,6 +102,13 @@ def _gpu(name: str, memory_gb: float, terabytes: float, bf16: float, fp32: float
     return Device(name, int(memory_gb * 1e9), terabytes * 1e12, {**rates, "float32": fp32 * 1e12})
 
 
+def _words(name: str) -> frozenset[str]:
+    return frozenset(re.findall(r"[a-z0-9]+", name.casefold()))
+
+
+_OTHER_CHIPS = frozenset({"ti", "super", "laptop", "d", "max", "mobile"})
+"""Words that make another chip of a name."""
+
 DEVICES: Mapping[str, Device] = {
     device.name: device
     for device in (
@@ -123,7 +128,7 @@ DEVICES: Mapping[str, Device] = {
         _gpu("RTX 3090", 24, 0.936, 71, 35.6),
     )
 }
-"""Common GPUs; longer names stand before those they contain."""
+"""Common GPUs; names with more words stand before those they contain."""
 
 H200_MEASURED = DEVICES["H200"].measured(4.27e12, {"bfloat16": 715e12})
 """An H200 as this project measured it: a copy of gigabytes (read and written bytes counted), a large bf16 product."""
