@@ -171,6 +171,6 @@ class Ledger:
         """
         entries: dict[str, list[TensorEntry]] = {}
         for row in self.rows:
-            for file, entry in row.entries(on_disk=not self.packed):
+            for file, entry in row.entries(on_disk=row.role is Role.ADAPTER or not self.packed):
                 entries.setdefault(file, []).append(entry)
         return {file: file_bytes(found) for file, found in entries.items()}

@@ -1,0 +1,162 @@
+"""Adding LoRA branches to a loaded model, PEFT's files both ways, and merging."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from hayless.core.errors import FileDamaged, NotSupported
+from hayless.core.ledger import Layout
+from hayless.core.method import Aspect, MethodConfig
+from hayless.core.registry import method_of
+from hayless.methods.adapters.lora import layer, peft_config
+from hayless.methods.adapters.lora.config import LoraConfig
+from hayless.methods.adapters.lora.predict import PREFIX, Target, another, targets_of
+from hayless.methods.common.weights import plain_ledger
+from hayless.model.transform import AdapterFiles, Change, Context, record
+
+_PARTS = ("lora_A", "lora_B")
+_TASKS = {"ForCausalLM": "CAUSAL_LM", "LMHeadModel": "CAUSAL_LM", "ForConditionalGeneration": "SEQ_2_SEQ_LM"}
+
+
+class Lora:
+    """Fills the transform slot, with an adapter's files."""
+
+    @staticmethod
+    def apply(model: PreTrainedModel, config: LoraConfig, context: Context) -> Change:
+        """Freeze the model and add a branch to each target; the model computes what it did before."""
+        chosen = _add(model, config)
+        generator = torch.Generator().manual_seed(context.seed)
+        for _, module, _ in chosen:
+            layer.draw(module, generator)
+        trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        return Change(config.method, tuple(path for path, *_ in chosen), figures={"trainable": float(trained)})
+
+    @staticmethod
+    def restore(model: PreTrainedModel, config: LoraConfig) -> None:
+        """Freeze the model and add empty branches."""
+        _add(model, config)
+
+    @staticmethod
+    def export(model: PreTrainedModel, config: LoraConfig) -> AdapterFiles:
+        """The adapter as PEFT writes it, in float32."""
+        chosen = list(_modules(model, config))
+        tensors = {
+            f"{PREFIX}{path}.{part}.weight": getattr(module, part).weight.detach().float()
+            for path, module, _ in chosen
+            for part in _PARTS
+        }
+        found = peft_config.write(
+            config,
+            base=model.config.name_or_path or "",
+            task=next((task for end, task in _TASKS.items() if type(model).__name__.endswith(end)), None),
+            modules=_peft_names(model, [path for path, *_ in chosen]),
+            transposed=all(target.row.layout is Layout.CONV1D for *_, target in chosen),
+        )
+        return AdapterFiles(found, tensors)
+
+    @staticmethod
+    def read(adapter_config: dict[str, Any]) -> MethodConfig:
+        """Our config for PEFT's; NotSupported names what is not honoured."""
+        return peft_config.read(adapter_config)
+
+    @staticmethod
+    def load(model: PreTrainedModel, config: LoraConfig, tensors: dict[str, Tensor]) -> None:
+        """Fill the branches. FileDamaged for tensors that are missing, unexpected or misshapen."""
+        wanted = {
+            f"{PREFIX}{path}.{part}.weight": getattr(module, part).weight
+            for path, module, _ in _modules(model, config)
+            for part in _PARTS
+        }
+        for what, names in (("lacks", wanted.keys() - tensors.keys()), ("has unknown", tensors.keys() - wanted.keys())):
+            if names:
+                raise FileDamaged(
+                    f"The adapter {what} tensors, {len(names)} in all, such as {min(names)}.",
+                    hint="Is it an adapter of this model?",
+                )
+        for name, weight in wanted.items():
+            if weight.shape != tensors[name].shape:
+                raise FileDamaged(f"{name} is {tuple(tensors[name].shape)}, but {tuple(weight.shape)} is needed.")
+        with torch.no_grad():
+            for name, weight in wanted.items():
+                weight.copy_(tensors[name])
+
+    @staticmethod
+    def merge(model: PreTrainedModel, config: LoraConfig) -> Change:
+        """W ← W + scaling·BA, rounded once to W's dtype; the branches go, and the whole model trains again.
+
+        NotSupported where the base is packed or where its values were set by a method whose work this would undo.
+        """
+        chosen = list(_modules(model, config))
+        _refuse_merge(model, config, chosen)
+        with torch.no_grad():
+            for _, module, target in chosen:
+                delta = layer.update(module, config.scaling)
+                weight = module.weight
+                weight.copy_(weight.float() + (delta.T if target.row.layout is Layout.CONV1D else delta))
+                layer.detach(module)
+        model.requires_grad_(True)
+        return Change(config.method, tuple(path for path, *_ in chosen))
+
+
+def _add(model: PreTrainedModel, config: LoraConfig) -> list[tuple[str, Any, Target]]:
+    """Freeze the model and add branches of zeros. Refuses before anything is changed."""
+    if any(hasattr(module, part) for module in model.modules() for part in _PARTS):
+        raise another()
+    chosen = list(_modules(model, config))
+    _refuse_new_heads(model)
+    model.requires_grad_(False)
+    for _, module, target in chosen:
+        layer.attach(module, target.row.in_features, target.row.out_features, config)
+    return chosen
+
+
+def _modules(model: PreTrainedModel, config: LoraConfig) -> Iterator[tuple[str, Any, Target]]:
+    """Each target's path, module and row."""
+    for target in targets_of(plain_ledger(model), config):
+        for path in target.paths:
+            yield path, model.get_submodule(path), target
+
+
+def _refuse_new_heads(model: PreTrainedModel) -> None:
+    """A head that the family does not have (a reward model's) would be frozen as random as it is."""
+    known = {
+        f"{row.module}.{row.parameter}".replace("{layer}", str(layer))
+        for row in plain_ledger(model).rows
+        for layer in row.layers or (0,)
+    }
+    new = [name for name, _ in model.named_parameters() if name not in known]
+    if new:
+        raise NotSupported(
+            f"lora would freeze {', '.join(new)} of this {type(model).__name__}, which must be trained whole.",
+            hint="Train it without lora.",
+        )
+
+
+def _refuse_merge(model: PreTrainedModel, config: LoraConfig, chosen: list[tuple[str, Any, Target]]) -> None:
+    packed = [path for path, module, _ in chosen if "weight" not in module._parameters]
+    if packed:
+        raise NotSupported(
+            f"A branch cannot be merged into packed weights: {packed[0]} and {len(packed) - 1} others hold indices, not"
+            " numbers that can be added to.",
+            hint="Save base and adapter side by side (merge: false).",
+        )
+    roles = {target.row.role for *_, target in chosen}
+    for other in record(model):
+        claimed = [claim for claim in method_of(other).claims(other) if claim.aspect is Aspect.VALUES]
+        if any(claim.roles & roles for claim in claimed):
+            raise NotSupported(
+                f"Merging would undo {other.method}: the sum W + BA is not what {other.method} made of W.",
+                hint="Save base and adapter side by side (merge: false).",
+            )
+
+
+def _peft_names(model: PreTrainedModel, paths: list[str]) -> list[str]:
+    """The short names of modules where these mean exactly `paths`, else the paths."""
+    short = {path.rpartition(".")[2] for path in paths}
+    meant = {path for path, _ in model.named_modules() if path.rpartition(".")[2] in short}
+    return sorted(short if meant == set(paths) else paths)

@@ -1,0 +1,23 @@
+"""Palettization: weights become indices of 1 to 8 bits into codebooks found by k-means."""
+
+from __future__ import annotations
+
+from hayless.core.method import Method, Paper, Part
+from hayless.methods.quantize.kmeans.config import KMeansConfig, claims
+from hayless.methods.quantize.kmeans.predict import predict
+
+METHOD = Method(
+    name="kmeans",
+    part=Part.TRANSFORM,
+    summary="Pack weights as indices of 1 to 8 bits into k-means codebooks",
+    config=KMeansConfig,
+    implementation="hayless.methods.quantize.kmeans.transform:KMeans",
+    predict=predict,
+    claims=claims,
+    paper=Paper(
+        "Deep Compression: Compressing Deep Neural Networks with Pruning, Trained Quantization and Huffman Coding",
+        "Han, Mao and Dally",
+        2015,
+        "1510.00149",
+    ),
+)

@@ -1,0 +1,189 @@
+"""k-means of numbers, exactly assigned and fast: on a line, a cluster is a run of the sorted values.
+
+Lloyd's iteration (Lloyd 1982) needs, on sorted values, only where each run ends (a binary search for the midpoints
+between centroids) and the sum of each run (a difference of two prefix sums). An iteration costs O(k log n) instead of
+O(k n), so several starts can be tried and the best kept. Many groups of values are clustered at once.
+
+Starts: the quantiles; evenly spaced values (the linear start of Deep Compression, arXiv:1510.00149, section 3.2); and
+as dense as the cube root of the values' density (Panter and Dite 1951), near the best for many centroids. None is
+random.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_BINS = 512
+"""Of the histogram from which a start takes the density."""
+
+
+def palettize(values: Tensor, levels: int, *, iterations: int, keep_zeros: bool) -> tuple[Tensor, Tensor]:
+    """A codebook for each row of `values` (groups, n) and the index of the nearest entry for each value.
+
+    Returns codebooks (groups, levels) in the dtype of `values` and uint8 indices (groups, n); computed in float32 and
+    float64. A row of at most `levels` distinct values gets exactly these. Otherwise, with `keep_zeros`, a row that
+    holds zeros gets a codebook whose first entry is 0 and whose others are not; only zeros take the first. Every other
+    codebook ascends, and a value midway between two entries takes the lower.
+    """
+    line = _Line.of(values)
+    books = torch.zeros(values.shape[0], levels, dtype=torch.float64, device=values.device)
+    if values.numel() == 0:
+        return books.to(values.dtype), torch.zeros_like(values, dtype=torch.uint8)
+    exact = line.distinct() <= levels
+    zeroed = (line.zeros > 0) & keep_zeros & ~exact
+    plain = ~exact & ~zeroed
+    if exact.any():
+        books[exact] = line.rows(exact).values_once(levels)
+    if plain.any():
+        books[plain] = _best(line.rows(plain).with_zeros(), levels, iterations)
+    if zeroed.any():
+        books[zeroed, 1:] = _best(line.rows(zeroed), levels - 1, iterations)
+    rounded = books.to(values.dtype)
+    # A centroid between small weights of both signs must not pass for the zero of pruned weights.
+    spare = zeroed[:, None] & (rounded == 0)
+    spare[:, 0] = False
+    rounded.masked_fill_(spare, torch.finfo(values.dtype).tiny)
+    return rounded, _assign(values.float(), rounded.float(), zeroed)
+
+
+def _assign(values: Tensor, books: Tensor, zeroed: Tensor) -> Tensor:
+    codes = torch.empty(values.shape, dtype=torch.uint8, device=values.device)
+    codes[~zeroed] = _nearest(values[~zeroed], books[~zeroed])
+    if zeroed.any():
+        found = _nearest(values[zeroed], books[zeroed, 1:]) + 1
+        codes[zeroed] = found.masked_fill_(values[zeroed] == 0, 0)
+    return codes
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """Rows of sorted values with what Lloyd's iteration asks of them. `zeros` exact zeros of each row do not count."""
+
+    ordered: Tensor
+    sums: Tensor
+    first_zero: Tensor
+    zeros: Tensor
+
+    @staticmethod
+    def of(values: Tensor) -> _Line:
+        ordered = _sorted(values.float().contiguous())
+        sums = torch.zeros(values.shape[0], values.shape[1] + 1, dtype=torch.float64, device=values.device)
+        torch.cumsum(ordered, dim=1, dtype=torch.float64, out=sums[:, 1:])
+        zero = torch.zeros(values.shape[0], 1, device=values.device)
+        first = torch.searchsorted(ordered, zero)
+        zeros = torch.searchsorted(ordered, zero, right=True) - first
+        return _Line(ordered, sums, first, zeros.squeeze(1))
+
+    def rows(self, which: Tensor) -> _Line:
+        if which.all():
+            return self
+        return _Line(self.ordered[which], self.sums[which], self.first_zero[which], self.zeros[which])
+
+    def with_zeros(self) -> _Line:
+        """The same rows with their zeros counted."""
+        return _Line(self.ordered, self.sums, self.first_zero, torch.zeros_like(self.zeros))
+
+    def distinct(self) -> Tensor:
+        return (self.ordered.diff(dim=1) != 0).sum(dim=1) + 1
+
+    def values_once(self, levels: int) -> Tensor:
+        """The distinct values of each row in order, the last repeated up to `levels`."""
+        rank = torch.zeros(self.ordered.shape, dtype=torch.int64, device=self.ordered.device)
+        rank[:, 1:] = (self.ordered.diff(dim=1) != 0).cumsum(dim=1)
+        found = self.ordered[:, -1:].double().repeat(1, levels)
+        return found.scatter_(1, rank, self.ordered.double())
+
+    def counted(self, ends: Tensor) -> Tensor:
+        """How many counted values lie before the positions `ends` of the sorted rows."""
+        return ends - (ends - self.first_zero).clamp(min=0).minimum(self.zeros[:, None])
+
+    def position(self, rank: Tensor) -> Tensor:
+        """The position in the sorted row of the counted value of each rank."""
+        return rank + torch.where(rank >= self.first_zero, self.zeros[:, None], 0)
+
+
+def _best(line: _Line, levels: int, iterations: int) -> Tensor:
+    """Centroids (groups, levels) of the start that ends with the least squared error."""
+    best, score = None, None
+    for start in (_quantiles(line, levels), _even(line, levels), _companded(line, levels)):
+        centroids, gain = _lloyd(line, start, iterations)
+        if best is None or score is None:
+            best, score = centroids, gain
+        else:
+            better = gain > score
+            best, score = torch.where(better[:, None], centroids, best), torch.where(better, gain, score)
+    assert best is not None
+    return best
+
+
+def _lloyd(line: _Line, centroids: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
+    """Move centroids (groups, levels) to the means of their runs until they stand still.
+
+    Also returns Σ n_j·c_j² a group: the squared error is Σ x² less that, so more is better.
+    """
+    for _ in range(iterations):
+        moved, counts = _means(line, centroids)
+        if torch.equal(moved, centroids):
+            break
+        centroids = moved
+    means, counts = _means(line, centroids)
+    return centroids, (counts * (2 * means * centroids - centroids.square())).sum(dim=1)
+
+
+def _means(line: _Line, centroids: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean and the count of each centroid's run; an empty run keeps its centroid."""
+    groups, length = line.ordered.shape
+    ends = torch.searchsorted(line.ordered, _midpoints(centroids), right=True)
+    edge = torch.full((groups, 1), length, device=ends.device)
+    ends = torch.cat([torch.zeros_like(edge), ends, edge], dim=1)
+    sums = line.sums.gather(1, ends).diff(dim=1)
+    counts = line.counted(ends).diff(dim=1)
+    return torch.where(counts > 0, sums / counts.clamp(min=1), centroids), counts
+
+
+def _midpoints(centroids: Tensor) -> Tensor:
+    """Midpoints rounded down to float32: x ≤ midpoint then holds for the same float32 x as it does in float64."""
+    exact = (centroids[:, 1:].double() + centroids[:, :-1].double()) / 2
+    rounded = exact.float()
+    below = torch.nextafter(rounded, torch.full_like(rounded, -torch.inf))
+    return torch.where(rounded.double() > exact, below, rounded).contiguous()
+
+
+def _nearest(values: Tensor, books: Tensor) -> Tensor:
+    return torch.searchsorted(_midpoints(books), values.contiguous(), out_int32=True).to(torch.uint8)
+
+
+def _quantiles(line: _Line, levels: int) -> Tensor:
+    counted = line.ordered.shape[1] - line.zeros[:, None]
+    shares = (torch.arange(levels, dtype=torch.float64, device=line.ordered.device) + 0.5) / levels
+    rank = (shares * counted).long().clamp(max=line.ordered.shape[1] - 1)
+    return line.ordered.gather(1, line.position(rank)).double()
+
+
+def _even(line: _Line, levels: int) -> Tensor:
+    low, high = line.ordered[:, :1].double(), line.ordered[:, -1:].double()
+    shares = (torch.arange(levels, dtype=torch.float64, device=line.ordered.device) + 0.5) / levels
+    return low + shares * (high - low)
+
+
+def _companded(line: _Line, levels: int) -> Tensor:
+    """Centroids as dense as the cube root of the values' density, read off a histogram."""
+    low, high = line.ordered[:, :1].double(), line.ordered[:, -1:].double()
+    shares = torch.linspace(0, 1, _BINS + 1, dtype=torch.float64, device=line.ordered.device)
+    edges = low + shares * (high - low)
+    counts = line.counted(torch.searchsorted(line.ordered, edges.float().contiguous(), right=True)).diff(dim=1)
+    mass = counts.double().pow(1 / 3).cumsum(dim=1)
+    wanted = (torch.arange(levels, dtype=torch.float64, device=mass.device) + 0.5) / levels * mass[:, -1:]
+    place = torch.searchsorted(mass, wanted.contiguous()).clamp(max=_BINS - 1)
+    return (edges.gather(1, place) + edges.gather(1, place + 1)) / 2
+
+
+def _sorted(values: Tensor) -> Tensor:
+    # numpy's sort is several times faster than torch's on a CPU, which sorts indices along.
+    if values.device.type == "cpu":
+        return torch.from_numpy(np.sort(values.detach().numpy(), axis=1))
+    return values.sort(dim=1).values
