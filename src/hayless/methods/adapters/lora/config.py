@@ -24,7 +24,7 @@ class LoraConfig(MethodConfig):
     targets: LoraTargets = Field(
         ("blocks",),
         description="Where branches are added: roles (q, v), groups (blocks, attention, feed_forward), or modules by"
-        " name or path as PEFT has them (q_proj).",
+        " name or path as PEFT has them (q_proj; .q where the name is also a role's).",
     )
     rslora: bool = Field(False, description="Scale by alpha / √rank instead (rank-stabilised, arXiv:2312.03732).")
 

@@ -8,6 +8,7 @@ from typing import Any
 from hayless.core.errors import FileDamaged, NotSupported
 from hayless.core.registry import configure
 from hayless.methods.adapters.lora.config import LoraConfig
+from hayless.methods.common.targets import NAMES
 
 _HONOURED = {"peft_type", "r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora"}
 _WITHOUT_EFFECT = {
@@ -78,7 +79,7 @@ def read(found: dict[str, Any]) -> LoraConfig:
         alpha=found["lora_alpha"],
         dropout=found.get("lora_dropout", 0.0),
         rslora=found.get("use_rslora", False),
-        targets=tuple(sorted(modules)),
+        targets=tuple(f".{name}" if name in NAMES else name for name in sorted(modules)),
     )
     assert isinstance(config, LoraConfig)
     return config

@@ -77,9 +77,10 @@ def _matches(ledger: Ledger, target: str) -> list[tuple[Row, tuple[int, ...]]]:
     matrices = [row for row in ledger.rows if len(row.shape) > 1]
     if target in NAMES:
         return [(row, row.layers) for row in matrices if row.role in roles_of([target])]
+    ending = "." + target.removeprefix(".")
     found = []
     for row in matrices:
-        layers = tuple(layer for layer in row.layers or (0,) if f".{_path(row, layer)}".endswith(f".{target}"))
+        layers = tuple(layer for layer in row.layers or (0,) if f".{_path(row, layer)}".endswith(ending))
         if layers:
             found.append((row, layers if row.layers else ()))
     return found

@@ -134,7 +134,7 @@ _OWN_FORWARD: dict[type[nn.Module], type[nn.Module]] = {
 def install(module: Any, parameter: str, palette: Palette, codes: Tensor, codebook: Tensor) -> None:
     """Put a palette in the place of `module`'s parameter, in place."""
     palettes = {**getattr(module, "palettes", {}), parameter: palette}
-    original: type[nn.Module] = type(module) if len(palettes) == 1 else type(module).original
+    original: Any = type(module) if len(palettes) == 1 else type(module).original
     delattr(module, parameter)
     for name, buffer in zip(buffer_names(parameter), (codes, codebook), strict=True):
         module.register_buffer(name, buffer)
