@@ -22,6 +22,7 @@ from hayless.methods.quantize.kmeans.vectors import cluster
 
 COLOURS = (256, 16, 4)
 Pixels = NDArray[np.uint8]
+Corners = tuple[tuple[float, float], ...]
 _BINS = 102
 
 
@@ -123,7 +124,7 @@ def _grass(axes: Axes, random: np.random.Generator) -> None:
             axes.add_patch(Polygon(blade, color=shade, lw=0))
 
 
-_BODY = (
+_BODY: Corners = (
     (0.30, 0.86), (0.42, 0.93), (0.62, 0.90), (0.80, 0.91), (0.92, 0.98), (1.02, 1.14), (1.08, 1.25), (1.12, 1.33),
     (1.13, 1.41), (1.17, 1.34), (1.25, 1.28), (1.36, 1.17), (1.40, 1.12), (1.38, 1.07), (1.31, 1.08), (1.20, 1.15),
     (1.13, 1.12), (1.08, 0.98), (1.04, 0.84), (1.00, 0.74), (0.97, 0.66), (0.99, 0.52), (0.97, 0.34), (1.01, 0.28),
@@ -131,26 +132,26 @@ _BODY = (
     (0.41, 0.56), (0.36, 0.50), (0.40, 0.36), (0.44, 0.28), (0.35, 0.28), (0.33, 0.35), (0.29, 0.50), (0.31, 0.58),
     (0.27, 0.68), (0.25, 0.78),
 )  # fmt: skip
-_FAR_LEGS = (
+_FAR_LEGS: tuple[Corners, ...] = (
     ((0.48, 0.64), (0.47, 0.52), (0.52, 0.38), (0.56, 0.30), (0.48, 0.30), (0.46, 0.36), (0.41, 0.50), (0.38, 0.62)),
     ((0.96, 0.68), (1.06, 0.60), (1.12, 0.54), (1.07, 0.40), (1.10, 0.34), (1.02, 0.35), (1.04, 0.48), (0.98, 0.53),
      (0.88, 0.62)),
 )  # fmt: skip
-_MANE = (
+_MANE: Corners = (
     (1.12, 1.38), (1.05, 1.34), (0.98, 1.24), (0.90, 1.10), (0.82, 0.98), (0.78, 0.92), (0.90, 0.96), (1.00, 1.10),
     (1.07, 1.24), (1.15, 1.30),
 )  # fmt: skip
-_TAIL = (
+_TAIL: Corners = (
     (0.32, 0.88), (0.22, 0.90), (0.14, 0.82), (0.10, 0.66), (0.11, 0.52), (0.06, 0.42), (0.17, 0.48), (0.19, 0.62),
     (0.22, 0.74), (0.27, 0.80),
 )  # fmt: skip
 
 
 def _horse(axes: Axes) -> None:
-    shapes = [(leg, "#3a2114") for leg in _FAR_LEGS]
+    shapes: list[tuple[Corners, str]] = [(leg, "#3a2114") for leg in _FAR_LEGS]
     shapes += [(_TAIL, "#1f120b"), (_BODY, "#6b3d20"), (_MANE, "#1f120b")]
     for corners, colour in shapes:
-        patch = PathPatch(_smooth(np.array(corners) + (0.35, 0.07)), facecolor=colour, lw=0)
+        patch = PathPatch(_smooth(np.add(corners, (0.35, 0.07))), facecolor=colour, lw=0)
         axes.add_patch(patch)
     axes.add_patch(Ellipse((1.575, 1.305), 0.022, 0.026, color="#120a06", lw=0))
 
