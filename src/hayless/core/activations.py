@@ -42,7 +42,7 @@ def _llama(run: Run) -> Tensor:
     rotation = run.rotation()
     assert rotation is not None
     for layer in range(dims.num_layers):
-        with tape.block(checkpointed=run.checkpointed(layer)):
+        with run.block(layer, x):
             x = _llama_block(run, x, layer, rotation)
     tape.hold(*rotation)
     return run.rms_norm(x, "model.norm")
@@ -106,7 +106,7 @@ def _gpt2(run: Run) -> Tensor:
     at, hidden = "transformer.h.{layer}", dims.hidden_size
     x = tape.dropout(run.embedded(), dims.dropout)
     for layer in range(dims.num_layers):
-        with tape.block(checkpointed=run.checkpointed(layer)):
+        with run.block(layer, x):
             residual = x
             h = run.layer_norm(x, f"{at}.ln_1", layer)
             size = run.shape.tokens * hidden
@@ -129,7 +129,7 @@ def _opt(run: Run) -> Tensor:
     x = run.embedded()
     first = dims.norm_first
     for layer in range(dims.num_layers):
-        with tape.block(checkpointed=run.checkpointed(layer)):
+        with run.block(layer, x):
             residual = x
             h = run.layer_norm(x, f"{at}.self_attn_layer_norm", layer) if first else x
             q = tape.scale(run.linear(h, f"{at}.self_attn.q_proj", layer))
@@ -156,7 +156,7 @@ def _gpt_neox(run: Run) -> Tensor:
     assert rotation is not None
     size = run.shape.tokens * dims.hidden_size
     for layer in range(dims.num_layers):
-        with tape.block(checkpointed=run.checkpointed(layer)):
+        with run.block(layer, x):
             h = run.layer_norm(x, f"{at}.input_layernorm", layer)
             q, k, v = tape.parts(run.linear(h, f"{at}.attention.query_key_value", layer), (size, size, size))
             q, k = (run.rotated(part, dims.num_heads, rotation) for part in (q, k))
@@ -184,7 +184,7 @@ def _bert(run: Run) -> Tensor:
     x = tape.add(x, tape.embedding(tape.constant(run.shape.tokens, "int64"), types, x.elements))
     x = tape.dropout(run.layer_norm(x, "bert.embeddings.LayerNorm"), dims.dropout)
     for layer in range(dims.num_layers):
-        with tape.block(checkpointed=run.checkpointed(layer)):
+        with run.block(layer, x):
             attn = f"{at}.attention"
             q, k, v = (run.linear(x, f"{attn}.self.{name}", layer) for name in ("query", "key", "value"))
             out = run.linear(run.attend(q, k, v, wide_scores=False), f"{attn}.output.dense", layer)
@@ -201,12 +201,12 @@ def _t5(run: Run) -> Tensor:
     tape, dims = run.tape, run.dims
     encoded = tape.dropout(run.embedded(), dims.dropout)
     for layer in range(dims.encoder_layers):
-        with tape.block(checkpointed=run.checkpointed(layer)):
+        with run.block(layer, encoded):
             encoded = _t5_block(run, encoded, "encoder", layer, None)
     encoded = tape.dropout(run.rms_norm(encoded, "encoder.final_layer_norm"), dims.dropout)
     x = tape.dropout(run.embedded(), dims.dropout)
     for layer in range(dims.num_layers):
-        with tape.block(checkpointed=run.checkpointed(dims.encoder_layers + layer)):
+        with run.block(dims.encoder_layers + layer, x):
             x = _t5_block(run, x, "decoder", layer, encoded)
     tape.hold(encoded)
     x = tape.dropout(run.rms_norm(x, "decoder.final_layer_norm"), dims.dropout)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -49,6 +50,7 @@ class Run:
         self._weight_dtype = weight_dtype
         self._leaves: dict[tuple[str, str, int], Tensor] = {}
         self._hidden_dtype = "float32"
+        self._held: list[Tensor] = []
         self.mask: Tensor | None = None
 
     @property
@@ -103,9 +105,9 @@ class Run:
         tape, name = self.tape, self.dims.activation
         if name in ("gelu_new", "gelu_python_tanh", "gelu_fast", "gelu_accurate"):
             half = tape.scale(x)
-            cube = tape.unary(x, "input")
-            inner = tape.scale(tape.add(x, tape.scale(cube)))
-            tape.hold(cube)
+            # On GPUs autocast takes powers in float32.
+            power = tape.cast(x, "float32") if self.shape.arithmetic and self.shape.device == "cuda" else x
+            inner = tape.scale(tape.add(x, tape.scale(tape.unary(power, "input"))))
             return tape.mul(half, tape.scale(tape.unary(inner, "output")))
         return tape.unary(x, "output" if name in ("relu", "tanh", "sigmoid") else "input")
 
@@ -144,22 +146,40 @@ class Run:
         scores keeps fused attention from running.
         """
         tape, dims = self.tape, self.dims
-        keys = k.elements // dims.kv_width
         groups = dims.num_heads // dims.num_kv_heads
-        drops = self.shape.training and dims.attention_dropout > 0
-        if fused and self.shape.attention == "sdpa" and not (drops and self.shape.device == "cpu"):
-            if groups > 1 and (self.mask is not None or dims.head_dim > 256):
-                k, v = tape.copy(k, k.elements * groups), tape.copy(v, v.elements * groups)
-            masks = () if self.mask is None else (tape.cast(self.mask, q.dtype),)
-            return tape.attention(q, k, v, self.heads, masks)
-        # Eager attention, which CPUs fall back to under dropout. Heads are made contiguous: q, k and v are copied.
-        q, k, v = (tape.copy(x, keys * dims.q_width if x is not q else None) for x in (q, k, v))
+        if not fused or self.shape.attention == "eager":
+            return self._scored(q, k, v, wide=wide_scores or self.shape.arithmetic is not None)
+        if not self._fusible(q):
+            with tape.unfused():
+                wide = [tape.cast(x, "float32") for x in (q, k, v)]
+                return tape.cast(self._scored(*wide, wide=True), self.shape.arithmetic or q.dtype)
+        if groups > 1 and (self.mask is not None or dims.head_dim > 256):
+            k, v = tape.copy(k, k.elements * groups), tape.copy(v, v.elements * groups)
+        masks = () if self.mask is None else (tape.cast(self.mask, q.dtype),)
+        return tape.attention(q, k, v, self.heads, masks)
+
+    def _scored(self, q: Tensor, k: Tensor, v: Tensor, *, wide: bool) -> Tensor:
+        """Attention that writes all scores down; their softmax in float32 if `wide`."""
+        tape, dims = self.tape, self.dims
+        repeated = k.elements // dims.kv_width * dims.q_width
+        # Heads are made contiguous: q, k and v are copied, for queries of a group each its own k and v.
+        q, k, v = tape.copy(q), tape.copy(k, repeated), tape.copy(v, repeated)
         scores = tape.scale(tape.matmul(q, k, self.heads * self.shape.sequence))
         scores = tape.add(scores, tape.constant(self.shape.sequence**2, scores.dtype))
-        if wide_scores or self.shape.arithmetic:
+        if wide:
             scores = tape.cast(scores, "float32")
         probs = tape.dropout(tape.cast(tape.unary(scores, "output"), q.dtype), dims.attention_dropout)
         return tape.copy(tape.matmul(probs, v, q.elements))
+
+    def _fusible(self, q: Tensor) -> bool:
+        """Whether PyTorch has a fused kernel; where it has none, it writes scores down, in float32.
+
+        There is none for dropout on CPUs, nor for grouped queries in float32 on GPUs.
+        """
+        if self.shape.device == "cpu":
+            return not (self.shape.training and self.dims.attention_dropout > 0)
+        grouped = self.dims.num_heads > self.dims.num_kv_heads and self.mask is None
+        return not (grouped and (self.shape.arithmetic or q.dtype) == "float32")
 
     def embedded(self) -> Tensor:
         """Token embeddings, with learned positions and a projection where the family has them."""
@@ -169,13 +189,16 @@ class Run:
         self._hidden_dtype = table.dtype
         ids = tape.constant(self.shape.tokens, "int64")
         x = tape.embedding(ids, table, self.shape.tokens * dims.embedding_width)
+        self._held.append(x)
         if self.paths.project_in and dims.embedding_width != dims.hidden_size:
             x = self.linear(x, self.paths.project_in)
         positions = self.weight(self.paths.position, "weight") if self.paths.position else None
         if positions is not None:
             rows = self.shape.batch if self.shape.masked or dims.family == "opt" else 1
             places = tape.constant(rows * self.shape.sequence, "int64")
-            x = tape.add(x, tape.embedding(places, positions, rows * self.shape.sequence * dims.hidden_size))
+            placed = tape.embedding(places, positions, rows * self.shape.sequence * dims.hidden_size)
+            self._held.append(placed)
+            x = tape.add(x, placed)
         if self.shape.masked:
             self.mask = tape.constant(self.shape.batch * self.shape.sequence**2, "bool")
         return x
@@ -183,6 +206,8 @@ class Run:
     def head(self, hidden: Tensor) -> None:
         """Logits, and where the run trains their cross-entropy; without a head, a loss on the last states."""
         tape = self.tape
+        # The base model's own variables live until it returns.
+        tape.hold(*self._held)
         found = next((row for row in self.rows.values() if row.role is Role.HEAD and row.is_matrix), None)
         if found is None:
             tape.result = tape.unary(hidden, "nothing", 1) if self.shape.training else None
@@ -195,10 +220,13 @@ class Run:
             tape.result = tape.cross_entropy(logits, tape.constant(self.shape.tokens, "int64"))
             tape.hold(logits)
 
-    def checkpointed(self, block: int) -> bool:
-        """Whether a block is computed again in the backward pass."""
+    @contextmanager
+    def block(self, number: int, entering: Tensor) -> Iterator[None]:
+        """Record a block; the loop over blocks holds what enters it until it is done."""
         every = self.shape.checkpoint_every
-        return self.shape.training and every > 0 and block % every == 0
+        with self.tape.block(checkpointed=self.shape.training and every > 0 and number % every == 0):
+            yield
+        self.tape.hold(entering)
 
     def _leaf(self, row: Row, layer: int) -> Tensor:
         key = (row.module, row.parameter, layer)

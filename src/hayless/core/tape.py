@@ -92,6 +92,13 @@ class Tape:
         yield
         self._loss = False
 
+    @contextmanager
+    def unfused(self) -> Iterator[None]:
+        """Inside an operation of PyTorch's own, where autocast does not reach."""
+        arithmetic, self.arithmetic = self.arithmetic, None
+        yield
+        self.arithmetic = arithmetic
+
     def leaf(self, elements: int, dtype: str, trainable: bool) -> Tensor:
         """A weight."""
         return Tensor(elements, dtype, trainable and self.training, Storage(0, leaf=True))

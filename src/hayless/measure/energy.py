@@ -15,8 +15,8 @@ import torch
 class EnergyMeter:
     """Joules used by a device between entering and leaving the context.
 
-    Where energy cannot be read, `joules` is None and `reason` says why; nothing is raised for that. The device is waited for at both
-    ends, so that work queued before or after does not count.
+    Where energy cannot be read, `joules` is None and `reason` says why; nothing is raised for that. The device is
+    waited for at both ends, so that work queued before or after does not count.
     """
 
     def __init__(self, device: torch.device | str) -> None:
@@ -49,11 +49,11 @@ class EnergyMeter:
         """Millijoules since the driver was loaded; None, and a reason, where the counter does not answer."""
         if self._nvml is None:
             return None
-        torch.cuda.synchronize(self._device)
         try:
+            torch.cuda.synchronize(self._device)
             return int(self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle))
-        except self._nvml.NVMLError as error:
-            self.reason = f"NVML stopped giving energy: {error}"
+        except (self._nvml.NVMLError, RuntimeError) as error:
+            self.reason = f"the GPU stopped giving energy: {error}"
             return None
 
 
