@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -53,7 +55,7 @@ def test_few_distinct_values_come_back_exactly(values: list[float], bits: int, k
         assert torch.equal(back, row)
     if keep_zeros:
         assert torch.equal(back == 0, row == 0)
-    assert back.min() >= row.min() and back.max() <= row.max() or keep_zeros
+    assert (back.min() >= row.min() and back.max() <= row.max()) or keep_zeros
 
 
 def test_neighbouring_floats_are_told_apart() -> None:
@@ -100,7 +102,7 @@ def test_error_falls_with_bits() -> None:
     for bits in range(1, 9):
         books, codes = palettize(values, 2**bits, iterations=100, keep_zeros=True)
         errors.append(float((books.gather(1, codes.long()) - values).square().mean()))
-    assert all(later < earlier / 2 for earlier, later in zip(errors, errors[1:], strict=False))
+    assert all(later < earlier / 2 for earlier, later in pairwise(errors))
 
 
 def test_points_in_three_dimensions_are_clustered_as_the_reference_does() -> None:

@@ -72,7 +72,7 @@ class _Multiply(torch.autograd.Function):
         if palette.layout is Layout.CONV1D:
             assert bias is not None
             # The same call as transformers' Conv1D makes, so that both have the same rounding.
-            return torch.addmm(bias, x.reshape(-1, x.shape[-1]), weight).view(*x.shape[:-1], -1)
+            return torch.addmm(bias, x.reshape(-1, x.shape[-1]), weight).view(*x.shape[:-1], weight.shape[1])
         return F.linear(x, weight, bias)
 
     @staticmethod
