@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from hayless.core.registry import configure
 from hayless.measure.weights import inspect_weights
+from hayless.model.transform import apply
 from tests import tiny
 
 
@@ -47,3 +49,18 @@ def test_a_missing_tensor_shows_in_its_role():
     model.model.layers[0].mlp.gate_proj = torch.nn.Identity()
     (row,) = [row for row in inspect_weights(model).roles if row.role == "gate"]
     assert row.elements * 2 == row.predicted_elements and row.bytes * 2 == row.predicted_bytes
+
+
+@pytest.mark.parametrize("name", ["llama-tied", "gpt2"])
+@pytest.mark.parametrize("methods", [["kmeans"], ["magnitude"], ["lora"], ["magnitude", "kmeans", "lora"]])
+def test_what_methods_change_is_predicted_and_still_read(name, methods):
+    model = tiny.model(name)
+    apply(model, [configure(method) for method in methods])
+    found = inspect_weights(model)
+    assert found.unexplained == ()
+    for row in found.roles:
+        assert (row.elements, row.bytes) == (row.predicted_elements, row.predicted_bytes), row.role
+        assert (row.mean is not None) == (row.elements > 0), "packed weights are looked up; a tied head has none"
+    if methods[0] == "magnitude":
+        (up,) = [row for row in found.roles if row.role == "up"]
+        assert up.zeros > 0.3, "half of each matrix is zero, packed or not"

@@ -22,7 +22,8 @@ from hayless.model.transform import record
 
 @dataclass(frozen=True, slots=True)
 class RoleWeights:
-    """All parameters of one role. Elements are logical (a packed matrix counts its weights), bytes are held in memory.
+    """All parameters of one role. Elements are logical (a packed matrix counts its weights), bytes are held in memory;
+    a head tied to the embedding has none of its own.
 
     Mean, standard deviation, share of zeros and largest |w| are of the finite logical weights; None where no weight
     can be read as a number (packed by a method whose modules do not show their weights). `not_finite` counts NaN and
