@@ -10,10 +10,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hayless.core.compose import predict
+from hayless.core.families import dims_of, ledger_of
 from hayless.core.ledger import Ledger
 from hayless.core.method import MethodConfig
 from hayless.core.registry import configure
-from hayless.methods.common.weights import plain_ledger
 from tests import tiny
 
 WITHOUT_EXPERTS = ("q", "k", "v", "o")
@@ -53,9 +53,9 @@ def lora_of(name: str, **options: Any) -> MethodConfig:
 
 
 def predicted(model: PreTrainedModel, configs: Sequence[MethodConfig]) -> Ledger:
-    """The ledger of the model after `configs`, computed without its weights."""
-    plain = plain_ledger(model)
-    return predict(plain, configs)
+    """The ledger of the model after `configs`, computed without its weights, in the dtype of its embedding."""
+    dtype = str(model.get_input_embeddings().weight.dtype).removeprefix("torch.")
+    return predict(ledger_of(dims_of(model.config.to_dict()).with_dtype(dtype)), configs)
 
 
 def check_held(model: PreTrainedModel, ledger: Ledger) -> None:
