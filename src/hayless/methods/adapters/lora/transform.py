@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from hayless.core.compose import predict
 from hayless.core.errors import FileDamaged, NotSupported
 from hayless.core.ledger import Layout
 from hayless.core.method import Aspect, MethodConfig
@@ -16,7 +17,7 @@ from hayless.core.registry import method_of
 from hayless.methods.adapters.lora import layer, peft_config
 from hayless.methods.adapters.lora.config import LoraConfig
 from hayless.methods.adapters.lora.predict import PREFIX, Target, another, targets_of
-from hayless.methods.common.weights import plain_ledger
+from hayless.methods.common.weights import plain_ledger, weights_of
 from hayless.model.transform import AdapterFiles, Change, Context, record
 
 _PARTS = ("lora_A", "lora_B")
@@ -87,7 +88,7 @@ class Lora:
 
     @staticmethod
     def merge(model: PreTrainedModel, config: LoraConfig) -> Change:
-        """W ← W + scaling·BA, rounded once to W's dtype; the branches go, and the whole model trains again.
+        """W ← W + scaling·BA, rounded once to W's dtype; the branches go, and what is not packed trains again.
 
         NotSupported where the base is packed or where its values were set by a method whose work this would undo.
         """
@@ -99,7 +100,7 @@ class Lora:
                 weight = module.weight
                 weight.copy_(weight.float() + (delta.T if target.row.layout is Layout.CONV1D else delta))
                 layer.detach(module)
-        model.requires_grad_(True)
+        _thaw(model, config)
         return Change(config.method, tuple(path for path, *_ in chosen))
 
 
@@ -129,12 +130,18 @@ def _refuse_new_heads(model: PreTrainedModel) -> None:
         for row in plain_ledger(model).rows
         for layer in row.layers or (0,)
     }
-    new = [name for name, _ in model.named_parameters() if name not in known]
+    new = [name for name, parameter in model.named_parameters() if parameter.requires_grad and name not in known]
     if new:
         raise NotSupported(
             f"lora would freeze {', '.join(new)} of this {type(model).__name__}, which must be trained whole.",
             hint="Train it without lora.",
         )
+
+
+def _thaw(model: PreTrainedModel, config: LoraConfig) -> None:
+    ledger = predict(plain_ledger(model), [other for other in record(model) if other != config])
+    for weight in weights_of(model, [row for row in ledger.rows if row.trainable]):
+        weight.parameter.requires_grad_(True)
 
 
 def _refuse_merge(model: PreTrainedModel, config: LoraConfig, chosen: list[tuple[str, Any, Target]]) -> None:

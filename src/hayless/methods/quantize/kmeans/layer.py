@@ -1,4 +1,4 @@
-"""Modules whose weights are palettes: packed indices and codebooks in buffers, looked up when the module runs.
+"""Modules whose weights are palettes: packed indices (a buffer) and codebooks (frozen), looked up when they run.
 
 A module keeps its place, its bias and everything else; only its class and its weight change. Its parameter becomes a
 property that looks the whole matrix up, so any code that reads it still works. Linear, Conv1D and Embedding have a
@@ -21,12 +21,12 @@ from transformers.pytorch_utils import Conv1D
 
 from hayless.core.ledger import Layout
 from hayless.methods.quantize.kmeans.packing import unpack, unpack_at
-from hayless.methods.quantize.kmeans.predict import buffer_names, output_channels
+from hayless.methods.quantize.kmeans.predict import output_channels, stored_names
 
 
 @dataclass(frozen=True, slots=True)
 class Palette:
-    """How a tensor of `shape` lies in its buffers; `group_size` output channels share a codebook."""
+    """How a tensor of `shape` is packed; `group_size` output channels share a codebook."""
 
     shape: tuple[int, ...]
     layout: Layout
@@ -136,8 +136,10 @@ def install(module: Any, parameter: str, palette: Palette, codes: Tensor, codebo
     palettes = {**getattr(module, "palettes", {}), parameter: palette}
     original: Any = type(module) if len(palettes) == 1 else type(module).original
     delattr(module, parameter)
-    for name, buffer in zip(buffer_names(parameter), (codes, codebook), strict=True):
-        module.register_buffer(name, buffer)
+    codes_name, codebook_name = stored_names(parameter)
+    module.register_buffer(codes_name, codes)
+    # A parameter, so that it is cast together with the frozen weights of other modules, and sharded with them.
+    module.register_parameter(codebook_name, nn.Parameter(codebook, requires_grad=False))
     module.palettes = palettes
     module.__class__ = _palette_class(original, tuple(palettes))
 
@@ -157,7 +159,7 @@ def _palette_class(original: type[nn.Module], parameters: tuple[str, ...]) -> ty
 
 
 def _looked_up(parameter: str) -> property:
-    codes, codebook = buffer_names(parameter)
+    codes, codebook = stored_names(parameter)
 
     def look_up(module: Any) -> Tensor:
         found: Tensor = module.palettes[parameter].look_up(getattr(module, codes), getattr(module, codebook))

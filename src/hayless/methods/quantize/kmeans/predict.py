@@ -23,7 +23,7 @@ def predict(ledger: Ledger, config: KMeansConfig) -> Ledger:
 
 def packed(row: Row, config: KMeansConfig) -> Row:
     """The row of one packed matrix. Its elements stay what they were; they no longer receive gradients."""
-    codes, codebook = buffer_names(row.parameter)
+    codes, codebook = stored_names(row.parameter)
     held = (
         Stored(f"{row.module}.{codes}", (stream_bytes(math.prod(row.shape), config.bits),), "uint8"),
         Stored(f"{row.module}.{codebook}", (codebooks(row.shape, row.layout, config), 2**config.bits), row.dtype),
@@ -32,7 +32,7 @@ def packed(row: Row, config: KMeansConfig) -> Row:
     return replace(row, held=held, disk=(), trainable=False, nonzero=nonzero, method=config.method)
 
 
-def buffer_names(parameter: str) -> tuple[str, str]:
+def stored_names(parameter: str) -> tuple[str, str]:
     """Names of the packed indices and of the codebooks that take the place of `parameter`.
 
     `gate_up_proj` becomes `gate_up_codes`: transformers splits buffers named `gate_up_proj_*` into experts.

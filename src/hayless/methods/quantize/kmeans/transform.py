@@ -42,7 +42,7 @@ class KMeans:
             codebook, codes = clustered(original, palette, config)
             install(weight.module, weight.row.parameter, palette, pack(codes, config.bits), codebook)
             error = (getattr(weight.module, weight.row.parameter) - original).float()
-            total = float(error.square().sum(dtype=torch.float64))
+            total = float(torch.linalg.vector_norm(error, dtype=torch.float64)) ** 2
             errors[f"mean_squared_error/{weight.name}"] = total / max(1, error.numel())
             squared += total
             largest = max(largest, float(error.abs().max())) if error.numel() else largest
