@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -34,6 +36,21 @@ def test_the_structure_is_the_predicted_one(name: str, bits: int, group_size: in
     ledger = predicted(model, [config])
     check_held(model, ledger)
     assert ledger.parameters == elements
+
+
+@pytest.mark.parametrize("name", tiny.NAMES)
+@pytest.mark.parametrize("targets", [("blocks",), ("attention",)])
+def test_file_bytes_are_exact(name: str, targets: tuple[str, ...], tmp_path: Path) -> None:
+    model = tiny.model(name)
+    config = configure("kmeans", bits=5, group_size=3, iterations=3, targets=targets)
+    apply(model, [config])
+    shared: dict[int, str] = {}
+    for key, value in model.state_dict().items():
+        shared.setdefault(value.data_ptr(), key)
+    kept = {key: model.state_dict()[key] for key in shared.values()}
+    save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    size = (tmp_path / "model.safetensors").stat().st_size
+    assert predicted(model, [config]).files() == {"model": size}
 
 
 @pytest.mark.parametrize("name", tiny.NAMES)
