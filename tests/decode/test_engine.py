@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
+import transformers
 
 from hayless.core.errors import NotSupported, RequestError, WorkError
 from hayless.decode.engine import Engine
@@ -192,3 +194,19 @@ def test_16_bit_models_generate(dtype):
     engine = Engine(_lively("llama").to(dtype))
     found = engine.generate(PROMPTS, SamplingOptions(temperature=1.0, top_p=0.9, max_tokens=5, ignore_end=True))
     assert [len(one.tokens) for one in found] == [5, 5, 5]
+
+
+DRAFT = Path(__file__).parents[3] / "shared" / "models" / "draft"
+
+
+@pytest.mark.skipif(not DRAFT.is_dir(), reason=f"the trained pair is not at {DRAFT}")
+def test_a_trained_model_continues_text_as_transformers_does():
+    model = transformers.AutoModelForCausalLM.from_pretrained(DRAFT, dtype=torch.float32).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(DRAFT)
+    prompts = ["def main(", "import os\n\n\nclass Reader:\n    def", "# naïve"]
+    for prompt, found in zip(
+        prompts, Engine(model, tokenizer).generate(prompts, SamplingOptions(max_tokens=24)), strict=True
+    ):
+        expected = _transformers(model, tokenizer(prompt)["input_ids"], 24)
+        assert list(found.tokens) == expected
+        assert found.text == tokenizer.decode(expected, skip_special_tokens=True)
