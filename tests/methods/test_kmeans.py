@@ -130,6 +130,15 @@ def test_a_group_is_some_output_channels_of_one_matrix(layout: Layout, group_siz
     assert number == len(codebook)
 
 
+@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize("shape", [(1, 1), (3, 7), (16, 8)])
+def test_looking_up_gives_each_index_its_value(bits: int, shape: tuple[int, int]) -> None:
+    codes = torch.randint(0, 2**bits, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    codebook = torch.randn(1, 2**bits)
+    palette = Palette(shape, Layout.LINEAR, bits, shape[0])
+    assert torch.equal(palette.look_up(pack(codes, bits), codebook), codebook[0][codes.long()])
+
+
 def test_an_embedding_looks_up_rows_only() -> None:
     torch.manual_seed(0)
     module = nn.Embedding(11, 5)
