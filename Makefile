@@ -1,7 +1,4 @@
-.PHONY: demo test setup wheel clean
-
-demo:  ## Make .venv, install, and run the demo
-	sh scripts/demo
+.PHONY: test setup wheel clean
 
 test:  ## Make .venv, install, and run everything CI runs
 	sh scripts/test

@@ -74,7 +74,10 @@ steps:
     assert "data.heldout (line 5): 1.5" in text and "less than 1" in text
     assert "steps.0.apply (line 7): 'kmens' is not one of" in text and "Did you mean 'kmeans'?" in text
     assert "steps.1.train.learning_rat (line 8): there is no such field" in text and "tokens" in text
-    assert "steps.2 (line 9): a step is one of apply, train, measure, save" in text and "Did you mean 'train'?" in text
+    assert (
+        "steps.2 (line 9): 'trian' is not one of apply, train, measure, save" in text
+        and "Did you mean 'train'?" in text
+    )
 
 
 @pytest.mark.parametrize(
@@ -165,7 +168,7 @@ def test_overrides(tmp_path: Path, assignment: str, found: object) -> None:
         ("=3", "write key=value"),
         ("kmeens.bits=3", "Did you mean 'kmeans'?"),
         ("steps.9.train.tokens=1", "not a number from 0 to 3"),
-        ("seed.deep=1", "has no field"),
+        ("name.deep=1", "has no field"),
         ("train.tokenz=1", "there is no such field"),
         ("kmeans.bits=*x", "aliases"),
     ],

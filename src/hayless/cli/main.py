@@ -20,19 +20,11 @@ app = typer.Typer(
 
 
 def _register() -> None:
-    from hayless.cli import bench, compare, demo, doctor, eval, generate, inspect, methods, report, run, tokenize
+    from hayless.cli import doctor, methods, run
 
-    app.command("demo")(demo.demo)
     app.command("doctor")(doctor.doctor)
     app.command("methods")(methods.methods)
-    app.command("tokenize")(tokenize.tokenize)
     app.command("run")(run.run)
-    app.command("compare")(compare.compare)
-    app.command("report")(report.report)
-    app.command("eval")(eval.evaluate)
-    app.add_typer(bench.app, name="bench")
-    app.command("inspect")(inspect.inspect)
-    app.command("generate")(generate.generate)
 
 
 @app.callback(invoke_without_command=True)

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import typer
 
-from hayless.cli.output import Json, emit, err, out
+from hayless.cli.output import Json, emit, out
+from hayless.core.errors import NotSupported
 
 
 def run(
     recipe: str = typer.Argument("", help="A recipe in YAML."),
     overrides: list[str] = typer.Argument(None, help="key=value, such as train.tokens=2M or kmeans.bits=3."),
-    run_dir: Path = typer.Option(None, help="The run's folder; runs/NAME if not given."),
-    fresh: bool = typer.Option(False, "--fresh", help="Delete what this run has and start over."),
     dry_run: bool = typer.Option(
         False, "--dry-run", help="Print the resolved recipe and what is predicted; do nothing."
     ),
     schema: bool = typer.Option(False, "--schema", help="Print the JSON Schema of recipes, for editors."),
     json: bool = Json,
 ) -> None:
-    """Run a recipe: apply, train, measure, save. A run that was stopped goes on where it was."""
+    """Check a recipe and predict what it will cost."""
     if schema:
         from hayless.recipe.schema import json_schema
 
@@ -34,16 +31,10 @@ def run(
     if dry_run:
         _show_plan(resolved, json)
         return
-    from hayless.recipe.executor import execute
-    from hayless.recipe.receipt import Receipt
-
-    folder = run_dir or Path("runs") / resolved.name
-    execute(resolved, folder, fresh=fresh, say=lambda text: err.print(text, style="dim"))
-    receipt = Receipt.from_run(folder)
-    if json:
-        emit(receipt.to_json())
-    else:
-        out.print(receipt.card())
+    raise NotSupported(
+        "Recipes are read, checked and predicted, but not run yet: the executor waits for the model room.",
+        hint="See what it would cost with --dry-run.",
+    )
 
 
 def _show_plan(recipe: object, json: bool) -> None:

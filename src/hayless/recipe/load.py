@@ -47,7 +47,7 @@ def validate(model: type[_Model], text: yaml.Text) -> _Model:
 
 
 def _explain(model: type[BaseModel], item: Any, text: yaml.Text) -> str:
-    location = _in_data(item["loc"], text.data)
+    location = _in_data(item["loc"], text.data, absent_last=item["type"] == "missing")
     line = text.line(location)
     where = (".".join(str(part) for part in location) or "recipe") + (f" (line {line})" if line else "")
     kind, context = item["type"], item.get("ctx", {})
@@ -71,15 +71,15 @@ def _explain(model: type[BaseModel], item: Any, text: yaml.Text) -> str:
     return f"{where}: {shown}{message}" + ("" if message.endswith((".", "?")) else ".")
 
 
-def _in_data(location: Sequence[str | int], data: Any) -> yaml.Location:
-    """The location without the tags that the validator adds for the members of unions."""
+def _in_data(location: Sequence[str | int], data: Any, *, absent_last: bool) -> yaml.Location:
+    """The location without the tags that the validator adds for union members; a missing field keeps its name."""
     found: list[str | int] = []
     for position, part in enumerate(location):
         present = (isinstance(data, dict) and part in data) or (isinstance(data, list) and isinstance(part, int))
         if present:
-            data = data[part]  # type: ignore[index]
+            data = data[part]
             found.append(part)
-        elif position == len(location) - 1:
+        elif absent_last and position == len(location) - 1:
             found.append(part)
     return tuple(found)
 

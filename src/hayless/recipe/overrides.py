@@ -58,7 +58,9 @@ def _start(data: dict[str, Any], parts: list[str], assignment: str) -> tuple[Any
 def _named(data: dict[str, Any], name: str) -> Iterator[dict[str, Any]]:
     """Every section that `name` may stand for: steps of that kind, methods of that name (bare names expanded)."""
     steps = data.get("steps")
-    for position, step in enumerate(steps if isinstance(steps, list) else []):
+    if not isinstance(steps, list):
+        return
+    for position, step in enumerate(steps):
         if step in ("measure", "save"):
             step = steps[position] = {step: {}}
         if not isinstance(step, dict):
@@ -83,7 +85,9 @@ def _methods_in(section: dict[str, Any], name: str) -> Iterator[dict[str, Any]]:
             if isinstance(section[key], dict) and section[key].get("method") == name:
                 yield section[key]
     memory = section.get("memory")
-    for position, item in enumerate(memory if isinstance(memory, list) else []):
+    if not isinstance(memory, list):
+        return
+    for position, item in enumerate(memory):
         memory[position] = _expanded(item)
         if isinstance(memory[position], dict) and memory[position].get("method") == name:
             yield memory[position]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from functools import reduce
 from operator import or_
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 
@@ -37,10 +37,17 @@ def _union(part: Part, default: str | None = None) -> Any:
     return Annotated[choice, BeforeValidator(by_name)]
 
 
-TransformConfig = _union(Part.TRANSFORM)
-ObjectiveConfig = _union(Part.OBJECTIVE, default="lm")
-OptimizerConfig = _union(Part.OPTIMIZER, default="adamw")
-MemoryConfig = _union(Part.MEMORY)
+if TYPE_CHECKING:
+    # The unions are made from the catalogue when the module is imported; a type checker sees what they share.
+    TransformConfig = MethodConfig
+    ObjectiveConfig = MethodConfig
+    OptimizerConfig = MethodConfig
+    MemoryConfig = MethodConfig
+else:
+    TransformConfig = _union(Part.TRANSFORM)
+    ObjectiveConfig = _union(Part.OBJECTIVE, default="lm")
+    OptimizerConfig = _union(Part.OPTIMIZER, default="adamw")
+    MemoryConfig = _union(Part.MEMORY)
 
 
 class TokenizerSection(Options):
@@ -120,7 +127,7 @@ class SaveStep(Options):
     save: Save = Save()
 
 
-STEPS = {"apply": ApplyStep, "train": TrainStep, "measure": MeasureStep, "save": SaveStep}
+STEPS: dict[str, type[Options]] = {"apply": ApplyStep, "train": TrainStep, "measure": MeasureStep, "save": SaveStep}
 
 
 def _step_kind(value: Any) -> str | None:
@@ -157,7 +164,7 @@ class Recipe(Options):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="Names the run's folder.")
     model: ModelSection = Field(description="What the recipe starts from; a bare string is its path.")
     data: DataConfig | None = Field(None, description="Text to train and measure on.")
-    steps: tuple[Step, ...] = Field(min_length=1, description="apply, train, measure and save steps, in order.")
+    steps: tuple[Step, ...] = Field(description="apply, train, measure and save steps, in order.")
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$", description="auto, cpu, cuda, cuda:N or mps.")
     seed: int = Field(0, ge=0, description="Seeds random weights and methods; training has its own seed.")
 
@@ -168,6 +175,8 @@ class Recipe(Options):
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
+        if not self.steps:
+            raise ValueError("steps is empty: give at least one of apply, train, measure, save")
         for group in self._transforms_between_training():
             try:
                 check_order(group)
