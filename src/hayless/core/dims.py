@@ -15,7 +15,8 @@ class ModelDims:
     """The shape of a transformer, read from a Hugging Face config by `hayless.core.families.dims_of`.
 
     Widths count elements, not bytes. `num_experts` is 0 for a dense model; `encoder_layers` is 0 for a model with one
-    stack. Two models with equal dims have equal ledgers.
+    stack; `labels` is 0 for a language model and counts the outputs of a `score` head otherwise (1 for a reward model).
+    Two models with equal dims have equal ledgers.
     """
 
     family: str
@@ -49,6 +50,7 @@ class ModelDims:
     rotary_share: float = 1.0
     dropout: float = 0.0
     attention_dropout: float = 0.0
+    labels: int = 0
 
     def __post_init__(self) -> None:
         positive = (
@@ -64,7 +66,14 @@ class ModelDims:
             value = getattr(self, field)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise bad_value(field, value, allowed="a whole number of at least 1")
-        for field in ("max_positions", "encoder_layers", "num_experts", "experts_per_token", "embedding_size"):
+        for field in (
+            "max_positions",
+            "encoder_layers",
+            "num_experts",
+            "experts_per_token",
+            "embedding_size",
+            "labels",
+        ):
             value = getattr(self, field)
             if not isinstance(value, int) or isinstance(value, bool) or value < 0:
                 raise bad_value(field, value, allowed="a whole number of at least 0")

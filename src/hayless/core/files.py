@@ -44,9 +44,9 @@ def shards(entries: Iterable[TensorEntry], limit: int = SHARD_BYTES) -> list[lis
     return found
 
 
-def file_bytes(entries: Iterable[TensorEntry]) -> int:
+def file_bytes(entries: Iterable[TensorEntry], limit: int = SHARD_BYTES) -> int:
     """Bytes of the safetensors file, or of all its shards together, that holds `entries`."""
-    return sum(_one_file(shard) for shard in shards(entries))
+    return sum(_one_file(shard) for shard in shards(entries, limit))
 
 
 def _one_file(entries: list[TensorEntry]) -> int:

@@ -14,7 +14,7 @@ from enum import StrEnum
 
 from hayless.core.dims import ModelDims
 from hayless.core.dtypes import item_bytes
-from hayless.core.files import TensorEntry, file_bytes
+from hayless.core.files import SHARD_BYTES, TensorEntry, file_bytes
 from hayless.core.roles import Role
 
 
@@ -163,14 +163,14 @@ class Ledger:
         """A ledger with `change` applied to every row, `extra` rows added and `method` noted."""
         return replace(self, rows=tuple(change(row) for row in self.rows) + extra, methods=(*self.methods, method))
 
-    def files(self) -> dict[str, int]:
+    def files(self, limit: int = SHARD_BYTES) -> dict[str, int]:
         """Exact bytes of each safetensors file this model is saved as, by name (`model`, `adapter`).
 
-        A model over the shard size is written as several files and counted whole under `model`; its JSON index is not
-        counted.
+        A model with more than `limit` bytes of tensors is written as several files and counted whole under `model`; its
+        JSON index is not counted.
         """
         entries: dict[str, list[TensorEntry]] = {}
         for row in self.rows:
             for file, entry in row.entries(on_disk=row.role is Role.ADAPTER or not self.packed):
                 entries.setdefault(file, []).append(entry)
-        return {file: file_bytes(found) for file, found in entries.items()}
+        return {file: file_bytes(found, limit) for file, found in entries.items()}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -49,8 +50,23 @@ def dims_of(config: Mapping[str, Any]) -> ModelDims:
     if not isinstance(model_type, str):
         raise RequestError("The config has no model_type.", hint="Is this config.json of a transformers model?")
     if model_type == "hayless":
+        if not isinstance(config.get("base_config"), Mapping):
+            raise RequestError("The config has no base_config.", hint="A packed model's config.json names its base.")
         return dims_of(config["base_config"])
-    return family_of(model_type).read(config)
+    dims: ModelDims = family_of(model_type).read(config)
+    labels = labels_of(config)
+    if labels and dims.family in ("bert", "t5"):
+        raise NotSupported(f"Classifiers of the {dims.family} family are not covered, only its language models.")
+    return replace(dims, labels=labels)
+
+
+def labels_of(config: Mapping[str, Any]) -> int:
+    """Outputs of a sequence classifier's head, 0 for a model whose `architectures` name no classifier."""
+    architectures = config.get("architectures") or ()
+    if not any(str(name).endswith("ForSequenceClassification") for name in architectures):
+        return 0
+    names = config.get("id2label")
+    return int(config.get("num_labels") or (len(names) if isinstance(names, Mapping) else 2))
 
 
 def ledger_of(dims: ModelDims) -> Ledger:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hayless.core.dims import ModelDims, head_width, required, share
-from hayless.core.families.building import Paths, config_dtype, linear, norm, table
+from hayless.core.families.building import Paths, config_dtype, head, linear, norm, table
 from hayless.core.ledger import Layout, Row
 from hayless.core.roles import Role
 
@@ -65,5 +65,4 @@ def rows(dims: ModelDims) -> Iterator[Row]:
     yield Row(Role.HEAD, "cls.predictions", "bias", (dims.vocab_size,), dims.dtype, Layout.VECTOR)
     yield from linear(dims, Role.HEAD_TRANSFORM, "cls.predictions.transform.dense", (hidden, hidden), bias=True)
     yield from norm(dims, "cls.predictions.transform.LayerNorm", hidden, bias=True)
-    tied = PATHS.embedding if dims.tied_embeddings else None
-    yield from linear(dims, Role.HEAD, PATHS.head, (dims.vocab_size, hidden), tied_to=tied)
+    yield from head(dims, PATHS.embedding, hidden, module=PATHS.head)

@@ -53,6 +53,17 @@ def linear(
         yield Row(role, module, "bias", (out_features,), dims.dtype, Layout.VECTOR, layers, disk=disk)
 
 
+def head(
+    dims: ModelDims, embedding: str, width: int, *, module: str = "lm_head", disk_module: str | None = None
+) -> Iterator[Row]:
+    """The last matrix: over the vocabulary, tied to `embedding` where the dims say so, or the score of a classifier."""
+    if dims.labels:
+        yield from linear(dims, Role.HEAD, "score", (dims.labels, width))
+    else:
+        tied = embedding if dims.tied_embeddings else None
+        yield from linear(dims, Role.HEAD, module, (dims.vocab_size, width), disk_module=disk_module, tied_to=tied)
+
+
 def norm(
     dims: ModelDims, module: str, width: int, *, layers: tuple[int, ...] = (), bias: bool = False
 ) -> Iterator[Row]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hayless.core.dims import ModelDims, head_width, required, share
-from hayless.core.families.building import Paths, config_dtype, linear, norm, table
+from hayless.core.families.building import Paths, config_dtype, head, linear, norm, table
 from hayless.core.ledger import Layout, Row
 from hayless.core.roles import Role
 
@@ -54,5 +54,4 @@ def rows(dims: ModelDims) -> Iterator[Row]:
     yield from linear(dims, Role.UP, f"{layer}.mlp.c_fc", (wide, hidden), layers=layers, bias=True, layout=conv)
     yield from linear(dims, Role.DOWN, f"{layer}.mlp.c_proj", (hidden, wide), layers=layers, bias=True, layout=conv)
     yield from norm(dims, "transformer.ln_f", hidden, bias=True)
-    tied = PATHS.embedding if dims.tied_embeddings else None
-    yield from linear(dims, Role.HEAD, "lm_head", (dims.vocab_size, hidden), tied_to=tied)
+    yield from head(dims, PATHS.embedding, hidden)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hayless.core.dims import ModelDims, head_width, required, share
-from hayless.core.families.building import Paths, config_dtype, linear, norm, table
+from hayless.core.families.building import Paths, config_dtype, head, linear, norm, table
 from hayless.core.ledger import Row
 from hayless.core.roles import Role
 
@@ -67,5 +67,4 @@ def rows(dims: ModelDims) -> Iterator[Row]:
     yield from linear(dims, Role.UP, f"{layer}.mlp.dense_h_to_4h", (wide, hidden), layers=layers, bias=True)
     yield from linear(dims, Role.DOWN, f"{layer}.mlp.dense_4h_to_h", (hidden, wide), layers=layers, bias=True)
     yield from norm(dims, "gpt_neox.final_layer_norm", hidden, bias=True)
-    tied = PATHS.embedding if dims.tied_embeddings else None
-    yield from linear(dims, Role.HEAD, "lm_head", (dims.vocab_size, hidden), disk_module="embed_out", tied_to=tied)
+    yield from head(dims, PATHS.embedding, hidden, disk_module="embed_out")

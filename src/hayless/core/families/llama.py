@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hayless.core.dims import ModelDims, head_width, required, share
-from hayless.core.families.building import Paths, config_dtype, linear, norm, table
+from hayless.core.families.building import Paths, config_dtype, head, linear, norm, table
 from hayless.core.ledger import Row
 from hayless.core.roles import Role
 
@@ -69,8 +69,7 @@ def outer_rows(dims: ModelDims) -> Iterator[Row]:
     """Embedding, last norm and head; shared with the Mixtral family."""
     yield table(dims, Role.EMBEDDING, PATHS.embedding, (dims.vocab_size, dims.hidden_size))
     yield from norm(dims, "model.norm", dims.hidden_size)
-    tied = PATHS.embedding if dims.tied_embeddings else None
-    yield from linear(dims, Role.HEAD, "lm_head", (dims.vocab_size, dims.hidden_size), tied_to=tied)
+    yield from head(dims, PATHS.embedding, dims.hidden_size)
 
 
 def rows(dims: ModelDims) -> Iterator[Row]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from hayless.core.dims import ModelDims, head_width, required, share
 from hayless.core.errors import NotSupported
-from hayless.core.families.building import Paths, config_dtype, linear, norm, table
+from hayless.core.families.building import Paths, config_dtype, head, linear, norm, table
 from hayless.core.ledger import Row
 from hayless.core.roles import Role
 
@@ -77,5 +77,4 @@ def rows(dims: ModelDims) -> Iterator[Row]:
     yield from norm(dims, f"{layer}.final_layer_norm", hidden, layers=layers, bias=True)
     if dims.final_norm:
         yield from norm(dims, "model.decoder.final_layer_norm", hidden, bias=True)
-    tied = PATHS.embedding if dims.tied_embeddings else None
-    yield from linear(dims, Role.HEAD, "lm_head", (dims.vocab_size, narrow), tied_to=tied)
+    yield from head(dims, PATHS.embedding, narrow)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hayless.core.dims import ModelDims, required, share
-from hayless.core.families.building import Paths, config_dtype, linear, norm, table
+from hayless.core.families.building import Paths, config_dtype, head, linear, norm, table
 from hayless.core.ledger import Row
 from hayless.core.roles import Role
 
@@ -47,8 +47,7 @@ def rows(dims: ModelDims) -> Iterator[Row]:
     yield table(dims, Role.EMBEDDING, "shared", (dims.vocab_size, dims.hidden_size))
     yield from _stack(dims, "encoder", dims.encoder_layers)
     yield from _stack(dims, "decoder", dims.num_layers)
-    tied = "shared" if dims.tied_embeddings else None
-    yield from linear(dims, Role.HEAD, "lm_head", (dims.vocab_size, dims.hidden_size), tied_to=tied)
+    yield from head(dims, "shared", dims.hidden_size)
 
 
 def _stack(dims: ModelDims, stack: str, count: int) -> Iterator[Row]:
@@ -78,6 +77,8 @@ def _stack(dims: ModelDims, stack: str, count: int) -> Iterator[Row]:
     inner = ((Role.GATE, "wi_0"), (Role.UP, "wi_1")) if dims.gated else ((Role.UP, "wi"),)
     for role, name in inner:
         yield from linear(dims, role, f"{dense}.{name}", (wide, hidden), layers=layers)
-    yield from linear(dims, Role.DOWN, f"{dense}.wo", (hidden, wide), layers=layers)
+    # In float16 transformers keeps these in float32: T5's feed-forward overflows otherwise.
+    down = dims.with_dtype("float32") if dims.dtype == "float16" else dims
+    yield from linear(down, Role.DOWN, f"{dense}.wo", (hidden, wide), layers=layers)
     yield from norm(dims, f"{block}.layer.{feed_forward}.layer_norm", hidden, layers=layers)
     yield from norm(dims, f"{stack}.final_layer_norm", hidden)
