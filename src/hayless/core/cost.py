@@ -260,12 +260,23 @@ def decode_cost(
 
 
 def weight_bytes(ledger: Ledger, dtype: Callable[[Row], str] = lambda row: row.dtype, *, trained: bool = False) -> int:
-    """Bytes of weights, plain rows as `dtype` and packed ones as they are held; only trained ones if `trained`."""
+    """Bytes of weights, plain rows and codebooks as `dtype`, codes as they are held; only trained ones if `trained`."""
     total = 0
     for row in ledger.rows:
         if row.trainable or not trained:
-            total += row.bytes if is_packed(row) else row.elements * item_bytes(dtype(row))
+            total += _packed_bytes(row, dtype(row)) if is_packed(row) else row.elements * item_bytes(dtype(row))
     return total
+
+
+def _packed_bytes(row: Row, dtype: str) -> int:
+    """Bytes of a packed row after its model is cast to `dtype`: what has the weight's own dtype is cast with it."""
+    if row.tied_to:
+        return 0
+    held = (
+        tensor.bytes // item_bytes(tensor.dtype) * item_bytes(dtype) if tensor.dtype == row.dtype else tensor.bytes
+        for tensor in row.held
+    )
+    return row.count * sum(held)
 
 
 def gradient_bytes(ledger: Ledger, shape: TrainShape) -> int:

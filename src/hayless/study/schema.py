@@ -141,7 +141,7 @@ def contenders(study: Study) -> list[Contender]:
 def slug_of(label: str) -> str:
     """A folder's name for a label: the label itself where it can be one, else its letters and a hash."""
     plain = re.sub(r"[^A-Za-z0-9._=-]+", "-", label).strip("-._")[:60]
-    recipe_name = plain.replace("=", "")
+    recipe_name = plain.replace("=", "").strip("-._")
     if recipe_name == label and label.lower() not in RESERVED:
         return label
     return f"{recipe_name or 'row'}-{hashlib.sha256(label.encode()).hexdigest()[:6]}"
