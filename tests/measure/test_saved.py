@@ -90,21 +90,20 @@ def test_a_folder_is_measured_in_a_fresh_process(tmp_path, tokenizer, heldout):
     assert 0 <= peak.value < 100_000_000 < process.value, "libraries are in the process's peak, not in the model's"
 
 
-def test_a_damaged_folder_is_an_error_of_ours(tmp_path, tokenizer, heldout):
-    folder = _save(tmp_path / "model", tokenizer)
-    weights = folder / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(HaylessError, match="model"):
-        measure_saved(folder, heldout, SETTINGS, documents=tmp_path / "documents.json")
-    assert not (tmp_path / "documents.json").exists()
-
-
 def _here(folder: Path, store: TokenStore, settings: MeasureSettings) -> dict[str, dict]:
     """What the fresh process would answer, without starting one."""
     request = {"folder": str(folder), "heldout": str(store.folder), "settings": settings.model_dump(), "device": "cpu"}
     found = saved._measure(request)
     json.dumps(found, allow_nan=False)
     return {row["name"]: row for row in found["rows"]}
+
+
+def test_a_damaged_folder_is_an_error_of_ours(tmp_path, tokenizer, heldout):
+    folder = _save(tmp_path / "model", tokenizer)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(HaylessError, match="model"):
+        _here(folder, heldout, SETTINGS)
 
 
 def test_a_reward_model_is_measured_on_pairs(tmp_path, tokenizer, preferences):
