@@ -81,8 +81,9 @@ def test_zeros_stay_zeros_and_nothing_else_becomes_one() -> None:
         assert torch.equal(books.gather(1, codes.long()) == 0, values == 0)
 
 
-def test_opposite_weights_never_average_to_a_zero() -> None:
-    values = torch.tensor([[-1.0, 1.0, 0.0, 0.0, -2.0, 2.0]])
+@pytest.mark.parametrize("row", [[-1.0, 1.0, 0.0, 0.0, -2.0, 2.0], [-1.0, -1.0, 2.0, 7e8]])
+def test_opposite_weights_never_average_to_a_zero(row: list[float]) -> None:
+    values = torch.tensor([row])
     books, codes = palettize(values, 2, iterations=10, keep_zeros=True)
     assert torch.equal(books.gather(1, codes.long()) == 0, values == 0)
 

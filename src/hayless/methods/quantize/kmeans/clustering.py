@@ -25,9 +25,9 @@ def palettize(values: Tensor, levels: int, *, iterations: int, keep_zeros: bool)
     """A codebook for each row of `values` (groups, n) and the index of the nearest entry for each value.
 
     Returns codebooks (groups, levels) in the dtype of `values` and uint8 indices (groups, n); computed in float32 and
-    float64. A row of at most `levels` distinct values gets exactly these. Otherwise, with `keep_zeros`, a row that
-    holds zeros gets a codebook whose first entry is 0 and whose others are not; only zeros take the first. Every other
-    codebook ascends, and a value midway between two entries takes the lower.
+    float64. A row of at most `levels` distinct values gets exactly these. With `keep_zeros` zeros, and only zeros,
+    become zeros: a row that holds some has a 0 of its own as its codebook's first entry. The other entries ascend, and
+    a value midway between two of them takes the lower.
     """
     line = _Line.of(values)
     books = torch.zeros(values.shape[0], levels, dtype=torch.float64, device=values.device)
@@ -44,8 +44,8 @@ def palettize(values: Tensor, levels: int, *, iterations: int, keep_zeros: bool)
         books[zeroed, 1:] = _best(line.rows(zeroed), levels - 1, iterations)
     rounded = books.to(values.dtype)
     # A centroid between small weights of both signs must not pass for the zero of pruned weights.
-    spare = zeroed[:, None] & (rounded == 0)
-    spare[:, 0] = False
+    spare = ~exact[:, None] & (rounded == 0) & keep_zeros
+    spare[zeroed, 0] = False
     rounded.masked_fill_(spare, torch.finfo(values.dtype).tiny)
     return rounded, _assign(values.float(), rounded.float(), zeroed)
 
