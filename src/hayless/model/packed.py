@@ -1,0 +1,101 @@
+"""Folders of packed models: `model_type: "hayless"`, the true config under `base_config`, the methods under `hayless`.
+
+The names of their tensors are those in memory. The structure is rebuilt from the base's config by each method's
+`restore`, in the order in which the methods were applied, and then filled by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from hayless.core.errors import FileDamaged, RequestError
+from hayless.core.families import labels_of
+from hayless.core.method import MethodConfig
+from hayless.core.registry import method_of
+from hayless.model import build
+from hayless.model.build import Task
+from hayless.model.tensors import listed, read_tensors, weight_files
+from hayless.model.transform import record
+
+MODEL_TYPE = "hayless"
+
+
+def load(folder: Path, config: dict[str, Any], dtype: torch.dtype | None, task: Task) -> PreTrainedModel:
+    """The model in `folder`; `config` is the content of its config.json.
+
+    Parameters are cast to `dtype` where one is given; what methods keep in buffers stays as it was stored.
+    """
+    base = config.get("base_config")
+    if not isinstance(base, dict) or not isinstance(config.get("hayless"), dict):
+        raise RequestError(f"{folder / 'config.json'} has no base_config or no record of methods (hayless).")
+    if task == "reward" and not labels_of(base):
+        raise RequestError(
+            f"{folder} is a language model whose weights are packed; it cannot be given a score head.",
+            hint="Train the reward model first, then pack it.",
+        )
+    files = weight_files(folder)
+    shape = build.read_config(base, task)
+    shape.hayless = config["hayless"]
+    shape.name_or_path = str(folder)
+    model = build.unfilled_model(shape, build.torch_dtype(base.get("dtype") or "float32"))
+    methods = record(model)
+    # Each method is restored on what was there when it was applied.
+    for position, method in enumerate(methods):
+        model.config.hayless = {**config["hayless"], "methods": config["hayless"]["methods"][:position]}
+        restore(model, method)
+    model.config.hayless = config["hayless"]
+    _fill(model, folder, files, dtype)
+    return model
+
+
+def restore(model: PreTrainedModel, config: MethodConfig) -> None:
+    """Give `model` the structure that a method made."""
+    with torch.no_grad():
+        method_of(config).load().restore(model, config)
+
+
+def _fill(model: PreTrainedModel, folder: Path, files: list[Path], dtype: torch.dtype | None) -> None:
+    """Put the files' tensors in the places of the model's, which all must be there once, and in their shapes."""
+    wanted = _places(model)
+    filled = set()
+    for name, tensor in read_tensors(files):
+        if name not in wanted:
+            raise FileDamaged(f"{folder} has, beside the model's, {name}.", hint=_HINT)
+        module, leaf = wanted[name]
+        held = getattr(module, leaf)
+        if held.shape != tensor.shape or held.is_floating_point() != tensor.is_floating_point():
+            raise FileDamaged(
+                f"{folder}: {name} is {tuple(tensor.shape)} of {tensor.dtype}, not {tuple(held.shape)} of {held.dtype}.",
+                hint=_HINT,
+            )
+        if isinstance(held, nn.Parameter):
+            held.data = tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor
+        else:
+            module._buffers[leaf] = tensor
+        filled.add(name)
+    missing = wanted.keys() - filled
+    if missing:
+        raise FileDamaged(f"{folder} lacks {listed(missing)}.", hint=_HINT)
+
+
+_HINT = "config.json and weights must belong to one model; copy the folder again."
+
+
+def _places(model: PreTrainedModel) -> dict[str, tuple[Any, str]]:
+    """Name in files → (module, name within it) of what a file must hold: tied tensors once, by their first name."""
+    saved = model.state_dict(keep_vars=True)
+    seen: set[int] = set()
+    places = {}
+    for name, tensor in saved.items():
+        if id(tensor) in seen:
+            continue
+        seen.add(id(tensor))
+        path, _, leaf = name.rpartition(".")
+        places[name] = (model.get_submodule(path), leaf)
+    return places

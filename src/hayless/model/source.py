@@ -1,0 +1,103 @@
+"""Where a model comes from: a folder on this machine, or an id on the Hugging Face hub.
+
+A folder is preferred to an id of the same name. Hub access is huggingface_hub's own, so HF_TOKEN, HF_ENDPOINT,
+HF_HUB_OFFLINE and HF_HOME work as everywhere; its messages hold addresses, so errors here use words of their own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import huggingface_hub
+from huggingface_hub import errors as hub
+
+from hayless.core import atomic
+from hayless.core.errors import RequestError, WorkError
+from hayless.core.families import read_config
+
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+
+
+def local_folder(source: str | Path, revision: str | None = None) -> Path:
+    """The folder `source` names, downloaded first if it is a hub id.
+
+    Only safetensors, JSON and tokenizer files are fetched. RequestError for a folder or id that does not exist or may
+    not be read; WorkError when the hub cannot be reached.
+    """
+    folder = _existing(source, revision)
+    if folder is not None:
+        return folder
+    name = str(source)
+
+    def download(**patterns: Any) -> Path:
+        return Path(_fetch(name, revision, lambda: huggingface_hub.snapshot_download(name, revision=revision, **patterns)))
+
+    folder = download(allow_patterns=_FILES, ignore_patterns=["*/*"])
+    if (folder / "adapter_config.json").is_file():
+        folder = download(allow_patterns=[*_FILES, *(f"base/{pattern}" for pattern in _FILES)])
+    return folder
+
+
+def fetch_config(source: str | Path, revision: str | None = None) -> dict[str, Any]:
+    """config.json of a folder or hub id, without its weights. Raises what `local_folder` raises."""
+    folder = _existing(source, revision)
+    if folder is None:
+        name = str(source)
+        path = _fetch(name, revision, lambda: huggingface_hub.hf_hub_download(name, "config.json", revision=revision))
+        folder = Path(path).parent
+    return read_config(folder)
+
+
+def _existing(source: str | Path, revision: str | None) -> Path | None:
+    """The local folder, or None for what can only be a hub id."""
+    path = Path(source).expanduser()
+    atomic.recover(path)
+    if path.is_dir():
+        if revision is not None:
+            raise RequestError(
+                f"revision = {revision!r} is for hub ids, and {source} is a folder.", hint="Leave revision out."
+            )
+        return path
+    if path.exists():
+        raise RequestError(f"{source} is a file.", hint="Give the folder that holds config.json, or a hub id.")
+    if isinstance(source, Path) or not _REPOSITORY.fullmatch(source):
+        raise RequestError(f"There is no folder {source}.", hint="Give a Hugging Face model folder or a hub id.")
+    return None
+
+
+def _fetch(name: str, revision: str | None, download: Callable[[], str]) -> str:
+    """Run a download with errors a user can act on, none of which quotes an address or a token."""
+    at = f" at revision {revision!r}" if revision else ""
+    try:
+        return download()
+    except hub.GatedRepoError:
+        raise RequestError(
+            f"{name} is gated on the hub.", hint="Ask for access on its page, then log in (hf auth login) or set HF_TOKEN."
+        ) from None
+    except hub.RevisionNotFoundError:
+        raise RequestError(f"{name} has no revision {revision!r} on the hub.") from None
+    except hub.RepositoryNotFoundError:
+        raise RequestError(
+            f"There is no folder {name} here, and no model of that name on the hub that this account can see.",
+            hint="Check the spelling; a private model needs HF_TOKEN.",
+        ) from None
+    except (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled):
+        raise RequestError(
+            f"There is no folder {name} here, and the hub's {name}{at} is not in the local cache and cannot be fetched.",
+            hint="Go online once (HF_HUB_OFFLINE unset), or give a folder.",
+        ) from None
+    except hub.EntryNotFoundError:
+        raise RequestError(f"{name} has no config.json on the hub{at}.", hint="Is it a transformers model?") from None
+    except hub.HFValidationError:
+        raise RequestError(f"There is no folder {name}, and {name!r} is not a hub id.") from None
+    except (hub.HfHubHTTPError, httpx.HTTPError, hub.FileMetadataError) as error:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        said = f"answered {status}" if status else f"could not be reached ({type(error).__name__})"
+        raise WorkError(f"{name} could not be fetched: the hub {said}.", hint="Try again, or give a folder.") from None
+    except OSError as error:
+        raise WorkError(f"{name} could not be fetched: {error.strerror or type(error).__name__}.") from None
