@@ -16,10 +16,10 @@ from transformers import PreTrainedModel
 
 from hayless.core import atomic
 from hayless.core.errors import FileDamaged, NotSupported, RequestError
-from hayless.core.method import Method, Part
-from hayless.core.registry import methods
+from hayless.core.method import Method, MethodConfig, Part
+from hayless.core.registry import method_of, methods
 from hayless.model.source import local_folder
-from hayless.model.tensors import fingerprint, read_tensors, tensor_names
+from hayless.model.tensors import fingerprint, read_tensors, tensor_names, write_tensors
 from hayless.model.transform import note, record
 
 CONFIG = "adapter_config.json"
@@ -44,7 +44,7 @@ def load(folder: Path, load_base: Callable[[Path], PreTrainedModel]) -> PreTrain
     base = base_of(folder)
     _check_base(folder, base)
     model = load_base(base)
-    if any(method_of_peft(earlier.method) for earlier in record(model)):
+    if on(model):
         raise NotSupported(f"{base} has an adapter already; a second one is not covered.")
     with torch.no_grad():
         part.restore(model, config)
@@ -69,4 +69,51 @@ def base_of(folder: Path) -> Path:
     try:
         return local_folder(name)
     except RequestError as error:
-        raise RequestError(f"The base of the adapter in {folder} is not there. {error.message}", hint=error.hint) from None
+        raise RequestError(
+            f"The base of the adapter in {folder} is not there. {error.message}", hint=error.hint
+        ) from None
+
+
+def on(model: PreTrainedModel) -> MethodConfig | None:
+    """The adapter that a model has, from its record."""
+    return next((config for config in record(model) if method_of(config).peft_type), None)
+
+
+def write(model: PreTrainedModel, config: MethodConfig, folder: Path, base: str | None) -> None:
+    """Write the adapter in PEFT's layout. `base` names its base: a folder or a hub id; None: it lies in `base/`."""
+    files = method_of(config).load().export(model, config)
+    atomic.write_json(folder / CONFIG, {**files.config, "base_model_name_or_path": base or BASE})
+    write_tensors(folder / WEIGHTS, files.tensors)
+    if base:
+        atomic.write_json(folder / OURS, {"base_fingerprint": fingerprint(local_folder(base))})
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    found = atomic.read_json(folder / CONFIG)
+    if not isinstance(found, dict):
+        raise FileDamaged(f"{folder / CONFIG} holds {type(found).__name__}, not an object.")
+    return found
+
+
+def _method(peft_type: object) -> Method:
+    """The method that reads PEFT's adapters of this type."""
+    readers = {method.peft_type: method for method in methods([Part.TRANSFORM]) if method.peft_type}
+    if peft_type not in readers:
+        raise NotSupported(f"Adapters of peft_type {peft_type!r} are not read; those that are: {', '.join(readers)}.")
+    return readers[str(peft_type)]
+
+
+def _check_base(folder: Path, base: Path) -> None:
+    """RequestError where the adapter noted another base than the one found. Adapters of others note none."""
+    path = folder / OURS
+    if not path.is_file() or base == folder / BASE:
+        return
+    noted = atomic.read_json(path)
+    expected = noted.get("base_fingerprint") if isinstance(noted, dict) else None
+    if not isinstance(expected, str):
+        raise FileDamaged(f"{path} has no base_fingerprint.", hint="Copy the adapter again.")
+    if fingerprint(base) != expected:
+        raise RequestError(
+            f"{base} is not the base that the adapter in {folder} was trained on: its weights differ.",
+            hint="Give the same checkpoint, the same revision of it; or train the adapter again on this one.",
+        )

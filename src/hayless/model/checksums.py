@@ -1,4 +1,4 @@
-"""SHA-256 of every file of a saved folder, in `hayless_checksums.json` beside them."""
+"""SHA-256 of the files of a saved folder, in `hayless_checksums.json` beside them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from hayless.core import atomic
 from hayless.core.errors import FileDamaged
 
 NAME = "hayless_checksums.json"
+_LATER = {"README.md", "receipt.png"}
+"""Files of a receipt, which is written into the folder after it was measured."""
 
 
 def write(folder: Path) -> None:
-    """Note the sums of all files under `folder`."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != NAME)
-    sums = {path.relative_to(folder).as_posix(): _sum(path) for path in files}
+    """Note the sums of all files under `folder`, but those of a receipt."""
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    sums = {name: _sum(path) for name, path in files.items() if name != NAME and name not in _LATER}
     atomic.write_json(folder / NAME, {"algorithm": "sha256", "files": sums})
 
 

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import httpx
 import huggingface_hub
 from huggingface_hub import errors as hub
 
@@ -35,7 +34,9 @@ def local_folder(source: str | Path, revision: str | None = None) -> Path:
     name = str(source)
 
     def download(**patterns: Any) -> Path:
-        return Path(_fetch(name, revision, lambda: huggingface_hub.snapshot_download(name, revision=revision, **patterns)))
+        return Path(
+            _fetch(name, revision, lambda: huggingface_hub.snapshot_download(name, revision=revision, **patterns))
+        )
 
     folder = download(allow_patterns=_FILES, ignore_patterns=["*/*"])
     if (folder / "adapter_config.json").is_file():
@@ -77,7 +78,8 @@ def _fetch(name: str, revision: str | None, download: Callable[[], str]) -> str:
         return download()
     except hub.GatedRepoError:
         raise RequestError(
-            f"{name} is gated on the hub.", hint="Ask for access on its page, then log in (hf auth login) or set HF_TOKEN."
+            f"{name} is gated on the hub.",
+            hint="Ask for access on its page, then log in (hf auth login) or set HF_TOKEN.",
         ) from None
     except hub.RevisionNotFoundError:
         raise RequestError(f"{name} has no revision {revision!r} on the hub.") from None
@@ -95,9 +97,14 @@ def _fetch(name: str, revision: str | None, download: Callable[[], str]) -> str:
         raise RequestError(f"{name} has no config.json on the hub{at}.", hint="Is it a transformers model?") from None
     except hub.HFValidationError:
         raise RequestError(f"There is no folder {name}, and {name!r} is not a hub id.") from None
-    except (hub.HfHubHTTPError, httpx.HTTPError, hub.FileMetadataError) as error:
-        status = getattr(getattr(error, "response", None), "status_code", None)
-        said = f"answered {status}" if status else f"could not be reached ({type(error).__name__})"
-        raise WorkError(f"{name} could not be fetched: the hub {said}.", hint="Try again, or give a folder.") from None
     except OSError as error:
-        raise WorkError(f"{name} could not be fetched: {error.strerror or type(error).__name__}.") from None
+        # A hub error of HTTP is an OSError too, and has the response.
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        said = f"the hub answered {status}" if status else error.strerror or type(error).__name__
+        raise WorkError(f"{name} could not be fetched: {said}.", hint="Try again, or give a folder.") from None
+    except Exception as error:
+        # Errors of the network have their own classes in the client that huggingface_hub happens to use.
+        raise WorkError(
+            f"{name} could not be fetched: the hub could not be reached ({type(error).__name__}).",
+            hint="Try again, or give a folder.",
+        ) from None

@@ -1,18 +1,19 @@
-"""Reading safetensors: what files a model folder has, which tensors are in them, and their values."""
+"""Reading and writing safetensors: what files a model folder has, which tensors are in them, and their values."""
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from hayless.core import atomic
-from hayless.core.errors import FileDamaged, RequestError
+from hayless.core.errors import FileDamaged, RequestError, WorkError
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -68,6 +69,14 @@ def read_tensors(files: Iterable[Path]) -> Iterator[tuple[str, Tensor]]:
         with safe_open(path, "pt") as file:
             for name in names:
                 yield name, file.get_tensor(name)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """A safetensors file of `tensors`, wherever they lie. WorkError where the disk does not take it."""
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
+    except (SafetensorError, OSError) as error:
+        raise WorkError(f"{path} could not be written: {error}.", hint="Free disk space.") from None
 
 
 def fingerprint(folder: Path) -> str:

@@ -90,7 +90,7 @@ def apply(model: PreTrainedModel, configs: Iterable[MethodConfig], context: Cont
     for config in ordered:
         with torch.no_grad():
             changes.append(method_of(config).load().apply(model, config, context))
-        _set_record(model, [*record(model), config])
+        note(model, config)
     return changes
 
 
@@ -100,13 +100,36 @@ def record(model: PreTrainedModel) -> list[MethodConfig]:
     return [find(entry["method"]).config.model_validate(entry) for entry in noted.get("methods", [])]
 
 
+def note(model: PreTrainedModel, config: MethodConfig) -> None:
+    """Append a transform to the record, after it was done."""
+    _set_record(model, [*record(model), config])
+
+
 def forget(model: PreTrainedModel, config: MethodConfig) -> None:
     """Take a transform off the record, after it was undone or merged."""
     _set_record(model, [entry for entry in record(model) if entry != config])
+
+
+def merge_adapters(model: PreTrainedModel) -> list[Change]:
+    """Fold every adapter on the record into the base and take it off the record; an empty list where there is none.
+
+    NotSupported where an adapter cannot be folded (into packed weights, say); that one then stays as it was.
+    """
+    changes = []
+    for config in reversed(record(model)):
+        method = method_of(config)
+        if method.peft_type:
+            with torch.no_grad():
+                changes.append(method.load().merge(model, config))
+            forget(model, config)
+    return changes
 
 
 def _set_record(model: PreTrainedModel, configs: Sequence[MethodConfig]) -> None:
     from hayless import __version__
 
     entries = [config.model_dump(mode="json") for config in configs]
-    model.config.hayless = {"version": __version__, "methods": entries}
+    if entries:
+        model.config.hayless = {"version": __version__, "methods": entries}
+    elif hasattr(model.config, "hayless"):
+        del model.config.hayless
