@@ -32,10 +32,10 @@ class TensorEntry:
 
 
 def shards(entries: Iterable[TensorEntry], limit: int = SHARD_BYTES) -> list[list[TensorEntry]]:
-    """Entries split in order so that no shard's data exceeds `limit` (a tensor larger than it stands alone)."""
+    """Entries, by name, split so that no shard's data exceeds `limit` (a tensor larger than it stands alone)."""
     found: list[list[TensorEntry]] = [[]]
     size = 0
-    for entry in entries:
+    for entry in sorted(entries, key=lambda entry: entry.name):
         if found[-1] and size + entry.bytes > limit:
             found.append([])
             size = 0

@@ -16,11 +16,12 @@ from transformers import PreTrainedModel
 
 from hayless.core import atomic
 from hayless.core.errors import FileDamaged, NotSupported, RequestError
+from hayless.core.families import read_config
 from hayless.core.method import Method, MethodConfig, Part
 from hayless.core.registry import method_of, methods
 from hayless.model.source import local_folder
-from hayless.model.tensors import fingerprint, read_tensors, tensor_names, write_tensors
-from hayless.model.transform import note, record
+from hayless.model.tensors import fingerprint, listed, read_tensors, tensor_names, write_tensors
+from hayless.model.transform import note, record, record_of
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -77,6 +78,26 @@ def base_of(folder: Path) -> Path:
 def on(model: PreTrainedModel) -> MethodConfig | None:
     """The adapter that a model has, from its record."""
     return next((config for config in record(model) if method_of(config).peft_type), None)
+
+
+def checked_base(model: PreTrainedModel, base: str | Path, target: Path) -> str:
+    """What an adapter in `target` calls its unchanged base: a folder's whole path, or a hub id.
+
+    RequestError where the base is not there, or lies where the adapter is to be written, or is not what the model was
+    before its adapter.
+    """
+    folder = local_folder(base)
+    if (folder / CONFIG).is_file():
+        raise RequestError(f"{base} is an adapter itself, not the base of one.")
+    if folder.resolve().is_relative_to(target.resolve()):
+        raise RequestError(f"The base {base} would be replaced by its adapter.", hint="Save to another folder.")
+    before = [config for config in record(model) if config != on(model)]
+    if record_of(read_config(folder).get("hayless")) != before:
+        raise RequestError(
+            f"{base} is not the base of this model, which was changed since ({listed(c.method for c in before)}).",
+            hint="Leave base out, and the changed base is saved beside the adapter.",
+        )
+    return str(folder.resolve()) if Path(base).expanduser().is_dir() else str(base)
 
 
 def write(model: PreTrainedModel, config: MethodConfig, folder: Path, base: str | None) -> None:

@@ -14,22 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from safetensors import SafetensorError
-from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from hayless.core.compose import predict
-from hayless.core.errors import FileDamaged, NotSupported, RequestError
-from hayless.core.families import dims_of, labels_of, ledger_of, read_config
-from hayless.core.method import Aspect
-from hayless.core.registry import method_of
+from hayless.core.errors import FileDamaged, RequestError
+from hayless.core.families import labels_of, read_config
 from hayless.model import adapters, checksums, packed
+from hayless.model.anatomy import dims_of_model
 from hayless.model.build import Task, auto_class, build_model, checked_device, empty_model, refused, torch_dtype
 from hayless.model.build import read_config as to_config
 from hayless.model.source import fetch_config, local_folder
 from hayless.model.tensors import listed, weight_files
-from hayless.model.transform import record
 
 __all__ = ["build_model", "check_tokenizer", "empty_model", "fetch_config", "load_model", "load_tokenizer"]
 
@@ -89,7 +85,7 @@ def load_tokenizer(source: str | Path, revision: str | None = None) -> PreTraine
 def check_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """RequestError where the tokenizer gives ids that the model has no embedding for, or has no entries at all."""
     ids = tokenizer.get_vocab().values()
-    rows = model.get_input_embeddings().weight.shape[0]  # type: ignore[union-attr]
+    rows = dims_of_model(model).vocab_size
     if not ids:
         raise RequestError("The tokenizer has no entries.", hint="Give the tokenizer that the model was trained with.")
     if max(ids) >= rows:
@@ -126,11 +122,8 @@ def _load_plain(folder: Path, found: dict[str, Any], dtype: torch.dtype | None, 
     if new_head:
         _draw_score(model)
     model.config.architectures = [type(model).__name__]
-    for config in record(model):
-        method = method_of(config)
-        if any(claim.aspect is Aspect.FORWARD for claim in method.claims(config)):
-            method.load().restore(model, config)
-    return model  # type: ignore[no-any-return]
+    packed.restore(model)
+    return model
 
 
 def _check_loaded(folder: Path, info: dict[str, Any], *, new_head: bool) -> None:
@@ -162,7 +155,7 @@ def _check_ties(folder: Path, model: PreTrainedModel) -> None:
         return
     if head.weight is not embedding.weight:
         raise FileDamaged(
-            f"{folder} says that head and embedding are one tensor (tie_word_embeddings), and holds two different ones.",
+            f"{folder} says that head and embedding are one tensor (tie_word_embeddings), and holds two that differ.",
             hint="Set tie_word_embeddings to false in config.json to use both, or take the head out of the file.",
         )
 

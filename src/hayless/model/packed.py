@@ -6,17 +6,15 @@ The names of their tensors are those in memory. The structure is rebuilt from th
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from hayless.core.errors import FileDamaged, RequestError
 from hayless.core.families import labels_of
-from hayless.core.method import MethodConfig
 from hayless.core.registry import method_of
 from hayless.model import build
 from hayless.model.build import Task
@@ -44,20 +42,22 @@ def load(folder: Path, config: dict[str, Any], dtype: torch.dtype | None, task: 
     shape.hayless = config["hayless"]
     shape.name_or_path = str(folder)
     model = build.unfilled_model(shape, build.torch_dtype(base.get("dtype") or "float32"))
-    methods = record(model)
-    # Each method is restored on what was there when it was applied.
-    for position, method in enumerate(methods):
-        model.config.hayless = {**config["hayless"], "methods": config["hayless"]["methods"][:position]}
-        restore(model, method)
-    model.config.hayless = config["hayless"]
+    restore(model)
     _fill(model, folder, files, dtype)
     return model
 
 
-def restore(model: PreTrainedModel, config: MethodConfig) -> None:
-    """Give `model` the structure that a method made."""
-    with torch.no_grad():
-        method_of(config).load().restore(model, config)
+def restore(model: PreTrainedModel) -> None:
+    """Give `model` the structure that the methods on its record made, each on what was there when it was applied."""
+    methods = record(model)
+    if not methods:
+        return
+    noted: dict[str, Any] = model.config.hayless
+    for position, method in enumerate(methods):
+        model.config.hayless = {**noted, "methods": noted["methods"][:position]}
+        with torch.no_grad():
+            method_of(method).load().restore(model, method)
+    model.config.hayless = noted
 
 
 def _fill(model: PreTrainedModel, folder: Path, files: list[Path], dtype: torch.dtype | None) -> None:
@@ -67,11 +67,14 @@ def _fill(model: PreTrainedModel, folder: Path, files: list[Path], dtype: torch.
     for name, tensor in read_tensors(files):
         if name not in wanted:
             raise FileDamaged(f"{folder} has, beside the model's, {name}.", hint=_HINT)
+        if name in filled:
+            raise FileDamaged(f"{folder} has {name} twice.", hint=_HINT)
         module, leaf = wanted[name]
         held = getattr(module, leaf)
         if held.shape != tensor.shape or held.is_floating_point() != tensor.is_floating_point():
             raise FileDamaged(
-                f"{folder}: {name} is {tuple(tensor.shape)} of {tensor.dtype}, not {tuple(held.shape)} of {held.dtype}.",
+                f"{folder}: {name} is {tuple(tensor.shape)} of {tensor.dtype}, and {tuple(held.shape)} of {held.dtype}"
+                " is needed.",
                 hint=_HINT,
             )
         if isinstance(held, nn.Parameter):

@@ -90,7 +90,8 @@ def _fetch(name: str, revision: str | None, download: Callable[[], str]) -> str:
         ) from None
     except (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled):
         raise RequestError(
-            f"There is no folder {name} here, and the hub's {name}{at} is not in the local cache and cannot be fetched.",
+            f"There is no folder {name} here, and {name}{at} on the hub is not in the local cache and cannot be"
+            " fetched.",
             hint="Go online once (HF_HUB_OFFLINE unset), or give a folder.",
         ) from None
     except hub.EntryNotFoundError:

@@ -29,7 +29,7 @@ def weight_files(folder: Path) -> list[Path]:
     """
     index = folder / INDEX
     if (folder / WEIGHTS).is_file():
-        files = {folder / WEIGHTS: None}
+        files: dict[Path, set[str] | None] = {folder / WEIGHTS: None}
     elif index.is_file():
         files = _indexed(index)
     else:
