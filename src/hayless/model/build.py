@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -11,7 +12,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from hayless.core.errors import NotSupported, RequestError, bad_value, unknown
-from hayless.core.families import dims_of, labels_of
+from hayless.core.families import FAMILIES, dims_of, labels_of
 from hayless.model.anatomy import Anatomy
 
 Task = Literal["causal", "reward"]
@@ -135,11 +136,20 @@ def refused(error: Exception) -> RequestError:
 def _check_fields(config: Mapping[str, Any]) -> None:
     """Refuse fields that transformers would carry along without a word, such as misspelt ones."""
     dims_of(config)
-    blank = AutoConfig.for_model(config["model_type"])
-    fields = {"model_type", *blank.to_dict(), *blank.attribute_map, *_OLD_FIELDS}
+    fields = _fields()
     for name in config:
-        if name not in fields and not hasattr(blank, name):
+        if name not in fields:
             raise unknown(f"field of a {config['model_type']} config", name, fields)
+
+
+@cache
+def _fields() -> frozenset[str]:
+    """Names that the config of some covered model has. Models read fields of others too: Qwen3-MoE Llama's head_dim."""
+    found = {"model_type", *_OLD_FIELDS}
+    for model_type in (name for types in FAMILIES.values() for name in types):
+        blank = AutoConfig.for_model(model_type)
+        found |= {*blank.to_dict(), *blank.attribute_map}
+    return frozenset(found)
 
 
 def _from_config(shape: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:

@@ -22,6 +22,7 @@ from hayless.core.errors import FileDamaged, RequestError
 from hayless.core.families import labels_of, read_config
 from hayless.model import adapters, checksums, packed
 from hayless.model.anatomy import dims_of_model
+from hayless.model.auto import MODEL_TYPE
 from hayless.model.build import Task, auto_class, build_model, checked_device, empty_model, refused, torch_dtype
 from hayless.model.build import read_config as to_config
 from hayless.model.source import fetch_config, local_folder
@@ -55,7 +56,7 @@ def load_model(
         model = adapters.load(folder, lambda base: load_model(base, dtype=wanted, task=task))
     else:
         found = read_config(folder)
-        if found.get("model_type") == packed.MODEL_TYPE:
+        if found.get("model_type") == MODEL_TYPE:
             model = packed.load(folder, found, wanted, task)
         else:
             model = _load_plain(folder, found, wanted, task)

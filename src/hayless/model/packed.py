@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from hayless.core.errors import FileDamaged, RequestError
 from hayless.core.families import labels_of
@@ -20,8 +20,6 @@ from hayless.model import build
 from hayless.model.build import Task
 from hayless.model.tensors import listed, read_tensors, weight_files
 from hayless.model.transform import record
-
-MODEL_TYPE = "hayless"
 
 
 def load(folder: Path, config: dict[str, Any], dtype: torch.dtype | None, task: Task) -> PreTrainedModel:
@@ -44,6 +42,8 @@ def load(folder: Path, config: dict[str, Any], dtype: torch.dtype | None, task: 
     model = build.unfilled_model(shape, build.torch_dtype(base.get("dtype") or "float32"))
     restore(model)
     _fill(model, folder, files, dtype)
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
     return model
 
 

@@ -25,8 +25,9 @@ from hayless.core.families import ledger_of
 from hayless.core.files import SHARD_BYTES, TensorEntry, shards
 from hayless.core.ledger import Ledger, Row
 from hayless.core.method import MethodConfig
-from hayless.model import adapters, checksums, packed
+from hayless.model import adapters, checksums
 from hayless.model.anatomy import dims_of_model
+from hayless.model.auto import MODEL_TYPE
 from hayless.model.build import torch_dtype
 from hayless.model.tensors import INDEX, WEIGHTS, listed, write_tensors
 from hayless.model.transform import record
@@ -115,7 +116,7 @@ def _config(model: PreTrainedModel, dtype: str | None) -> dict[str, Any]:
     assert noted is not None
     noted = {**noted, "methods": methods}
     if _ledger(model, dtype).packed:
-        return {"model_type": packed.MODEL_TYPE, "hayless": noted, "base_config": found}
+        return {"model_type": MODEL_TYPE, "hayless": noted, "base_config": found}
     return {**found, "hayless": noted}
 
 
