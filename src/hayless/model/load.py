@@ -32,6 +32,14 @@ __all__ = ["build_model", "check_tokenizer", "empty_model", "fetch_config", "loa
 
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
+_OF_PRETRAINING = {
+    "bert.pooler.dense.weight",
+    "bert.pooler.dense.bias",
+    "cls.seq_relationship.weight",
+    "cls.seq_relationship.bias",
+}
+"""What published BERTs have for their second objective, whether one sentence follows another; left out here."""
+
 
 def load_model(
     source: str | Path,
@@ -118,6 +126,7 @@ def _load_plain(folder: Path, found: dict[str, Any], dtype: torch.dtype | None, 
         raise FileDamaged(f"{folder} cannot be read: {' '.join(str(error).split())[:300]}") from error
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         raise refused(error) from error
+    info["unexpected_keys"] = set(info["unexpected_keys"]) - _OF_PRETRAINING
     _check_loaded(folder, info, new_head=new_head)
     _check_ties(folder, model)
     if new_head:

@@ -56,8 +56,14 @@ def fetch_config(source: str | Path, revision: str | None = None) -> dict[str, A
 
 def _existing(source: str | Path, revision: str | None) -> Path | None:
     """The local folder, or None for what can only be a hub id."""
-    path = Path(source).expanduser()
-    atomic.recover(path)
+    if not str(source):
+        raise RequestError("No model is named.", hint="Give a Hugging Face model folder or a hub id.")
+    try:
+        path = Path(source).expanduser()
+    except RuntimeError as error:
+        raise RequestError(f"There is no folder {source}: {error}") from None
+    if path.absolute().name:
+        atomic.recover(path.absolute())
     if path.is_dir():
         if revision is not None:
             raise RequestError(
