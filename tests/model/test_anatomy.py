@@ -72,13 +72,18 @@ def test_every_matrix_is_found_once(name: str) -> None:
 @pytest.mark.parametrize("name", tiny.NAMES)
 def test_forward_by_hand(name: str) -> None:
     model = tiny.model(name)
+    # Only the eager attention caps scores (Gemma 2).
+    model.set_attn_implementation("eager")
     for parameter in model.parameters():
-        # Norms and biases begin as ones and zeros, which would hide a mistake.
-        parameter.add_(torch.randn_like(parameter) * 0.1)
-    ids = torch.randint(3, 96, (2, 11))
+        # Norms and biases begin as ones and zeros, and small scores look alike: both would hide a mistake.
+        parameter.add_(torch.randn_like(parameter) * 0.3)
+    # T5 has no last position, and its buckets of distances end at 128.
+    ids = torch.randint(3, 96, (2, 150 if name.startswith("t5") else 60))
     inputs = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
     expected = model(input_ids=ids, attention_mask=torch.ones_like(ids), **inputs).logits
-    torch.testing.assert_close(hand.forward(Anatomy.of(model), ids), expected, rtol=2e-4, atol=2e-5)
+    torch.testing.assert_close(
+        hand.forward(Anatomy.of(model), ids), expected, rtol=2e-3, atol=2e-3 * expected.std().item()
+    )
 
 
 @pytest.mark.parametrize("name", tiny.NAMES)

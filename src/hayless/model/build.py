@@ -11,7 +11,7 @@ import transformers
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
-from hayless.core.errors import NotSupported, RequestError, bad_value, unknown
+from hayless.core.errors import NotSupported, RequestError, bad_value, nearest
 from hayless.core.families import FAMILIES, dims_of, labels_of
 from hayless.model.anatomy import Anatomy
 
@@ -27,6 +27,7 @@ _OLD_FIELDS = {
     "transformers_version",
     "_name_or_path",
     "hayless",
+    "quantization_config",
 }
 """Fields that transformers still reads, or writes itself, though its config classes do not declare them."""
 
@@ -44,8 +45,8 @@ def build_model(
     The same config, dtype, seed and versions give the same weights, whatever the device: they are drawn on the CPU.
     RequestError for fields that are missing, unknown or impossible.
     """
-    _check_fields(config)
     shape = read_config(config, task)
+    _check_fields(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = _from_config(shape, torch_dtype(dtype))
@@ -135,11 +136,12 @@ def refused(error: Exception) -> RequestError:
 
 def _check_fields(config: Mapping[str, Any]) -> None:
     """Refuse fields that transformers would carry along without a word, such as misspelt ones."""
-    dims_of(config)
-    fields = _fields()
-    for name in config:
-        if name not in fields:
-            raise unknown(f"field of a {config['model_type']} config", name, fields)
+    for name in config.keys() - _fields():
+        near = nearest(name, _fields())
+        raise RequestError(
+            f"A {config['model_type']} config has no field {name!r}.",
+            hint=f"Did you mean {near!r}?" if near else "Leave it out.",
+        )
 
 
 @cache
