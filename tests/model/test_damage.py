@@ -289,6 +289,7 @@ def test_killed_at_any_moment(tmp_path: Path) -> None:
         outcomes.append(expected is new)
         if not os.WIFSIGNALED(status):
             break
+    assert not [path for path in tmp_path.iterdir() if path != folder]
     assert len(outcomes) > 10 and outcomes == sorted(outcomes) and outcomes[-1] and not outcomes[0]
 
 

@@ -116,6 +116,13 @@ def test_a_saved_dtype(name: str, tmp_path: Path) -> None:
         assert torch.equal(value, before[key].to(value.dtype)), key
     narrow = ledger_of(dims_of_model(model).with_dtype("bfloat16"))
     assert file_bytes(tmp_path / "model").weights == predict(narrow, [KMEANS]).files()["model"]
+    if name == "t5":
+        # Its feed-forward overflows in float16, so transformers keeps that in float32.
+        save_model(tiny.model(name), tmp_path / "plain")
+        for folder in (tmp_path / "model", tmp_path / "plain"):
+            half = load_model(folder, dtype="float16")
+            assert half.dtype == torch.float16
+            assert half.decoder.block[1].layer[2].DenseReluDense.wo.weight.dtype == torch.float32
     wide = load_model(tmp_path / "model", dtype="float32")
     assert wide.dtype == torch.float32
     assert all(torch.equal(value, back.state_dict()[key].to(value.dtype)) for key, value in wide.state_dict().items())
@@ -162,6 +169,21 @@ def test_adapters(name: str, before: tuple, named: bool, tmp_path: Path) -> None
     check_same(model, load_model(tmp_path / "adapter"))
 
 
+def test_peft_and_transformers_read_adapters(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    model = tiny.model("llama")
+    save_model(model, tmp_path / "base")
+    apply(model, [lora_of("llama", rank=3, alpha=5)])
+    losses(model, steps=1)
+    save_model(model, tmp_path / "ours", base=tmp_path / "base")
+    theirs = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "ours")
+    torch.testing.assert_close(logits(theirs), logits(model), rtol=1e-5, atol=1e-6)
+    theirs.save_pretrained(tmp_path / "theirs")
+    assert torch.equal(logits(load_model(tmp_path / "theirs")), logits(model))
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
+    torch.testing.assert_close(logits(merged), logits(model), rtol=1e-5, atol=1e-6)
+
+
 def test_another_base_is_refused(tmp_path: Path) -> None:
     model = tiny.model("llama")
     save_model(model, tmp_path / "base")
@@ -173,6 +195,16 @@ def test_another_base_is_refused(tmp_path: Path) -> None:
     save_model(tiny.model("llama", seed=1), tmp_path / "base")
     with pytest.raises(RequestError, match="not the base"):
         load_model(tmp_path / "adapter")
+
+
+def test_adapters_of_reward_models(tmp_path: Path) -> None:
+    save_model(tiny.model("llama"), tmp_path / "base")
+    model = load_model(tmp_path / "base", task="reward")
+    apply(model, [lora_of("llama")])
+    with pytest.raises(RequestError, match="another head"):
+        save_model(model, tmp_path / "adapter", base=tmp_path / "base")
+    save_model(model, tmp_path / "adapter")
+    check_same(model, load_model(tmp_path / "adapter", task="reward"))
 
 
 def test_bases_that_are_none(tmp_path: Path) -> None:

@@ -16,9 +16,10 @@ from transformers import PreTrainedModel
 
 from hayless.core import atomic
 from hayless.core.errors import FileDamaged, NotSupported, RequestError
-from hayless.core.families import read_config
+from hayless.core.families import labels_of, read_config
 from hayless.core.method import Method, MethodConfig, Part
 from hayless.core.registry import method_of, methods
+from hayless.model.anatomy import dims_of_model
 from hayless.model.source import local_folder
 from hayless.model.tensors import fingerprint, listed, read_tensors, tensor_names, write_tensors
 from hayless.model.transform import note, record, record_of
@@ -91,8 +92,14 @@ def checked_base(model: PreTrainedModel, base: str | Path, target: Path) -> str:
         raise RequestError(f"{base} is an adapter itself, not the base of one.")
     if folder.resolve().is_relative_to(target.resolve()):
         raise RequestError(f"The base {base} would be replaced by its adapter.", hint="Save to another folder.")
+    found = read_config(folder)
+    if labels_of(found.get("base_config") or found) != dims_of_model(model).labels:
+        raise RequestError(
+            f"{base} has another head than this {type(model).__name__}.",
+            hint="Leave base out, and the base with its head is saved beside the adapter.",
+        )
     before = [config for config in record(model) if config != on(model)]
-    if record_of(read_config(folder).get("hayless")) != before:
+    if record_of(found.get("hayless")) != before:
         raise RequestError(
             f"{base} is not the base of this model, which was changed since ({listed(c.method for c in before)}).",
             hint="Leave base out, and the changed base is saved beside the adapter.",

@@ -13,10 +13,12 @@ import torch
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
+from hayless.core.compose import predict
 from hayless.core.errors import FileDamaged, RequestError
-from hayless.core.families import labels_of
+from hayless.core.families import labels_of, ledger_of
 from hayless.core.registry import method_of
 from hayless.model import build
+from hayless.model.anatomy import dims_of_model
 from hayless.model.build import Task
 from hayless.model.tensors import listed, read_tensors, weight_files
 from hayless.model.transform import record
@@ -39,7 +41,7 @@ def load(folder: Path, config: dict[str, Any], dtype: torch.dtype | None, task: 
     shape = build.read_config(base, task)
     shape.hayless = config["hayless"]
     shape.name_or_path = str(folder)
-    model = build.unfilled_model(shape, build.torch_dtype(base.get("dtype") or "float32"))
+    model = build.unfilled_model(shape, dtype or build.torch_dtype(base.get("dtype") or "float32"))
     restore(model)
     _fill(model, folder, files, dtype)
     if (folder / "generation_config.json").is_file():
@@ -63,6 +65,7 @@ def restore(model: PreTrainedModel) -> None:
 def _fill(model: PreTrainedModel, folder: Path, files: list[Path], dtype: torch.dtype | None) -> None:
     """Put the files' tensors in the places of the model's, which all must be there once, and in their shapes."""
     wanted = _places(model)
+    cast = _dtypes(model, dtype) if dtype else {}
     filled = set()
     for name, tensor in read_tensors(files):
         if name not in wanted:
@@ -78,7 +81,7 @@ def _fill(model: PreTrainedModel, folder: Path, files: list[Path], dtype: torch.
                 hint=_HINT,
             )
         if isinstance(held, nn.Parameter):
-            held.data = tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor
+            held.data = tensor.to(cast.get(name, tensor.dtype))
         else:
             module._buffers[leaf] = tensor
         filled.add(name)
@@ -88,6 +91,17 @@ def _fill(model: PreTrainedModel, folder: Path, files: list[Path], dtype: torch.
 
 
 _HINT = "config.json and weights must belong to one model; copy the folder again."
+
+
+def _dtypes(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.dtype]:
+    """The dtype of each tensor of a model in `dtype`, from its ledger: T5 in float16 has some in float32."""
+    dims = dims_of_model(model).with_dtype(str(dtype).removeprefix("torch."))
+    return {
+        stored.name.replace("{layer}", str(layer)): getattr(torch, stored.dtype)
+        for row in predict(ledger_of(dims), record(model)).rows
+        for stored in row.held
+        for layer in row.layers or (0,)
+    }
 
 
 def _places(model: PreTrainedModel) -> dict[str, tuple[Any, str]]:

@@ -8,7 +8,9 @@ lies in `base/` in it unless it is named. Names, shapes and files are the ledger
 
 from __future__ import annotations
 
+import glob
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +64,9 @@ def save_model(
     if adapter is None and base is not None:
         raise RequestError(f"base = {str(base)!r} is for models with an adapter, and this one has none.")
     name = adapters.checked_base(model, base, target) if base is not None else None
+    for left in target.parent.glob(f".{glob.escape(target.name)}.*.partial"):
+        # What a save that was killed had written.
+        shutil.rmtree(left, ignore_errors=True)
     with atomic.folder(target) as partial:
         if adapter is None:
             _write_whole(model, weights, partial, dtype, shard_bytes)

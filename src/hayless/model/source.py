@@ -38,9 +38,10 @@ def local_folder(source: str | Path, revision: str | None = None) -> Path:
             _fetch(name, revision, lambda: huggingface_hub.snapshot_download(name, revision=revision, **patterns))
         )
 
-    folder = download(allow_patterns=_FILES, ignore_patterns=["*/*"])
+    # Some models have their weights a second time, in their makers' own layout.
+    folder = download(allow_patterns=_FILES, ignore_patterns=["*/*", "consolidated*"])
     if (folder / "adapter_config.json").is_file():
-        folder = download(allow_patterns=[*_FILES, *(f"base/{pattern}" for pattern in _FILES)])
+        folder = download(allow_patterns=[f"base/{pattern}" for pattern in _FILES])
     return folder
 
 
