@@ -151,6 +151,12 @@ def test_adapters_that_do_not_fit(folders: Path) -> None:
     refused(folder, RequestError, r"The base .* is not there")
     edit_config(folder, name="adapter_config.json", base_model_name_or_path="../plain")
     load_model(folder)
+    (folder / "tokenizer.json").unlink()
+    for circle in (".", "../adapter", str(folder)):
+        edit_config(folder, name="adapter_config.json", base_model_name_or_path=circle)
+        refused(folder, NotSupported, "is an adapter itself")
+        with pytest.raises(NotSupported, match="is an adapter itself"):
+            load_tokenizer(folder)
     (folder / "adapter_config.json").write_text("[]")
     refused(folder, FileDamaged, "not an object")
 

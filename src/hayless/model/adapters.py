@@ -46,8 +46,6 @@ def load(folder: Path, load_base: Callable[[Path], PreTrainedModel]) -> PreTrain
     base = base_of(folder)
     _check_base(folder, base)
     model = load_base(base)
-    if on(model):
-        raise NotSupported(f"{base} has an adapter already; a second one is not covered.")
     with torch.no_grad():
         part.restore(model, config)
         part.load(model, config, dict(read_tensors([folder / WEIGHTS])))
@@ -57,6 +55,13 @@ def load(folder: Path, load_base: Callable[[Path], PreTrainedModel]) -> PreTrain
 
 def base_of(folder: Path) -> Path:
     """The folder of the base model of the adapter in `folder`."""
+    base = _named_base(folder)
+    if (base / CONFIG).is_file():
+        raise NotSupported(f"The base of the adapter in {folder}, {base}, is an adapter itself; that is not covered.")
+    return base
+
+
+def _named_base(folder: Path) -> Path:
     if (folder / BASE).is_dir():
         return folder / BASE
     name = _config(folder).get("base_model_name_or_path")
@@ -65,9 +70,8 @@ def base_of(folder: Path) -> Path:
             f"{folder / CONFIG} names no base model, and there is no {BASE}/ beside it.",
             hint="Set base_model_name_or_path to the base's folder or hub id.",
         )
-    beside = folder / name
-    if beside.is_dir() and beside.resolve() != folder.resolve():
-        return beside
+    if (folder / name).is_dir():
+        return folder / name
     try:
         return local_folder(name)
     except RequestError as error:
