@@ -1,0 +1,251 @@
+"""y = Wx for one token: matrix times vector at the speed of memory, with what stands around it folded in.
+
+A token's step reads every weight once, so these kernels do nothing but stream weights: each program takes a few rows
+of W whole, and adds up products in registers. Folded in: the RMSNorm before (its scale is one number, multiplied in
+at the end), several matrices of one input side by side (q, k, v; no merged copy is made), SwiGLU, bias, residual.
+Sums are in float32. With `overlap` a kernel starts, and loads its first weights, while the one before it still runs
+(programmatic dependent launch, compute capability 9 and newer).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.nn import functional as F
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """Rows and columns of W that a program holds at once, and its warps."""
+
+    rows: int
+    columns: int
+    warps: int
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """RMSNorm of the input: its gain (in_features) and epsilon."""
+
+    gain: Tensor
+    eps: float
+
+
+def tiles_for(out_features: int, in_features: int, gated: bool) -> Tiles:
+    """What was fastest on an H200 among those tried (benchmarks/decode.py)."""
+    if in_features <= 512:
+        return Tiles(4 if gated else 8, 256, 1)
+    if in_features <= 2048:
+        return Tiles(4, 512, 2)
+    return Tiles(4, 1024, 4)
+
+
+@triton.jit
+def _gemv(
+    x_ptr,
+    gain_ptr,
+    w0_ptr,
+    w1_ptr,
+    w2_ptr,
+    b0_ptr,
+    b1_ptr,
+    b2_ptr,
+    residual_ptr,
+    out_ptr,
+    n0,
+    n1,
+    n2,
+    width,
+    eps,
+    NORM: tl.constexpr,
+    GATED: tl.constexpr,
+    BIAS: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):
+    if OVERLAP:
+        gdc_launch_dependents()
+    block = tl.program_id(0)
+    w_ptr, b_ptr, n, before = w0_ptr, b0_ptr, n0, 0
+    if not GATED:
+        blocks0, blocks1 = tl.cdiv(n0, ROWS), tl.cdiv(n1, ROWS)
+        if block >= blocks0 + blocks1:
+            w_ptr, b_ptr, n, before = w2_ptr, b2_ptr, n2, n0 + n1
+            block -= blocks0 + blocks1
+        elif block >= blocks0:
+            w_ptr, b_ptr, n, before = w1_ptr, b1_ptr, n1, n0
+            block -= blocks0
+    row = block * ROWS + tl.arange(0, ROWS)
+    column = tl.arange(0, COLUMNS)
+    offset = row[:, None].to(tl.int64) * width + column[None, :]
+    inside = (row < n)[:, None]
+    w = tl.load(w_ptr + offset, mask=inside & (column < width)[None, :], other=0.0, eviction_policy="evict_first")
+    total = tl.zeros((ROWS, COLUMNS), tl.float32)
+    if GATED:
+        up = tl.load(w1_ptr + offset, mask=inside & (column < width)[None, :], other=0.0, eviction_policy="evict_first")
+        up_total = tl.zeros((ROWS, COLUMNS), tl.float32)
+    squares = tl.zeros((COLUMNS,), tl.float32)
+    if OVERLAP:
+        # Weights do not depend on the kernel before; its output does.
+        gdc_wait()
+    for start in range(0, width, COLUMNS):
+        here = start + column < width
+        mask = inside & (start + COLUMNS + column < width)[None, :]
+        w_next = tl.load(w_ptr + offset + start + COLUMNS, mask=mask, other=0.0, eviction_policy="evict_first")
+        if GATED:
+            up_next = tl.load(w1_ptr + offset + start + COLUMNS, mask=mask, other=0.0, eviction_policy="evict_first")
+        x = tl.load(x_ptr + start + column, mask=here, other=0.0).to(tl.float32)
+        if NORM:
+            squares += x * x
+            x *= tl.load(gain_ptr + start + column, mask=here, other=0.0).to(tl.float32)
+        total += w.to(tl.float32) * x[None, :]
+        w = w_next
+        if GATED:
+            up_total += up.to(tl.float32) * x[None, :]
+            up = up_next
+    scale = 1.0
+    if NORM:
+        scale = 1.0 / tl.sqrt(tl.sum(squares, 0) / width + eps)
+    y = tl.sum(total, 1) * scale
+    if BIAS:
+        y += tl.load(b_ptr + row, mask=row < n, other=0.0).to(tl.float32)
+    if GATED:
+        u = tl.sum(up_total, 1) * scale
+        if BIAS:
+            u += tl.load(b1_ptr + row, mask=row < n, other=0.0).to(tl.float32)
+        y = y / (1.0 + tl.exp(-y)) * u
+    if RESIDUAL:
+        y += tl.load(residual_ptr + before + row, mask=row < n, other=0.0).to(tl.float32)
+    tl.store(out_ptr + before + row, y.to(out_ptr.dtype.element_ty), mask=row < n)
+
+
+def gemv(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    out: Tensor,
+    *,
+    biases: Sequence[Tensor | None] = (),
+    norm: Norm | None = None,
+    gated: bool = False,
+    residual: Tensor | None = None,
+    tiles: Tiles | None = None,
+    overlap: bool = False,
+) -> Tensor:
+    """Write to `out` (1, sum of out_features) the products of x (1, in) with 1 to 3 matrices (out, in), and return it.
+
+    With `norm` x is normalised first; `biases` is one a matrix, or none; with `gated` the two matrices are gate and up
+    and the result is silu(gate)·up; `residual` is added, and may be `out` itself. Everything contiguous.
+    """
+    width = x.shape[-1]
+    sizes = [weight.shape[0] for weight in weights]
+    tiles = tiles or tiles_for(sizes[0], width, gated)
+    rows = sizes[:1] if gated else sizes
+    padded = [*weights, *[weights[0]] * (3 - len(weights))]
+    with_bias = any(bias is not None for bias in biases)
+    if with_bias and any(bias is None for bias in biases):
+        raise ValueError("biases: give one for each matrix, or none")
+    some = [*biases, *[weights[0]] * (3 - len(biases))] if with_bias else padded
+    counts = [*sizes, 0, 0][:3]
+    _gemv[(sum(triton.cdiv(count, tiles.rows) for count in rows),)](
+        x,
+        norm.gain if norm else x,
+        *padded,
+        *some,
+        residual if residual is not None else x,
+        out,
+        *counts,
+        width,
+        norm.eps if norm else 0.0,
+        NORM=norm is not None,
+        GATED=gated,
+        BIAS=with_bias,
+        RESIDUAL=residual is not None,
+        ROWS=tiles.rows,
+        COLUMNS=tiles.columns,
+        OVERLAP=overlap,
+        num_warps=tiles.warps,
+        **_launch(overlap),
+    )
+    return out
+
+
+def gemv_reference(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    *,
+    biases: Sequence[Tensor | None] = (),
+    norm: Norm | None = None,
+    gated: bool = False,
+    residual: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """The same in plain PyTorch, summed in float32 (float64 for float64)."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    y = x.to(wide)
+    if norm is not None:
+        y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + norm.eps) * norm.gain.to(wide)
+    each = [*biases, *[None] * (len(weights) - len(biases))]
+    products = [
+        F.linear(y, weight.to(wide), None if bias is None else bias.to(wide))
+        for weight, bias in zip(weights, each, strict=True)
+    ]
+    result = F.silu(products[0]) * products[1] if gated else torch.cat(products, -1)
+    if residual is not None:
+        result = result + residual.to(wide)
+    return result.to(out_dtype or x.dtype)
+
+
+@triton.jit
+def _rms_norm(x_ptr, gain_ptr, out_ptr, width, eps, WIDTH: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, WIDTH)
+    x = tl.load(x_ptr + row * width + column, mask=column < width, other=0.0).to(tl.float32)
+    gain = tl.load(gain_ptr + column, mask=column < width, other=0.0).to(tl.float32)
+    y = x / tl.sqrt(tl.sum(x * x, 0) / width + eps) * gain
+    tl.store(out_ptr + row * width + column, y.to(out_ptr.dtype.element_ty), mask=column < width)
+
+
+def rms_norm(x: Tensor, norm: Norm, out: Tensor) -> Tensor:
+    """Write RMSNorm of x (rows, width) to `out`; contiguous."""
+    padded = triton.next_power_of_2(x.shape[-1])
+    warps = min(8, max(1, padded // 512))
+    _rms_norm[(x.shape[0],)](x, norm.gain, out, x.shape[-1], norm.eps, WIDTH=padded, num_warps=warps)
+    return out
+
+
+def rms_norm_reference(x: Tensor, norm: Norm) -> Tensor:
+    """The same in plain PyTorch."""
+    wide = x.float()
+    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + norm.eps) * norm.gain.float()).to(x.dtype)
+
+
+@triton.jit
+def _swiglu(gate_ptr, up_ptr, out_ptr, count, BLOCK: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    gate = tl.load(gate_ptr + at, mask=at < count, other=0.0).to(tl.float32)
+    up = tl.load(up_ptr + at, mask=at < count, other=0.0).to(tl.float32)
+    y = gate / (1.0 + tl.exp(-gate)) * up
+    tl.store(out_ptr + at, y.to(out_ptr.dtype.element_ty), mask=at < count)
+
+
+def swiglu(gate: Tensor, up: Tensor, out: Tensor) -> Tensor:
+    """Write silu(gate)·up to `out`; any shape, contiguous."""
+    _swiglu[(triton.cdiv(gate.numel(), 1024),)](gate, up, out, gate.numel(), BLOCK=1024, num_warps=4)
+    return out
+
+
+def swiglu_reference(gate: Tensor, up: Tensor) -> Tensor:
+    """The same in plain PyTorch."""
+    return (F.silu(gate.float()) * up.float()).to(gate.dtype)
+
+
+def _launch(overlap: bool) -> dict[str, bool]:
+    return {"launch_pdl": True} if overlap else {}
