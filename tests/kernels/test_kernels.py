@@ -14,7 +14,7 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 pytest.importorskip("triton", reason="triton is not installed")
 
-from hayless.kernels import attention, choose, linear  # noqa: E402
+from hayless.kernels import attention, choose, linear
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 # bf16 is wrong in Triton's interpreter.

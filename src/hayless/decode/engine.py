@@ -1,87 +1,96 @@
-"""Generating text with a causal language model: one loop over transformers' own modules and a growing cache.
+"""Generating text with a causal language model.
 
-Prompts of a batch are padded on the left, with explicit positions and mask, so a request gets the tokens it would get
-alone (to rounding). A request that ends leaves the batch. Shapes: b requests, s tokens, v entries of the vocabulary.
+Requests run side by side. The way a model is run is chosen once (`Engine.path`): a decode program in CUDA graphs, the
+same program in plain PyTorch, or transformers' own modules, which take any model and whatever methods did to it. All
+give the same tokens, to rounding, alone and in any batch. A request that ends leaves the batch.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 import torch
-from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hayless.core.errors import NotSupported, RequestError, WorkError
+from hayless.core.errors import NotSupported, RequestError, bad_value
+from hayless.decode.eager import EagerBatch, ModuleSource, ProgramSource
 from hayless.decode.options import SamplingOptions
-from hayless.decode.sampling import distribution, draw
-from hayless.decode.text import StopStrings, TextStream
+from hayless.decode.program import Program, Unplanned, plan
+from hayless.decode.request import Finish, Generation, Piece, Request
+
+if TYPE_CHECKING:
+    from hayless.decode.graphs import Graphs
+
+__all__ = ["Backend", "Engine", "Finish", "Generation", "Path", "Piece", "Prompt", "evaluating"]
 
 Prompt = str | Sequence[int]
 """Text, or token ids (taken as they are: nothing is put before them)."""
 
-Finish = Literal["stop", "length", "end", "context"]
-"""Why a text ended: a stop string, `max_tokens`, the model's end token, or the end of the model's context."""
+Backend = Literal["modules", "program", "graphs"]
+"""How a model is run; see `Engine`."""
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
-    """One generated token: the text that it makes certain (often empty, never half a character), its log-probability.
+class Path:
+    """How a model is run, and why so."""
 
-    `logprob` is in nats, under the model as it is: before temperature and filters. `finish` is set on the last piece.
-    """
-
-    text: str
-    token: int
-    logprob: float
-    finish: Finish | None
+    backend: Backend
+    reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Generation:
-    """A finished text. `tokens` has everything generated, the end token included; `text` has no special tokens.
+class Batch(Protocol):
+    """Requests that run side by side."""
 
-    `times` are seconds from the start of the request's batch until each token was there.
-    """
+    active: list[Request]
 
-    text: str
-    tokens: tuple[int, ...]
-    logprobs: tuple[float, ...]
-    finish: Finish
-    prompt_tokens: int
-    times: tuple[float, ...]
+    def next(self) -> list[tuple[int, float]]:
+        """The next token of each active request, and its log-probability."""
 
-    @property
-    def first_token_seconds(self) -> float:
-        """Seconds until the first token."""
-        return self.times[0]
-
-    @property
-    def seconds_per_token(self) -> float | None:
-        """Mean seconds of each token after the first; None for a single token."""
-        return (self.times[-1] - self.times[0]) / (len(self.times) - 1) if len(self.times) > 1 else None
+    def drop_ended(self) -> None:
+        """Let requests with a `finish` leave."""
 
 
 class Engine:
     """Generates with `model`, on the device and in the dtype it has. Without a tokenizer, prompts are token ids.
 
-    NotSupported for a model that is no causal language model.
+    `backend` is how: "modules" runs transformers' own modules, "program" the model's weights in plain PyTorch (for
+    Llama's layout), "graphs" the same in Triton kernels and a captured CUDA graph; "auto" takes the last of these that
+    the model and the device allow, and `path` says which and why.
+
+    NotSupported for a model that is no causal language model, and for a backend that cannot run it.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        *,
+        backend: Backend | Literal["auto"] = "auto",
+    ) -> None:
         if model.config.is_encoder_decoder or not model.can_generate():
             raise NotSupported(
                 f"{type(model).__name__} does not continue text; the engine takes causal language models.",
                 hint="Load the model as a causal language model.",
             )
+        if backend not in ("auto", *get_args(Backend)):
+            raise bad_value("backend", backend, allowed=f"auto, {', '.join(get_args(Backend))}")
         self.model = model
         self.tokenizer = tokenizer
+        self.backend = backend
+        self._program: Program | None = None
+        self._graphs: Graphs | None = None
         self.context: int | None = getattr(model.config, "max_position_embeddings", None)
         self.end_tokens = _end_tokens(model, tokenizer)
+
+    @property
+    def path(self) -> Path:
+        """How the model would be run now."""
+        return self._chosen()[0]
 
     def stream(self, prompt: Prompt, options: SamplingOptions | None = None) -> Iterator[Piece]:
         """The continuation of `prompt`, token by token. RequestError for a prompt that does not fit the context."""
@@ -112,11 +121,11 @@ class Engine:
                     pass
         return [request.generation() for request in requests]
 
-    def _stream(self, request: _Request) -> Iterator[Piece]:
+    def _stream(self, request: Request) -> Iterator[Piece]:
         with evaluating(self.model):
             yield from self._steps([request])
 
-    def _request(self, prompt: Prompt, options: SamplingOptions) -> _Request:
+    def _request(self, prompt: Prompt, options: SamplingOptions) -> Request:
         ids = self._encode(prompt)
         limit = self.context
         if limit is not None and len(ids) >= limit:
@@ -126,7 +135,7 @@ class Engine:
             )
         if options.stop and self.tokenizer is None:
             raise RequestError("Stop strings need a tokenizer.", hint="Give the engine the model's tokenizer.")
-        return _Request(ids, options, self.tokenizer, self.end_tokens, limit)
+        return Request(ids, options, self.tokenizer, self.end_tokens, limit)
 
     def _encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt; an empty one becomes the begin token (or the end token where there is no other)."""
@@ -155,136 +164,54 @@ class Engine:
                     return token
         raise RequestError("The prompt is empty, and the model has no begin or end token to start from.")
 
-    def _steps(self, requests: Sequence[_Request]) -> Iterator[Piece]:
+    def _steps(self, requests: Sequence[Request]) -> Iterator[Piece]:
         """Run requests side by side until all have ended; yields every piece as it is made."""
         start = time.perf_counter()
-        active = list(requests)
-        batch = _Batch(self.model, [request.prompt for request in active])
-        while active:
-            logits_bv = batch.forward()
-            tokens_b, logprobs_b = _choose(logits_bv, active)
-            chosen = list(zip(active, tokens_b.tolist(), logprobs_b.tolist(), strict=True))
+        batch = self._begin(requests)
+        while batch.active:
+            chosen = batch.next()
             elapsed = time.perf_counter() - start
-            for request, token, logprob in chosen:
+            for request, (token, logprob) in zip(list(batch.active), chosen, strict=True):
                 yield request.take(token, logprob, elapsed)
-            going = [row for row, request in enumerate(active) if request.finish is None]
-            active = [active[row] for row in going]
-            batch.advance(tokens_b, going)
+            batch.drop_ended()
 
+    def _begin(self, requests: Sequence[Request]) -> Batch:
+        prompts = [request.prompt for request in requests]
+        path, program = self._chosen()
+        if program is None:
+            return EagerBatch(ModuleSource(self.model, prompts), requests)
+        if path.backend == "program":
+            return EagerBatch(ProgramSource(program, prompts), requests)
+        if self._graphs is None:
+            from hayless.decode.graphs import Graphs
 
-class _Batch:
-    """The running state of a batch on the device: next inputs, their positions, the mask, the cache."""
+            self._graphs = Graphs(program)
+        return self._graphs.begin(requests)
 
-    def __init__(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> None:
-        self._model = model
-        device = model.device
-        longest = max(map(len, prompts))
-        ids_bs = torch.zeros(len(prompts), longest, dtype=torch.long)
-        mask_bs = torch.zeros(len(prompts), longest, dtype=torch.long)
-        for row, prompt in enumerate(prompts):
-            ids_bs[row, longest - len(prompt) :] = torch.tensor(prompt)
-            mask_bs[row, longest - len(prompt) :] = 1
-        self._ids_bs = ids_bs.to(device)
-        self._mask_bs = mask_bs.to(device)
-        self._positions_bs = (self._mask_bs.cumsum(-1) - 1).clamp(min=0)
-        self._cache = DynamicCache(config=model.config)
-
-    @torch.inference_mode()
-    def forward(self) -> Tensor:
-        """Logits (b, v) of the next token of every row, in float32."""
-        output = self._model(
-            input_ids=self._ids_bs,
-            attention_mask=self._mask_bs,
-            position_ids=self._positions_bs,
-            past_key_values=self._cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        return output.logits[:, -1].float()
-
-    @torch.inference_mode()
-    def advance(self, tokens_b: Tensor, going: Sequence[int]) -> None:
-        """Make the chosen tokens the next inputs, of the rows that go on; the others leave the cache."""
-        if len(going) < len(tokens_b):
-            rows = torch.tensor(going, dtype=torch.long, device=tokens_b.device)
-            self._cache.batch_select_indices(rows)
-            tokens_b, self._mask_bs = tokens_b[rows], self._mask_bs[rows]
-            self._positions_bs = self._positions_bs[rows]
-        self._ids_bs = tokens_b[:, None]
-        self._positions_bs = self._positions_bs[:, -1:] + 1
-        self._mask_bs = torch.cat([self._mask_bs, self._mask_bs.new_ones(len(going), 1)], dim=1)
-
-
-class _Request:
-    """One continuation while it grows."""
-
-    def __init__(
-        self,
-        prompt: list[int],
-        options: SamplingOptions,
-        tokenizer: PreTrainedTokenizerBase | None,
-        end_tokens: frozenset[int],
-        context: int | None,
-    ) -> None:
-        self.prompt = prompt
-        self.options = options
-        self.finish: Finish | None = None
-        self.generator = torch.Generator().manual_seed(options.seed)
-        self._end_tokens = frozenset() if options.ignore_end else end_tokens
-        self._context = context
-        self._decoder = TextStream(tokenizer, prompt) if tokenizer is not None else None
-        self._stop = StopStrings(options.stop)
-        self._pieces: list[Piece] = []
-        self._times: list[float] = []
-
-    def take(self, token: int, logprob: float, seconds: float) -> Piece:
-        """Add a token; decide whether the text has ended."""
-        if logprob != logprob or abs(logprob) == float("inf"):
-            raise WorkError(
-                f"The model's output after {len(self.prompt) + len(self._pieces)} tokens is not finite.",
-                hint="The weights are damaged, or overflow in this dtype: try float32.",
-            )
-        text, stopped = self._text(token)
-        self.finish = self._ended(token, stopped)
-        if self.finish and not stopped:
-            text += self._flush()
-        piece = Piece(text, token, logprob, self.finish)
-        self._pieces.append(piece)
-        self._times.append(seconds)
-        return piece
-
-    def generation(self) -> Generation:
-        """The finished text."""
-        assert self.finish is not None
-        return Generation(
-            text="".join(piece.text for piece in self._pieces),
-            tokens=tuple(piece.token for piece in self._pieces),
-            logprobs=tuple(piece.logprob for piece in self._pieces),
-            finish=self.finish,
-            prompt_tokens=len(self.prompt),
-            times=tuple(self._times),
-        )
-
-    def _ended(self, token: int, stopped: bool) -> Finish | None:
-        if stopped:
-            return "stop"
-        if token in self._end_tokens:
-            return "end"
-        generated = len(self._pieces) + 1
-        if generated >= self.options.max_tokens:
-            return "length"
-        if self._context is not None and len(self.prompt) + generated >= self._context:
-            return "context"
-        return None
-
-    def _text(self, token: int) -> tuple[str, bool]:
-        return self._stop.push(self._decoder.push(token)) if self._decoder else ("", False)
-
-    def _flush(self) -> str:
-        if self._decoder is None:
-            return ""
-        text, stopped = self._stop.push(self._decoder.finish())
-        return text if stopped else text + self._stop.finish()
+    def _chosen(self) -> tuple[Path, Program | None]:
+        """The path for the model as it is now, planned again where it has changed."""
+        if self.backend == "modules":
+            return Path("modules", "asked for"), None
+        if self._program is None or not self._program.fits(self.model):
+            self._graphs = None
+            found = plan(self.model)
+            if isinstance(found, Unplanned):
+                self._program = None
+                if self.backend != "auto":
+                    raise NotSupported(
+                        f"backend = {self.backend!r} cannot run this {type(self.model).__name__}: {found.reason}.",
+                        hint="Use backend 'modules' or 'auto'.",
+                    )
+                return Path("modules", found.reason), None
+            self._program = found
+        if self.backend == "program":
+            return Path("program", "asked for"), self._program
+        missing = _no_graphs(self._program)
+        if missing is None:
+            return Path("graphs", "a CUDA device with Triton"), self._program
+        if self.backend == "graphs":
+            raise NotSupported(f"backend = 'graphs' cannot be used: {missing}.", hint="Use backend 'auto'.")
+        return Path("program", missing), self._program
 
 
 @contextmanager
@@ -298,18 +225,6 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-
-
-@torch.inference_mode()
-def _choose(logits_bv: Tensor, requests: Sequence[_Request]) -> tuple[Tensor, Tensor]:
-    """The next token (b,) of each request, and its log-probability (b,) under the model as it is."""
-    tokens_b = logits_bv.argmax(-1)
-    for options in dict.fromkeys(request.options for request in requests if request.options.temperature > 0):
-        rows = [row for row, request in enumerate(requests) if request.options == options]
-        probs_bv = distribution(logits_bv[rows], options)
-        tokens_b[rows] = draw(probs_bv, [requests[row].generator for row in rows])
-    logprobs_b = logits_bv.log_softmax(-1).gather(-1, tokens_b[:, None]).squeeze(1)
-    return tokens_b, logprobs_b
 
 
 def _one_each(options: SamplingOptions | Sequence[SamplingOptions] | None, count: int) -> Sequence[SamplingOptions]:
@@ -330,3 +245,14 @@ def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | Non
     found = set(named) if isinstance(named, list | tuple) else {named}
     found.add(getattr(tokenizer, "eos_token_id", None))
     return frozenset(int(token) for token in found if token is not None)
+
+
+def _no_graphs(program: Program) -> str | None:
+    """Why a program cannot run in graphs here, or None."""
+    if program.device.type != "cuda":
+        return f"the model is on {program.device.type}"
+    if torch.version.hip is not None or torch.cuda.get_device_capability(program.device) < (8, 0):
+        return "the kernels need an NVIDIA GPU of compute capability 8.0 or newer"
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    return None

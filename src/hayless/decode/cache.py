@@ -1,0 +1,66 @@
+"""A static cache with a length for each row.
+
+Row r holds `lengths[r]` tokens in its first slots; what lies behind them is undefined and never read. A row is cut
+back by lowering its length (`truncate`), which is all that a rejected draft needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hayless.core.dims import ModelDims
+from hayless.core.errors import bad_value
+
+_SMALLEST = 64
+
+
+class StaticCache:
+    """Keys and values (layers, rows, kv_heads, capacity, head_dim), and lengths on the host."""
+
+    def __init__(self, dims: ModelDims, rows: int, capacity: int, dtype: torch.dtype, device: torch.device) -> None:
+        shape = (dims.num_layers, rows, dims.num_kv_heads, capacity, dims.head_dim)
+        self.k = torch.empty(shape, dtype=dtype, device=device)
+        self.v = torch.empty(shape, dtype=dtype, device=device)
+        self.lengths = [0] * rows
+
+    @property
+    def capacity(self) -> int:
+        """Tokens a row can hold."""
+        return self.k.shape[3]
+
+    @property
+    def bytes(self) -> int:
+        """Size of keys and values."""
+        return 2 * self.k.numel() * self.k.element_size()
+
+    def reserve(self, tokens: int) -> None:
+        """Hold `tokens` more in every row, growing to a power of 2 where that is needed."""
+        needed = max(self.lengths, default=0) + tokens
+        if needed <= self.capacity:
+            return
+        capacity = max(_SMALLEST, 1 << (needed - 1).bit_length())
+        self.k, self.v = (_grown(tensor, capacity) for tensor in (self.k, self.v))
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Keep these rows, in this order."""
+        index = torch.tensor(rows, dtype=torch.long, device=self.k.device)
+        self.k, self.v = self.k[:, index], self.v[:, index]
+        self.lengths = [self.lengths[row] for row in rows]
+
+    def truncate(self, lengths: Sequence[int]) -> None:
+        """Cut each row back to its length; the entries behind it are written again before they are read."""
+        for before, after in zip(self.lengths, lengths, strict=True):
+            if not 0 <= after <= before:
+                raise bad_value("length", after, allowed=f"0 to {before}, what the row holds")
+        self.lengths = list(lengths)
+
+
+def _grown(tensor: Tensor, capacity: int) -> Tensor:
+    shape = list(tensor.shape)
+    shape[3] = capacity
+    grown = tensor.new_empty(shape)
+    grown[:, :, :, : tensor.shape[3]] = tensor
+    return grown

@@ -1,0 +1,303 @@
+"""Decoding on a CUDA device: a step is one captured graph, and the host only reads tokens.
+
+A session holds the buffers and the cache of some number of rows. Its step takes the rows' last tokens through a
+program's weights in Triton kernels, chooses the next tokens on the device and makes them the next inputs, so steps can
+be queued ahead of what the host has read. One row runs in `hayless.kernels.linear.gemv`; several in cuBLAS with the
+other kernels around it. A row that has ended is parked at length 0 until its batch ends: reading an empty cache costs
+nothing. Shapes: b rows, h hidden, v vocabulary.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from hayless.decode.cache import StaticCache
+from hayless.decode.program import Layer, Linear, Program
+from hayless.decode.request import Request
+from hayless.decode.sampling import RowOptions, invert
+from hayless.kernels.attention import Scratch, decode_attention, splits_for
+from hayless.kernels.choose import likeliest
+from hayless.kernels.linear import Norm, gemv, rms_norm, swiglu
+
+Choice = Literal["greedy", "sampled", "filtered"]
+"""What a step must be able to do: take the likeliest token; draw; draw with top_k or top_p, which needs a sort."""
+
+_AHEAD = 2
+_SLOTS = _AHEAD + 2
+_CAPACITY_STEP = 256
+_PREFILL_TOKENS = 16384
+_SESSIONS = 2
+
+
+class Graphs:
+    """The sessions of one program; the last few stay, captured."""
+
+    def __init__(self, program: Program) -> None:
+        self._program = program
+        self._sessions: list[Session] = []
+        self.warmup_seconds = 0.0
+
+    def begin(self, requests: Sequence[Request]) -> GraphBatch:
+        """Start a batch on a session that has room for it."""
+        start = time.perf_counter()
+        needed = max(len(request.prompt) + request.budget for request in requests) + _SLOTS
+        session = self._session(_bucket(len(requests)), needed)
+        batch = GraphBatch(session, requests)
+        self.warmup_seconds = time.perf_counter() - start
+        return batch
+
+    def _session(self, rows: int, needed: int) -> Session:
+        found = next((one for one in self._sessions if one.rows == rows), None)
+        if found is not None:
+            self._sessions.remove(found)
+        if found is None or found.cache.capacity < needed:
+            del self._sessions[: max(0, len(self._sessions) - _SESSIONS + 1)]
+            found = None
+            found = Session(self._program, rows, -(-needed // _CAPACITY_STEP) * _CAPACITY_STEP)
+        self._sessions.append(found)
+        return found
+
+
+class Session:
+    """Buffers, cache and captured steps of `rows` rows that hold up to `capacity` tokens each."""
+
+    @torch.inference_mode()
+    def __init__(self, program: Program, rows: int, capacity: int) -> None:
+        dims, device, dtype = program.dims, program.device, program.dtype
+        self.program, self.rows = program, rows
+        self.cache = StaticCache(dims, rows, capacity, dtype, device)
+        self.lengths_b = torch.zeros(rows, dtype=torch.int32, device=device)
+        self.active_b = torch.zeros(rows, dtype=torch.int32, device=device)
+        self.logits_bv = torch.empty(rows, dims.vocab_size, dtype=torch.float32, device=device)
+        # Tokens (int64) and log-probabilities (float32) in one piece, so that one copy brings both to the host.
+        self.raw = torch.zeros(3 * rows, dtype=torch.int32, device=device)
+        self.tokens_b, self.logprobs_b = split_raw(self.raw)
+        self.options = RowOptions(rows, device)
+        self.uniforms_bn = torch.zeros(rows, capacity, dtype=torch.float64, device=device)
+        self.draws = torch.zeros(1, dtype=torch.long, device=device)
+        self.host = [torch.zeros(3 * rows, dtype=torch.int32, pin_memory=True) for _ in range(_SLOTS)]
+        self.events = [torch.cuda.Event() for _ in range(_SLOTS)]
+        processors = torch.cuda.get_device_properties(device).multi_processor_count
+        splits = splits_for(rows, dims.num_kv_heads, processors)
+        self._scratch = Scratch(rows, dims.num_heads, dims.num_kv_heads, dims.head_dim, splits, device)
+        cos, sin = program.rope(capacity)
+        half = dims.head_dim // 2
+        self._cos, self._sin = cos[:, :half].contiguous(), sin[:, :half].contiguous()
+        self._x = torch.empty(rows, dims.hidden_size, dtype=dtype, device=device)
+        self._y = torch.empty_like(self._x)
+        self._qkv = torch.empty(rows, dims.q_width + 2 * dims.kv_width, dtype=dtype, device=device)
+        self._mixed = torch.empty(rows, dims.q_width, dtype=dtype, device=device)
+        self._wide = torch.empty(rows, dims.intermediate_size, dtype=dtype, device=device)
+        self._overlap = torch.cuda.get_device_capability(device) >= (9, 0)
+        self._graphs: dict[Choice, torch.cuda.CUDAGraph] = {}
+
+    def replay(self, choice: Choice) -> None:
+        """Queue one captured step."""
+        self._graphs[choice].replay()
+
+    @torch.inference_mode()
+    def capture(self, choice: Choice) -> None:
+        """Compile and capture a step where that is not done yet. Only between batches: it writes to the cache."""
+        if choice in self._graphs:
+            return
+        for tensor in (self.lengths_b, self.active_b, self.tokens_b):
+            tensor.zero_()
+        side = torch.cuda.Stream(self.program.device)
+        side.wait_stream(torch.cuda.current_stream(self.program.device))
+        with torch.cuda.stream(side):
+            self.step(choice)
+        torch.cuda.current_stream(self.program.device).wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self.step(choice)
+        self._graphs[choice] = graph
+
+    def step(self, choice: Choice) -> None:
+        """Launch one step: the rows' last tokens in, their next ones out."""
+        program = self.program
+        torch.index_select(program.embedding, 0, self.tokens_b, out=self._x)
+        layer = self._layer_of_one if self.rows == 1 else self._layer_of_many
+        for index, weights in enumerate(program.layers):
+            layer(index, weights)
+        norm = Norm(program.final_gain, program.eps)
+        if self.rows == 1:
+            gemv(self._x, [program.head], self.logits_bv, norm=norm, overlap=self._overlap)
+        else:
+            self.logits_bv.copy_(torch.mm(rms_norm(self._x, norm, self._y), program.head.T))
+        self.choose(choice)
+        self.lengths_b.add_(self.active_b)
+
+    def choose(self, choice: Choice) -> None:
+        """From logits to the next tokens and their log-probabilities."""
+        if choice == "greedy":
+            likeliest(self.logits_bv, self.tokens_b, self.logprobs_b)
+            return
+        probs_bv = self.options.distribution(self.logits_bv, sort=choice == "filtered")
+        uniforms_b = self.uniforms_bn.index_select(1, self.draws)[:, 0]
+        tokens_b = invert(probs_bv, uniforms_b)
+        self.tokens_b.copy_(torch.where(self.options.temperature_b == 0, self.logits_bv.argmax(-1), tokens_b))
+        logprobs_bv = self.logits_bv.log_softmax(-1)
+        self.logprobs_b.copy_(logprobs_bv.gather(-1, self.tokens_b[:, None])[:, 0])
+        self.draws.add_(1).clamp_(max=self.uniforms_bn.shape[1] - 1)
+
+    def _layer_of_one(self, index: int, layer: Layer) -> None:
+        """A block for a single row: five kernels, each begun while the one before it ends."""
+        eps, overlap = self.program.eps, self._overlap
+        parts = [layer.q, layer.k, layer.v]
+        _gemv(self._x, parts, self._qkv, norm=Norm(layer.input_gain, eps), overlap=overlap)
+        self._attend(index, layer, overlap)
+        _gemv(self._mixed, [layer.o], self._x, residual=self._x, overlap=overlap)
+        wide = [layer.gate, layer.up]
+        _gemv(self._x, wide, self._wide, norm=Norm(layer.post_gain, eps), gated=True, overlap=overlap)
+        _gemv(self._wide, [layer.down], self._x, residual=self._x, overlap=overlap)
+
+    def _layer_of_many(self, index: int, layer: Layer) -> None:
+        """A block for several rows: matrix products by cuBLAS."""
+        eps = self.program.eps
+        y = rms_norm(self._x, Norm(layer.input_gain, eps), self._y)
+        for part, target in zip((layer.q, layer.k, layer.v), self._qkv_views(), strict=True):
+            target.copy_(part(y))
+        self._attend(index, layer, overlap=False)
+        _add_product(self._x, self._mixed, layer.o)
+        y = rms_norm(self._x, Norm(layer.post_gain, eps), self._y)
+        swiglu(layer.gate(y), layer.up(y), self._wide)
+        _add_product(self._x, self._wide, layer.down)
+
+    def _attend(self, index: int, layer: Layer, overlap: bool) -> None:
+        q_norm = None if layer.q_gain is None else Norm(layer.q_gain, self.program.eps)
+        k_norm = None if layer.k_gain is None else Norm(layer.k_gain, self.program.eps)
+        decode_attention(
+            *self._qkv_views(),
+            self._cos,
+            self._sin,
+            self.lengths_b,
+            self.cache.k[index],
+            self.cache.v[index],
+            self._mixed,
+            self._scratch,
+            q_norm=q_norm,
+            k_norm=k_norm,
+            overlap=overlap,
+        )
+
+    def _qkv_views(self) -> tuple[Tensor, Tensor, Tensor]:
+        dims = self.program.dims
+        q, k, v = self._qkv.split([dims.q_width, dims.kv_width, dims.kv_width], 1)
+        return q, k, v
+
+
+class GraphBatch:
+    """Requests on a session. Steps are queued a few ahead of what is read; what a row got too many is dropped."""
+
+    def __init__(self, session: Session, requests: Sequence[Request]) -> None:
+        self.active = list(requests)
+        self._session = session
+        self._prompts = [list(request.prompt) for request in requests]
+        self._rows = list(range(len(requests)))
+        self._choice = _choice(requests)
+        self._launched = self._read = 0
+        session.capture(self._choice)
+        self._set_options(requests)
+
+    def next(self) -> list[tuple[int, float]]:
+        """The next token of each active request, and its log-probability."""
+        session = self._session
+        budget = max(request.budget for request in self.active)
+        while self._launched < min(self._read + 1 + _AHEAD, budget):
+            self._launch()
+        slot = self._read % _SLOTS
+        session.events[slot].synchronize()
+        tokens_b, logprobs_b = (tensor.tolist() for tensor in split_raw(session.host[slot]))
+        self._read += 1
+        return [(tokens_b[row], logprobs_b[row]) for row in self._rows]
+
+    def drop_ended(self) -> None:
+        """Park rows whose request has a `finish`."""
+        ended = [i for i, request in enumerate(self.active) if request.finish is not None]
+        if not ended:
+            return
+        for i in ended:
+            self._session.active_b[self._rows[i]] = 0
+            self._session.lengths_b[self._rows[i]] = 0
+        self._rows = [row for i, row in enumerate(self._rows) if i not in ended]
+        self.active = [request for i, request in enumerate(self.active) if i not in ended]
+
+    @torch.inference_mode()
+    def _launch(self) -> None:
+        session, slot = self._session, self._launched % _SLOTS
+        if self._launched == 0:
+            self._prefill()
+        else:
+            session.replay(self._choice)
+        session.host[slot].copy_(session.raw, non_blocking=True)
+        session.events[slot].record()
+        self._launched += 1
+
+    def _prefill(self) -> None:
+        session = self._session
+        padding = [[0]] * (session.rows - len(self._prompts))
+        prompts = [*self._prompts, *padding]
+        session.cache.lengths = [0] * session.rows
+        last_bh = session.program.prefill(prompts, session.cache, max(64, _PREFILL_TOKENS // session.rows))
+        session.logits_bv.copy_(session.program.logits(last_bh))
+        real = len(self._prompts)
+        lengths = [len(prompt) for prompt in self._prompts] + [0] * len(padding)
+        session.lengths_b.copy_(torch.tensor(lengths, dtype=torch.int32))
+        session.active_b.copy_(torch.tensor([1] * real + [0] * len(padding), dtype=torch.int32))
+        session.choose(self._choice)
+
+    @torch.inference_mode()
+    def _set_options(self, requests: Sequence[Request]) -> None:
+        session = self._session
+        session.draws.zero_()
+        if self._choice == "greedy":
+            return
+        session.options.set([request.options for request in requests])
+        for row, request in enumerate(requests):
+            drawn = torch.rand(request.budget, generator=request.generator, dtype=torch.float64)
+            session.uniforms_bn[row, : request.budget].copy_(drawn)
+
+
+def split_raw(raw: Tensor) -> tuple[Tensor, Tensor]:
+    """Tokens (b,) int64 and log-probabilities (b,) float32 as views of one int32 buffer (3b,)."""
+    rows = len(raw) // 3
+    return raw[: 2 * rows].view(torch.int64), raw[2 * rows :].view(torch.float32)
+
+
+def _bucket(requests: int) -> int:
+    """Rows of the session for so many requests: a power of 2 up to 8, then multiples of 8."""
+    return 1 << (requests - 1).bit_length() if requests <= 8 else -(-requests // 8) * 8
+
+
+def _choice(requests: Sequence[Request]) -> Choice:
+    drawn = [request.options for request in requests if request.options.temperature > 0]
+    if not drawn:
+        return "greedy"
+    return "filtered" if any(one.top_k or one.top_p < 1 for one in drawn) else "sampled"
+
+
+def _gemv(
+    x: Tensor,
+    parts: Sequence[Linear],
+    out: Tensor,
+    *,
+    norm: Norm | None = None,
+    gated: bool = False,
+    residual: Tensor | None = None,
+    overlap: bool,
+) -> None:
+    biases = [part.bias for part in parts] if any(part.bias is not None for part in parts) else []
+    weights = [part.weight for part in parts]
+    gemv(x, weights, out, biases=biases, norm=norm, gated=gated, residual=residual, overlap=overlap)
+
+
+def _add_product(x: Tensor, y: Tensor, part: Linear) -> None:
+    """x ← x + y·Wᵀ + b."""
+    torch.addmm(x, y, part.weight.T, out=x)
+    if part.bias is not None:
+        x.add_(part.bias)

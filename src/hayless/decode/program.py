@@ -1,0 +1,305 @@
+"""A decode program: a model of Llama's layout as a flat list of weights, run without its modules.
+
+    program = plan(model)      # a Program, or why the model must run through its own modules
+    x_bsh = program.forward(ids_bs, cache)
+    logits_bv = program.logits(x_bsh[:, -1])
+
+The weights are the model's own tensors: nothing is copied or merged. `forward` is the plain path, on any device: it
+fills the cache with prompts, decodes on CPUs, verifies drafts, and is the reference of the kernels' path in
+`hayless.decode.graphs`. Shapes: b rows, s new tokens, h hidden, t tokens in the cache, d head_dim, v vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers.models.llama import modeling_llama
+from transformers.models.mistral import modeling_mistral
+from transformers.models.qwen2 import modeling_qwen2
+from transformers.models.qwen3 import modeling_qwen3
+
+from hayless.core.dims import ModelDims
+from hayless.core.errors import NotSupported, RequestError
+from hayless.core.roles import Role
+from hayless.decode.cache import StaticCache
+from hayless.model.anatomy import Anatomy
+
+_FAMILIES: dict[str, tuple[Any, str]] = {
+    "llama": (modeling_llama, "Llama"),
+    "mistral": (modeling_mistral, "Mistral"),
+    "qwen2": (modeling_qwen2, "Qwen2"),
+    "qwen3": (modeling_qwen3, "Qwen3"),
+}
+_STATIC_ROPE = {"default", "linear", "llama3", "yarn"}
+_OWN_ATTENTION = {"sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"}
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """A matrix (out, in) and its bias."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x·Wᵀ + b."""
+        return F.linear(x, self.weight, self.bias)
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One block's weights."""
+
+    input_gain: Tensor
+    q: Linear
+    k: Linear
+    v: Linear
+    q_gain: Tensor | None
+    k_gain: Tensor | None
+    o: Linear
+    post_gain: Tensor
+    gate: Linear
+    up: Linear
+    down: Linear
+
+
+@dataclass(frozen=True, slots=True)
+class Unplanned:
+    """Why a model runs through its own modules."""
+
+    reason: str
+
+
+class Program:
+    """The weights of one model, and its forward pass. Made by `plan`."""
+
+    def __init__(self, model: PreTrainedModel, dims: ModelDims, layers: list[Layer]) -> None:
+        base: Any = model.model
+        self.dims = dims
+        self.layers = layers
+        self.embedding: Tensor = base.embed_tokens.weight.detach()
+        self.final_gain: Tensor = base.norm.weight.detach()
+        self.head: Tensor = model.lm_head.weight.detach()
+        self.eps: float = base.norm.variance_epsilon
+        self.dtype = self.embedding.dtype
+        self.device = self.embedding.device
+        self.scale = dims.head_dim**-0.5
+        self._rotary = base.rotary_emb
+        self._model = model
+        self._seen = tuple(_identity(model))
+        self._tables: tuple[Tensor, Tensor] | None = None
+
+    def fits(self, model: PreTrainedModel) -> bool:
+        """Whether these are still the model's tensors, and its modules still do what they did."""
+        return model is self._model and tuple(_identity(model)) == self._seen
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of weights that every step reads: all but the embedding's table (of which it reads a row)."""
+        tensors = [self.final_gain, self.head]
+        for layer in self.layers:
+            tensors += [layer.input_gain, layer.post_gain]
+            for part in (layer.q, layer.k, layer.v, layer.o, layer.gate, layer.up, layer.down):
+                tensors += [part.weight] if part.bias is None else [part.weight, part.bias]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of keys and values of one token in the cache."""
+        return 2 * len(self.layers) * self.dims.num_kv_heads * self.dims.head_dim * self.embedding.element_size()
+
+    def rope(self, positions: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines (at least `positions`, d) in float32, made by the model's own rotary module."""
+        if self._tables is None or len(self._tables[0]) < positions:
+            count = max(64, 1 << (positions - 1).bit_length())
+            at = torch.arange(count, device=self.device)[None]
+            cos, sin = self._rotary(torch.empty(1, device=self.device), at)
+            self._tables = cos[0], sin[0]
+        return self._tables
+
+    @torch.inference_mode()
+    def forward(self, ids_bs: Tensor, cache: StaticCache) -> Tensor:
+        """Hidden states (b, s, h) of new tokens after the last block, before its norm; they join the cache.
+
+        Each row's tokens follow the `lengths` it has in the cache. Every row gets s tokens: cut those back that are
+        padding with `cache.truncate`.
+        """
+        s = ids_bs.shape[1]
+        cache.reserve(s)
+        starts = list(cache.lengths)
+        longest = max(starts) + s
+        even = min(starts) == max(starts)
+        cos, sin = self.rope(longest)
+        if even:
+            cos, sin = cos[starts[0] : longest], sin[starts[0] : longest]
+        else:
+            at_bs = torch.tensor(starts, device=self.device)[:, None] + torch.arange(s, device=self.device)
+            cos, sin = cos[at_bs][:, None], sin[at_bs][:, None]
+        groups = [(slice(None), starts[0])] if even else [(slice(r, r + 1), n) for r, n in enumerate(starts)]
+        masks = {n: _mask(s, n, self.device) for n in set(starts)}
+        x_bsh = F.embedding(ids_bs, self.embedding)
+        for index, layer in enumerate(self.layers):
+            y_bsh = self._norm(x_bsh, layer.input_gain)
+            q, k, v = (self._heads(part(y_bsh)) for part in (layer.q, layer.k, layer.v))
+            q = _turn(self._norm(q, layer.q_gain), cos, sin)
+            k = _turn(self._norm(k, layer.k_gain), cos, sin)
+            cached_k, cached_v = cache.k[index], cache.v[index]
+            found = []
+            for rows, n in groups:
+                cached_k[rows, :, n : n + s] = k[rows]
+                cached_v[rows, :, n : n + s] = v[rows]
+                found.append(_attend(q[rows], cached_k[rows, :, : n + s], cached_v[rows, :, : n + s], n, masks[n]))
+            mixed = found[0] if even else torch.cat(found)
+            x_bsh = x_bsh + layer.o(mixed.transpose(1, 2).flatten(2))
+            y_bsh = self._norm(x_bsh, layer.post_gain)
+            x_bsh = x_bsh + layer.down(F.silu(layer.gate(y_bsh)) * layer.up(y_bsh))
+        cache.lengths = [n + s for n in starts]
+        return x_bsh
+
+    @torch.inference_mode()
+    def prefill(self, prompts: list[list[int]], cache: StaticCache, chunk: int) -> Tensor:
+        """Put prompts into an empty cache, at most `chunk` tokens of each at a time; last hidden states (b, h).
+
+        Shorter prompts are padded on the right; their padding is cut off again.
+        """
+        lengths = [len(prompt) for prompt in prompts]
+        ids_bs = torch.zeros(len(prompts), max(lengths), dtype=torch.long)
+        for row, prompt in enumerate(prompts):
+            ids_bs[row, : len(prompt)] = torch.tensor(prompt)
+        ids_bs = ids_bs.to(self.device)
+        last_bh = torch.empty(len(prompts), self.dims.hidden_size, dtype=self.dtype, device=self.device)
+        for start in range(0, max(lengths), chunk):
+            x_bsh = self.forward(ids_bs[:, start : start + chunk], cache)
+            for row, length in enumerate(lengths):
+                if start < length <= start + chunk:
+                    last_bh[row] = x_bsh[row, length - 1 - start]
+        cache.truncate(lengths)
+        return last_bh
+
+    @torch.inference_mode()
+    def logits(self, x_bh: Tensor) -> Tensor:
+        """Logits (…, v) in float32 of hidden states (…, h)."""
+        return F.linear(self._norm(x_bh, self.final_gain), self.head).float()
+
+    def _heads(self, x_bsh: Tensor) -> Tensor:
+        """(b, s, heads·d) → (b, heads, s, d)."""
+        return x_bsh.unflatten(2, (-1, self.dims.head_dim)).transpose(1, 2)
+
+    def _norm(self, x: Tensor, gain: Tensor | None) -> Tensor:
+        return x if gain is None else F.rms_norm(x, gain.shape, gain, self.eps)
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    low, high = x.chunk(2, -1)
+    return (x * cos + torch.cat((-high, low), -1) * sin).to(x.dtype)
+
+
+def _mask(s: int, before: int, device: torch.device) -> Tensor | None:
+    """Which keys (s, before + s) each new token sees, where that is neither all nor plain causal."""
+    if s == 1 or before == 0:
+        return None
+    return torch.ones(s, before + s, dtype=torch.bool, device=device).tril(before)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, before: int, mask: Tensor | None) -> Tensor:
+    grouped = q.shape[1] != k.shape[1]
+    causal = q.shape[2] > 1 and before == 0
+    if mask is not None and grouped and q.is_cuda:
+        # The fused kernels that take a mask do not take grouped queries.
+        times = q.shape[1] // k.shape[1]
+        k, v, grouped = k.repeat_interleave(times, 1), v.repeat_interleave(times, 1), False
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
+
+
+def plan(model: PreTrainedModel) -> Program | Unplanned:
+    """A program for `model`, or the reason why there is none: another family, or modules changed by a method."""
+    refused = _refusal(model)
+    if refused is not None:
+        return Unplanned(refused)
+    try:
+        anatomy = Anatomy.of(model)
+    except (NotSupported, RequestError) as error:
+        return Unplanned(error.message)
+    packed = next((site for site in anatomy.sites if site.packed(model)), None)
+    if packed is not None:
+        return Unplanned(f"{packed.name} is held in another form")
+    kinds = {(site.weight(model).dtype, site.weight(model).device) for site in anatomy.sites}
+    if len(kinds) > 1:
+        return Unplanned("its weights differ in dtype or device")
+    dims = anatomy.dims
+    found: dict[int, dict[tuple[Role, str], Tensor]] = {layer: {} for layer in range(dims.num_layers)}
+    for site in anatomy.sites:
+        if site.layer is not None:
+            name = site.module_path.rpartition(".")[2] if site.row.role is Role.NORM else site.parameter
+            found[site.layer][site.row.role, name] = site.weight(model).detach()
+    return Program(model, dims, [_layer(found[layer]) for layer in range(dims.num_layers)])
+
+
+def _layer(parts: dict[tuple[Role, str], Tensor]) -> Layer:
+    def linear(role: Role) -> Linear:
+        return Linear(parts[role, "weight"], parts.get((role, "bias")))
+
+    return Layer(
+        input_gain=parts[Role.NORM, "input_layernorm"],
+        q=linear(Role.Q),
+        k=linear(Role.K),
+        v=linear(Role.V),
+        q_gain=parts.get((Role.NORM, "q_norm")),
+        k_gain=parts.get((Role.NORM, "k_norm")),
+        o=linear(Role.O),
+        post_gain=parts[Role.NORM, "post_attention_layernorm"],
+        gate=linear(Role.GATE),
+        up=linear(Role.UP),
+        down=linear(Role.DOWN),
+    )
+
+
+def _refusal(model: PreTrainedModel) -> str | None:
+    """What in the config or the modules the program does not do."""
+    config: Any = model.config
+    if config.model_type not in _FAMILIES:
+        return f"there is no program for models of type {config.model_type}"
+    source, name = _FAMILIES[config.model_type]
+    if config.hidden_act != "silu":
+        return f"there is no program for hidden_act {config.hidden_act!r}"
+    kind = (config.rope_parameters or {}).get("rope_type", "default")
+    if kind not in _STATIC_ROPE:
+        return f"there is no program for rope_type {kind!r}"
+    window = getattr(config, "sliding_window", None)
+    slides = config.model_type == "mistral" or any(
+        layer != "full_attention" for layer in getattr(config, "layer_types", None) or ()
+    )
+    if slides and window is not None and window < config.max_position_embeddings:
+        return "it attends within a sliding window"
+    if config._attn_implementation not in _OWN_ATTENTION:
+        return f"it has an attention of its own ({config._attn_implementation})"
+    known = {nn.Linear, nn.Embedding, nn.ModuleList, nn.SiLU, type(model.get_submodule("model.layers.0.mlp.act_fn"))}
+    known |= {
+        getattr(source, f"{name}{part}")
+        for part in ("ForCausalLM", "Model", "DecoderLayer", "Attention", "MLP", "RMSNorm", "RotaryEmbedding")
+    }
+    for path, module in model.named_modules():
+        if type(module) not in known:
+            return f"{path or 'the model'} is a {type(module).__name__}"
+        if module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__:
+            return f"{path or 'the model'} has hooks, or a forward pass of its own"
+    return None
+
+
+def _identity(model: PreTrainedModel) -> Iterator[object]:
+    """What must stay as it is for a program to stay right: classes, hooks, and where each tensor lies.
+
+    Values may change: the program's tensors are the model's own.
+    """
+    config: Any = model.config
+    yield config._attn_implementation
+    for module in model.modules():
+        yield type(module), len(module._forward_hooks), len(module._forward_pre_hooks), "forward" in module.__dict__
+        for parameter in module._parameters.values():
+            yield None if parameter is None else (parameter.data_ptr(), parameter.dtype, parameter.shape)
