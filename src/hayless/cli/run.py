@@ -5,7 +5,6 @@ from __future__ import annotations
 import typer
 
 from hayless.cli.output import Json, emit, out
-from hayless.core.errors import NotSupported
 
 
 def run(
@@ -14,10 +13,12 @@ def run(
     dry_run: bool = typer.Option(
         False, "--dry-run", help="Print the resolved recipe and what is predicted; do nothing."
     ),
+    run_dir: str = typer.Option("", "--run-dir", help="Folder of the run; runs/NAME if not given."),
+    fresh: bool = typer.Option(False, "--fresh", help="Delete what an earlier run left there and start over."),
     schema: bool = typer.Option(False, "--schema", help="Print the JSON Schema of recipes, for editors."),
     json: bool = Json,
 ) -> None:
-    """Check a recipe and predict what it will cost."""
+    """Run a recipe: change, train, save and measure a model. A run that was stopped goes on where it was."""
     if schema:
         from hayless.recipe.schema import json_schema
 
@@ -31,10 +32,14 @@ def run(
     if dry_run:
         _show_plan(resolved, json)
         return
-    raise NotSupported(
-        "Recipes are read, checked and predicted, but not run yet: the executor waits for the model room.",
-        hint="See what it would cost with --dry-run.",
-    )
+    from hayless.recipe.execute import run as execute
+
+    done = execute(resolved, run_dir or None, fresh=fresh)
+    if json:
+        emit({"folder": str(done.folder), **done.receipt.to_json()})
+        return
+    out.print(done.receipt.card())
+    out.print(f"The model is in {done.folder / 'model'}.", soft_wrap=True)
 
 
 def _show_plan(recipe: object, json: bool) -> None:

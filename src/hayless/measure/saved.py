@@ -6,14 +6,12 @@ where the system allows it, so neither loading nor the larger batches of quality
 
 from __future__ import annotations
 
-import tempfile
 import time
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from transformers import PreTrainedModel
 
 from hayless.core import atomic
@@ -30,6 +28,7 @@ from hayless.measure.interval import Interval
 from hayless.measure.memory import MemoryMeter
 from hayless.measure.process import answer, in_fresh_process
 from hayless.measure.quality import Document, Quality, quality, window_size
+from hayless.measure.rehearsal import rehearse_decoding
 from hayless.measure.reward import reward_accuracy
 from hayless.measure.settings import MeasureSettings
 from hayless.measure.speed import Spread, decode_speed
@@ -78,7 +77,7 @@ def _measure(request: dict[str, Any]) -> dict[str, Any]:
     rewards = store.kind == "preference"
     decodes = settings.decode and not rewards
     if decodes:
-        _rehearse(asked.device)
+        rehearse_decoding(asked.device)
         meter = MemoryMeter(device)
     model = load_model(str(asked.folder), device=asked.device, task="reward" if rewards else "causal")
     rows = [_file_row(asked.folder)]
@@ -105,16 +104,6 @@ def _measure(request: dict[str, Any]) -> dict[str, Any]:
 def as_document(stored: StoredDocument) -> Document:
     """A document of a store as `quality` takes it: what the store marks as learnt is what counts."""
     return Document(stored.id, torch.from_numpy(stored.tokens), stored.bytes, torch.from_numpy(stored.trained))
-
-
-def _rehearse(device: str) -> None:
-    """Load and run a toy first, so that what libraries set up on first use is not taken for the model's memory."""
-    config = transformers.LlamaConfig(
-        vocab_size=64, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
-    )
-    with tempfile.TemporaryDirectory(prefix="hayless-") as folder:
-        transformers.LlamaForCausalLM(config).save_pretrained(folder)
-        decode_speed(load_model(folder, device=device), [[1, 2]], tokens=4, repeats=1)
 
 
 def _decode_rows(

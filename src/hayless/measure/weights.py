@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from hayless.core.compose import predict
 from hayless.core.families import dims_of, ledger_of
 from hayless.core.ledger import Ledger, Row
+from hayless.core.measurement import Measurement
 from hayless.model.transform import record
 
 
@@ -71,6 +72,17 @@ def inspect_weights(model: PreTrainedModel) -> Inspection:
                 figures.add(row, _values(model, row, layer, tensors))
     roles = tuple(figures.table_row(role) for role, figures in found.items())
     return Inspection(roles, tuple(name for name in tensors if name not in explained))
+
+
+def parameter_rows(model: PreTrainedModel) -> list[Measurement]:
+    """How many parameters a model has, and where some are zero how many are not."""
+    roles = inspect_weights(model).roles
+    total = sum(role.elements for role in roles)
+    zeros = sum(round(role.elements * role.zeros) for role in roles if role.zeros)
+    rows = [Measurement(name="parameters", unit="parameters", value=total)]
+    if zeros:
+        rows.append(Measurement(name="nonzero_parameters", unit="parameters", value=total - zeros))
+    return rows
 
 
 def ledger_of_model(model: PreTrainedModel) -> Ledger:

@@ -118,7 +118,12 @@ def torch_dtype(dtype: str | torch.dtype) -> torch.dtype:
 
 
 def checked_device(device: str | torch.device) -> torch.device:
-    """The device, once something was put there. RequestError for one that torch does not have."""
+    """The device, once something was put there; `auto` is the first CUDA device where there is one, else the CPU.
+
+    RequestError for one that torch does not have.
+    """
+    if device == "auto":
+        device = "cuda:0" if torch.cuda.is_available() else "cpu"
     try:
         found = torch.device(device)
         torch.empty(0, device=found)

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,9 +16,12 @@ from typing import Any
 import psutil
 
 from hayless.core import atomic
-from hayless.core.errors import RequestError
+from hayless.core.errors import FileDamaged, RequestError
 from hayless.recipe import yaml
 from hayless.recipe.schema import Recipe
+from hayless.train.settings import RESUMABLE
+
+_LOCK = ".lock"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +55,22 @@ class RunFolder:
         """Where data and tokenizers prepared for this run (or its study) are kept."""
         return self.path.parent / "data"
 
-    def checkpoints(self, step: int) -> Path:
-        """Where the training at position `step` of the recipe keeps its checkpoints and metrics."""
+    def training(self, step: int) -> Path:
+        """Where the training at position `step` of the recipe keeps its checkpoints, metrics and result."""
         return self.path / "checkpoints" / f"step-{step}"
 
     def status(self) -> dict[str, Any]:
-        """`state` (new, running, done, failed), `reason`, `step`, `seconds`."""
+        """`state` (new, running, done, failed), `recipe` (its digest), `reason`, `step`, `seconds`.
+
+        FileDamaged where the file is not such a status.
+        """
         path = self.path / "status.json"
-        return atomic.read_json(path) if path.exists() else {"state": "new"}
+        if not path.exists():
+            return {"state": "new"}
+        found = atomic.read_json(path)
+        if not isinstance(found, dict) or "state" not in found:
+            raise FileDamaged(f"{path} is no status of a run.", hint="Start over with --fresh.")
+        return found
 
     def set_status(self, state: str, **more: Any) -> None:
         """Write the state of the run."""
@@ -82,6 +94,8 @@ class RunFolder:
             )
         if status["state"] == "done":
             return True
+        # The status first: a recipe without one would be taken for another run's.
+        self.set_status("running", recipe=wanted, step=status.get("step", 0), seconds=status.get("seconds", 0.0))
         atomic.write_text(self.recipe, yaml.write(recipe.model_dump(mode="json", exclude_none=True)))
         return False
 
@@ -89,7 +103,7 @@ class RunFolder:
     def lock(self) -> Iterator[None]:
         """Hold the folder against a second process. RequestError names the process that has it."""
         self.path.mkdir(parents=True, exist_ok=True)
-        path = self.path / ".lock"
+        path = self.path / _LOCK
         for _ in range(2):
             try:
                 handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
@@ -109,18 +123,21 @@ class RunFolder:
             path.unlink(missing_ok=True)
 
     def _clear(self) -> None:
-        import shutil
-
-        if self.path.exists() and any(self.path.iterdir()) and not self.recipe.exists():
+        """Delete everything but the lock."""
+        items = [item for item in self.path.iterdir() if item.name != _LOCK] if self.path.exists() else []
+        if items and not self.recipe.exists() and not (self.path / "status.json").exists():
             raise RequestError(f"{self.path} is not a run's folder; it is left alone.", hint="Give another --run-dir.")
-        for item in self.path.glob("*"):
+        for item in items:
             shutil.rmtree(item) if item.is_dir() else item.unlink()
 
 
 def digest(recipe: Recipe) -> str:
-    """A hash of everything a recipe asks for."""
-    content = json.dumps(recipe.model_dump(mode="json"), sort_keys=True)
-    return hashlib.sha256(content.encode()).hexdigest()
+    """A hash of everything that decides what a recipe gives: settings that may change while it is resumed do not."""
+    content = recipe.model_dump(mode="json")
+    for step in content["steps"]:
+        for name in RESUMABLE & step.get("train", {}).keys():
+            del step["train"][name]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _alive(holder: str) -> bool:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hayless.core.compose import predict as rewrite
+from hayless.core.cost import TrainShape, decode_cost, is_packed, training_cost
 from hayless.core.dims import ModelDims
-from hayless.core.errors import RequestError
+from hayless.core.errors import NotSupported, RequestError
 from hayless.core.families import dims_of, ledger_of, read_config
 from hayless.core.ledger import Ledger
 from hayless.core.method import MethodConfig
-from hayless.core.registry import find, method_of
-from hayless.recipe.schema import ModelSection, Recipe, Save, SaveStep, TokenizerSection
+from hayless.core.registry import configure, method_of
+from hayless.core.roles import Role
+from hayless.recipe.schema import ApplyStep, ModelSection, Recipe, Save, TokenizerSection, Train, TrainStep
+
+DeviceKind = Literal["cuda", "cpu"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,31 +38,58 @@ class Prediction:
         return {"figures": self.figures, "methods": list(self.ledger.methods), "roles": roles}
 
 
-def predict(recipe: Recipe) -> Prediction:
-    """Predict a recipe. RequestError where its model's shape cannot be known yet."""
-    dims, before = starting_point(recipe.model)
-    transforms = [*before, *recipe.transforms]
-    ledger = rewrite(ledger_of(dims), transforms)
-    saved = saved_ledger(dims, transforms, last_save(recipe))
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A training step of a recipe, by its position, and the model it meets."""
+
+    position: int
+    train: Train
+    ledger: Ledger
+
+
+def predict(recipe: Recipe, device: DeviceKind | None = None) -> Prediction:
+    """Predict a recipe on a kind of device (by the recipe's own `device` and what is installed, if None).
+
+    RequestError where the model's shape cannot be known, and for a recipe that trains nothing it could train.
+    """
+    device = device or device_kind(recipe.device)
+    stages, dims, done = _walk(recipe)
+    ledger, saved = rewrite(ledger_of(dims), done), _saved(dims, done, recipe.saving)
     figures: dict[str, float] = {
         "parameters": saved.parameters,
-        "trainable_parameters": ledger.trainable,
+        "trainable_parameters": stages[-1].ledger.trainable if stages else ledger.trainable,
         "nonzero_parameters": saved.nonzero,
         "file_bytes": shipped_bytes(saved),
     }
+    if stages:
+        costs = [training_cost(stage.ledger, train_shape(stage.train, device)) for stage in stages]
+        figures["train_peak_bytes"] = max(cost.peak.total for cost in costs)
+    measuring = recipe.measuring
+    if measuring and measuring.decode and recipe.model.task == "causal" and saved.dims.family not in ("bert", "t5"):
+        context = measuring.prompt_tokens + measuring.decode_tokens
+        figures["decode_peak_bytes"] = decode_cost(saved, 1, context, device=device).peak.total
     return Prediction(ledger, saved, figures)
 
 
-def last_save(recipe: Recipe) -> Save:
-    """How the model is written in the end; the defaults where no step says it."""
-    saves = [step.save for step in recipe.steps if isinstance(step, SaveStep)]
-    return saves[-1] if saves else Save()
+def device_kind(name: str) -> DeviceKind:
+    """What a recipe's `device` will most likely be, without asking torch."""
+    if name == "auto":
+        return "cuda" if shutil.which("nvidia-smi") else "cpu"
+    return "cuda" if name.startswith("cuda") else "cpu"
 
 
-def saved_ledger(dims: ModelDims, transforms: Iterable[MethodConfig], save: Save) -> Ledger:
-    """The ledger of what a save step writes: adapters merged and dtype changed if it asks for that."""
-    kept = [config for config in transforms if not (save.merge and method_of(config).peft_type)]
-    return rewrite(ledger_of(dims.with_dtype(save.dtype) if save.dtype else dims), kept)
+def train_shape(train: Train, device: DeviceKind) -> TrainShape:
+    """What a training step costs by, as far as the methods in its slots say."""
+    shape = TrainShape(
+        batch=train.micro_batch_size or train.batch_size,
+        sequence=train.sequence_length,
+        accumulation=train.accumulation,
+        precision=train.precision,
+        device=device,
+    )
+    for config in (train.objective, train.optimizer, *train.memory):
+        shape = method_of(config).predict_training(shape, config)
+    return shape
 
 
 def shipped_bytes(ledger: Ledger) -> int:
@@ -66,24 +98,62 @@ def shipped_bytes(ledger: Ledger) -> int:
     return files.get("adapter", files.get("model", 0))
 
 
+def _walk(recipe: Recipe) -> tuple[list[Stage], ModelDims, list[MethodConfig]]:
+    """Every training step with the ledger it meets; in the end, the model's dims and the transforms it has had."""
+    dims, done = starting_point(recipe.model)
+    stages: list[Stage] = []
+    for position, step in enumerate(recipe.steps):
+        if isinstance(step, ApplyStep):
+            done = [*done, step.apply]
+        elif isinstance(step, TrainStep):
+            ledger = rewrite(ledger_of(dims), done)
+            stages.append(Stage(position, step.train, ledger))
+            dims = dims.with_dtype(_dtype_after(ledger, step.train))
+    return stages, dims, done
+
+
+def _dtype_after(ledger: Ledger, train: Train) -> str:
+    """The dtype of the model's own weights after a training step, which casts them to its precision."""
+    shape = train_shape(train, "cpu")
+    found = {shape.dtype(row) for row in ledger.rows if row.role is not Role.ADAPTER and not is_packed(row)}
+    return found.pop() if len(found) == 1 else ledger.dims.dtype
+
+
+def _saved(dims: ModelDims, done: Iterable[MethodConfig], save: Save) -> Ledger:
+    """The ledger of what is written: adapters merged and dtype changed if the recipe asks for that."""
+    kept = [config for config in done if not (save.merge and method_of(config).peft_type)]
+    return rewrite(ledger_of(dims.with_dtype(save.dtype) if save.dtype else dims), kept)
+
+
 def starting_point(section: ModelSection) -> tuple[ModelDims, list[MethodConfig]]:
     """Dims of the model a recipe starts from, and the transforms it has had already."""
+    before: list[MethodConfig] = []
     if section.config is not None:
-        config = complete_config(section)
-        dims = replace(dims_of(config), dtype=section.dtype or "float32")
-        return dims, []
-    assert section.path is not None
-    folder = Path(section.path)
+        dims = replace(dims_of(complete_config(section)), dtype=section.dtype or "float32")
+    else:
+        assert section.path is not None
+        found = _config_of(section.path, section.revision)
+        for entry in found.get("hayless", {}).get("methods", []):
+            before.append(
+                configure(entry["method"], **{name: value for name, value in entry.items() if name != "method"})
+            )
+        dims = dims_of(found.get("base_config") or found)
+        dims = dims.with_dtype(section.dtype) if section.dtype else dims
+    return (replace(dims, labels=1) if section.task == "reward" else dims), before
+
+
+def _config_of(path: str, revision: str | None) -> dict[str, Any]:
+    folder = Path(path)
     if (folder / "adapter_config.json").is_file():
-        raise RequestError(
+        raise NotSupported(
             f"{folder} is an adapter; a recipe starts from a whole model.",
             hint="Start from its base and apply the method again, or merge it first: save with merge: true.",
         )
-    config = read_config(folder)
-    noted = config.get("hayless", {}).get("methods", [])
-    before = [find(entry["method"]).config.model_validate(entry) for entry in noted]
-    dims = dims_of(config)
-    return dims.with_dtype(section.dtype) if section.dtype else dims, before
+    if folder.is_dir():
+        return read_config(folder)
+    from hayless.model.source import fetch_config
+
+    return fetch_config(path, revision)
 
 
 def complete_config(section: ModelSection) -> dict[str, Any]:

@@ -60,7 +60,7 @@ class TokenizerSection(Options):
 class ModelSection(Options):
     """The model a recipe starts from: a trained one (`path`) or a shape with random weights (`config`)."""
 
-    path: str | None = Field(None, description="A Hugging Face model folder, a PEFT adapter folder, or a hub id.")
+    path: str | None = Field(None, description="A Hugging Face model folder, or a hub id.")
     config: dict[str, Any] | None = Field(None, description="A Hugging Face config; weights start at random.")
     tokenizer: str | TokenizerSection | None = Field(
         None, description="A folder or hub id, or one to train; the model's own if not given."
@@ -95,7 +95,7 @@ class Measure(MeasureSettings):
 
 
 class Save(Options):
-    """How the model is written to the run's `model/` folder."""
+    """How the model is written to the run's `model/` folder, which always happens in the end."""
 
     merge: bool = Field(False, description="Fold adapters into the base weights first.")
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
@@ -165,7 +165,11 @@ class Recipe(Options):
     model: ModelSection = Field(description="What the recipe starts from; a bare string is its path.")
     data: DataConfig | None = Field(None, description="Text to train and measure on.")
     steps: tuple[Step, ...] = Field(description="apply, train, measure and save steps, in order.")
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$", description="auto, cpu, cuda, cuda:N or mps.")
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$",
+        description="auto (the first GPU, else the CPU), cpu, cuda, cuda:N or mps.",
+    )
     seed: int = Field(0, ge=0, description="Seeds random weights and methods; training has its own seed.")
 
     @field_validator("model", mode="before")
@@ -182,15 +186,41 @@ class Recipe(Options):
                 check_order(group)
             except RequestError as error:
                 raise ValueError(str(error)) from None
+        self._check_ending()
         uses_data = [kind for kind in map(_step_kind, self.steps) if kind in ("train", "measure")]
+        uses_data += ["model.tokenizer"] if isinstance(self.model.tokenizer, TokenizerSection) else []
         if uses_data and self.data is None:
-            raise ValueError(f"a {uses_data[0]} step needs data: add a data section")
+            what = f"a {uses_data[0]} step" if uses_data[0] in STEPS else "a tokenizer to train"
+            raise ValueError(f"{what} needs data: add a data section")
         return self
 
     @property
     def transforms(self) -> list[MethodConfig]:
         """The methods that change the model, in order."""
         return [step.apply for step in self.steps if isinstance(step, ApplyStep)]
+
+    @property
+    def saving(self) -> Save:
+        """How the model is written in the end; the defaults where no step says it."""
+        return next((step.save for step in self.steps if isinstance(step, SaveStep)), Save())
+
+    @property
+    def measuring(self) -> Measure | None:
+        """What is measured of the saved model, if anything is."""
+        return next((step.measure for step in self.steps if isinstance(step, MeasureStep)), None)
+
+    def _check_ending(self) -> None:
+        """There is one saved model a run, and what is measured is that one: both come last, once."""
+        ended = ""
+        for position, kind in enumerate(map(_step_kind, self.steps)):
+            if kind in ("measure", "save"):
+                if kind in [_step_kind(step) for step in self.steps[:position]]:
+                    raise ValueError(f"steps has {kind} twice; a run saves and measures one model, in the end")
+                ended = kind
+            elif ended:
+                raise ValueError(
+                    f"steps.{position} is {kind} after {ended}; a run saves and measures one model, in the end"
+                )
 
     def _transforms_between_training(self) -> list[list[MethodConfig]]:
         groups: list[list[MethodConfig]] = [[]]

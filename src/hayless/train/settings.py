@@ -84,3 +84,23 @@ class TrainSettings(Options):
             return self.steps
         assert self.tokens is not None
         return -(-self.tokens // (self.batch_size * self.sequence_length))
+
+
+RESUMABLE = frozenset(
+    {
+        "micro_batch_size",
+        "validate_every",
+        "validation_tokens",
+        "checkpoint_every",
+        "keep_last",
+        "patience",
+        "sample_every",
+        "prompts",
+        "sample_tokens",
+        "log_every",
+        "compile",
+        "deterministic",
+        "tensorboard",
+    }
+)
+"""Settings that may change between a run and its resumption: they change rounding at most."""

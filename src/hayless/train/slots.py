@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hayless.data.batches import Batch
+from hayless.data.corpus import Kind as DataKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,8 @@ class Objective(Protocol):
 
     unit: str
     """What the loss is counted over, in one word: `token`, `pair`."""
+    kind: DataKind
+    """What it learns from: whole documents (`lm`), outputs of examples (`sft`), pairs of answers (`preference`)."""
 
     def units(self, batch: Batch) -> int:
         """How many units `loss` sums over, from a batch on the CPU.

@@ -13,26 +13,10 @@ from hayless.core.errors import NotSupported, RequestError
 from hayless.core.method import MethodConfig
 from hayless.train import randomness
 from hayless.train.checkpoint import Snapshot
-from hayless.train.settings import TrainSettings
+from hayless.train.settings import RESUMABLE, TrainSettings
 from hayless.train.update import Updater
 
 _FORMAT = 1
-_FREE = {
-    "micro_batch_size",
-    "validate_every",
-    "validation_tokens",
-    "checkpoint_every",
-    "keep_last",
-    "patience",
-    "sample_every",
-    "prompts",
-    "sample_tokens",
-    "log_every",
-    "compile",
-    "deterministic",
-    "tensorboard",
-}
-"""Settings that may change between a run and its resumption: they change rounding at most."""
 
 
 @dataclass
@@ -121,4 +105,4 @@ def _mark(buffer: Tensor) -> tuple[int, int]:
 
 
 def _fixed() -> set[str]:
-    return set(TrainSettings.model_fields) - _FREE
+    return set(TrainSettings.model_fields) - RESUMABLE

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from hayless.core.errors import RequestError
 from hayless.core.method import MethodConfig
 from hayless.data.batches import Batch
+from hayless.data.corpus import Kind
 from hayless.measure.reward import scores
 from hayless.train.slots import Loss
 
@@ -21,6 +22,7 @@ class Reward:
     """Trains a sequence classifier with one output (`model.task: reward`)."""
 
     unit = "pair"
+    kind: Kind = "preference"
 
     def __init__(self, config: MethodConfig) -> None:
         """No option of `reward` changes the loss."""

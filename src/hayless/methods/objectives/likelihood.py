@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from hayless.core.method import MethodConfig
 from hayless.data.batches import IGNORED, Batch
+from hayless.data.corpus import Kind
 from hayless.train.forward import model_inputs, upcast
 from hayless.train.slots import Loss
 
@@ -20,6 +21,7 @@ class LanguageModelling:
     """−log p(target | tokens before it in its document), summed over targets."""
 
     unit = "token"
+    kind: Kind = "lm"
 
     def __init__(self, config: MethodConfig) -> None:
         """No option of `lm` or `sft` changes the loss."""
@@ -36,6 +38,8 @@ class LanguageModelling:
 
 class Finetuning(LanguageModelling):
     """The same over the answers' tokens, with the share of them that the model would have chosen."""
+
+    kind: Kind = "sft"
 
     def loss(self, model: PreTrainedModel, batch: Batch) -> Loss:
         """The summed cross-entropy, in nats, and `token_accuracy`."""

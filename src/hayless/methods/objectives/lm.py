@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from hayless.core.method import Method, MethodConfig, Part, unchanged
+from hayless.methods.objectives.packed import packed_rows
 
 
 class LmConfig(MethodConfig):
@@ -20,4 +21,5 @@ METHOD = Method(
     config=LmConfig,
     implementation="hayless.methods.objectives.likelihood:LanguageModelling",
     predict=unchanged,
+    predict_training=packed_rows,
 )

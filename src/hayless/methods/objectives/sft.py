@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from hayless.core.method import Method, MethodConfig, Paper, Part, unchanged
+from hayless.methods.objectives.packed import packed_rows
 
 
 class SftConfig(MethodConfig):
@@ -20,6 +21,7 @@ METHOD = Method(
     config=SftConfig,
     implementation="hayless.methods.objectives.likelihood:Finetuning",
     predict=unchanged,
+    predict_training=packed_rows,
     paper=Paper(
         "Training language models to follow instructions with human feedback", "Ouyang et al.", 2022, "2203.02155"
     ),

@@ -1,0 +1,144 @@
+"""One training step of a recipe: from its data to a trained model, and what that took."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from rich.console import Console
+from transformers import PreTrainedModel
+
+from hayless.core import atomic
+from hayless.core.errors import FileDamaged, bad_value
+from hayless.core.measurement import Measurement
+from hayless.core.registry import method_of
+from hayless.core.units import format_bytes
+from hayless.data.batches import Batches, one_pass
+from hayless.measure.memory import MemoryMeter
+from hayless.model.anatomy import dims_of_model
+from hayless.recipe.schema import Train
+from hayless.recipe.start import Start
+from hayless.train.trainer import Trainer, TrainResult
+
+
+class TrainFigures(BaseModel):
+    """What a finished training step took. `peak_bytes` is above what was held before the model; None where it cannot
+    be read. `note` says how memory was read."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    steps: int
+    tokens: int
+    trained_tokens: int
+    padded_tokens: int
+    seconds: float
+    loss: float
+    best_loss: float | None
+    stopped: Literal["finished", "patience"]
+    trainable_parameters: int
+    peak_bytes: int | None
+    note: str
+
+
+def learn(
+    model: PreTrainedModel,
+    train: Train,
+    start: Start,
+    folder: Path,
+    *,
+    meter: MemoryMeter | None,
+    predicted_bytes: int | None,
+    console: Console,
+) -> TrainFigures:
+    """Train `model` in place; `folder` keeps checkpoints, metrics and the figures of a step that is finished."""
+    limit = dims_of_model(model).max_positions
+    if limit and train.sequence_length > limit:
+        raise bad_value("sequence_length", train.sequence_length, allowed=f"at most {limit}, the model's own limit")
+    data = start.data(method_of(train.objective).load().kind)
+    assert start.recipe.data is not None, "the schema asks for data where a step trains"
+    batches = Batches(
+        data.train,
+        sequence_length=train.sequence_length,
+        batch_size=train.batch_size,
+        micro_batch_size=train.micro_batch_size,
+        seed=train.seed,
+        proportions=start.recipe.data.proportions or None,
+    )
+    if batches.truncated or batches.skipped:
+        console.print(f"training data: {batches.description}", markup=False, highlight=False)
+    validation = one_pass(
+        data.heldout,
+        sequence_length=train.sequence_length,
+        rows=train.micro_batch_size or train.batch_size,
+        max_tokens=train.validation_tokens,
+    )
+    trainer = Trainer(
+        model,
+        start.tokenizer,
+        train,
+        objective=train.objective,
+        optimizer=train.optimizer,
+        memory=train.memory,
+        batches=batches,
+        validation=validation,
+        folder=folder,
+        predicted_bytes=predicted_bytes,
+        console=console,
+    )
+    if meter is not None:
+        meter.restart()
+    result = trainer.run()
+    finished = folder / "result.json"
+    if finished.exists():
+        # It was finished before; its weights came from the checkpoint just now, and training took no memory.
+        return _read(finished)
+    figures = _figures(result, model, meter)
+    atomic.write_json(finished, figures.model_dump(mode="json"))
+    return figures
+
+
+def training_rows(trained: Sequence[TrainFigures]) -> list[Measurement]:
+    """What all training steps of a run took together: time and tokens in all, the largest peak."""
+    if not trained:
+        return []
+    seconds, tokens = sum(step.seconds for step in trained), sum(step.tokens for step in trained)
+    peaks = [step.peak_bytes for step in trained if step.peak_bytes is not None]
+    note = f"{tokens:,} tokens; validation, samples and checkpoints included"
+    rows = [
+        Measurement(name="train_seconds", unit="s", value=seconds, note=note, better="lower"),
+        Measurement(
+            name="train_tokens_per_second", unit="tokens/s", value=tokens / seconds, note=note, better="higher"
+        ),
+        Measurement(name="trainable_parameters", unit="parameters", value=trained[-1].trainable_parameters),
+    ]
+    if len(peaks) == len(trained):
+        rows.append(
+            Measurement(name="train_peak_bytes", unit="B", value=max(peaks), note=trained[-1].note, better="lower")
+        )
+    return rows
+
+
+def _figures(result: TrainResult, model: PreTrainedModel, meter: MemoryMeter | None) -> TrainFigures:
+    memory = meter.read() if meter is not None else None
+    return TrainFigures(
+        steps=result.steps,
+        tokens=result.tokens,
+        trained_tokens=result.trained_tokens,
+        padded_tokens=result.padded_tokens,
+        seconds=result.seconds,
+        loss=result.loss,
+        best_loss=result.best_loss,
+        stopped=result.stopped,
+        trainable_parameters=sum(item.numel() for item in model.parameters() if item.requires_grad),
+        peak_bytes=memory.model_bytes if memory else None,
+        note=f"{memory.note}; {format_bytes(memory.baseline_bytes)} were held before the model" if memory else "",
+    )
+
+
+def _read(path: Path) -> TrainFigures:
+    try:
+        return TrainFigures.model_validate(atomic.read_json(path))
+    except ValidationError as error:
+        raise FileDamaged(f"{path} is no result of training.", hint="Start over with --fresh.") from error
