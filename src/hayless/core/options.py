@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
-from hayless.core.errors import HaylessError
+from hayless.core.errors import HaylessError, RequestError
 from hayless.core.units import parse_bytes, parse_count
 
 
@@ -14,6 +15,23 @@ class Options(BaseModel):
     """Base of recipe sections and method configs. Unknown fields, NaN and later changes are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+O = TypeVar("O", bound=Options)
+
+
+def checked(kind: type[O], values: Mapping[str, Any], names: Mapping[str, str]) -> O:
+    """Options of `kind`. RequestError for wrong values; `names` has what the user calls a field, where that differs."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise RequestError("\n".join(_explain(item, names) for item in error.errors())) from None
+
+
+def _explain(item: Any, names: Mapping[str, str]) -> str:
+    field = ".".join(str(part) for part in item["loc"])
+    reason = item["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    return f"{names.get(field, field)} = {item['input']!r} is not possible; allowed: {reason}."
 
 
 def _count(value: Any) -> Any:

@@ -30,7 +30,8 @@ from hayless.data.split import split
 Kind = Literal["lm", "sft", "preference"]
 """What is learnt: whole documents, the output of examples, which of two answers is better."""
 
-_RECORDS: dict[str, type[Record]] = {"lm": Document, "sft": Example, "preference": Preference}
+_RECORDS: dict[Kind, type[Record]] = {"lm": Document, "sft": Example, "preference": Preference}
+_WORDS: dict[Kind, str] = {"lm": "plain text", "sft": "prompts with outputs", "preference": "preference pairs"}
 _FORMAT = 1
 _TRAIN, _HELDOUT = "train.jsonl", "heldout.jsonl"
 
@@ -50,6 +51,37 @@ def fingerprint(config: DataConfig, kind: Kind) -> str:
     chosen = config.model_dump_json(exclude={"proportions"})
     parts = [str(_FORMAT), kind, chosen, *(sources.fingerprint(source) for source in config.sources)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Records to measure a model on, their kind, and where they come from, in words."""
+
+    records: list[Record]
+    kind: Kind
+    description: str
+
+
+def to_measure(config: DataConfig, *, everything: bool, progress: Progress = no_progress) -> Selection:
+    """The records of `config` for measuring: its held-out part as `corpus` has it, or `everything` as it stands.
+
+    The kind is the sources' own: text is `lm`, examples are `sft`, pairs of answers are `preference`. RequestError for
+    sources that cannot be read or are of several kinds, and where nothing can be held out.
+    """
+    records, lines = _sources(config, progress)
+    kinds: list[Kind] = [kind for kind, wanted in _RECORDS.items() if any(type(record) is wanted for record in records)]
+    if len(kinds) > 1:
+        raise RequestError(
+            f"The data holds {' and '.join(_WORDS[kind] for kind in kinds)}, which are measured in different ways.",
+            hint="Measure each by itself.",
+        )
+    if not everything:
+        _, heldout = split(records, config.heldout)
+        # Held-out records come first where copies are looked for, so the others cannot change which of them stay.
+        records, _, exact, near = _without_copies(heldout, [], config.near_duplicates, progress)
+        lines.append(f"left out: {exact} exact copies, {near} near-copies")
+    lines.append(f"{'all' if everything else 'held out'}: {_sizes(records)}")
+    return Selection(records, kinds[0], "\n".join(lines))
 
 
 def corpus(config: DataConfig, folder: Path, *, kind: Kind = "lm", progress: Progress = no_progress) -> Corpus:
@@ -75,16 +107,8 @@ def corpus(config: DataConfig, folder: Path, *, kind: Kind = "lm", progress: Pro
 
 
 def _clean(config: DataConfig, kind: Kind, progress: Progress) -> tuple[list[Record], list[Record], str]:
-    records: list[Record] = []
-    lines: list[str] = []
-    for number, source in enumerate(config.sources):
-        progress("reading sources", number, len(config.sources))
-        read = sources.read_source(source)
-        records += [_as_kind(record, kind) for record in read.records]
-        lines.append(read.description)
-    progress("reading sources", len(config.sources), len(config.sources))
-    records = _distinct(_of_domains(records, config.domains))
-    train, heldout = split(records, config.heldout)
+    records, lines = _sources(config, progress)
+    train, heldout = split([_as_kind(record, kind) for record in records], config.heldout)
     heldout, train, exact, near = _without_copies(heldout, train, config.near_duplicates, progress)
     if not train:
         raise RequestError("Every training document is a copy of a held-out one.", hint="Give more different text.")
@@ -94,14 +118,26 @@ def _clean(config: DataConfig, kind: Kind, progress: Progress) -> tuple[list[Rec
     return train, heldout, "\n".join(lines)
 
 
+def _sources(config: DataConfig, progress: Progress) -> tuple[list[Record], list[str]]:
+    """The records of all sources that are of the wanted domains, under distinct names; and a line about each source."""
+    records: list[Record] = []
+    lines: list[str] = []
+    for number, source in enumerate(config.sources):
+        progress("reading sources", number, len(config.sources))
+        read = sources.read_source(source)
+        records += read.records
+        lines.append(read.description)
+    progress("reading sources", len(config.sources), len(config.sources))
+    return _distinct(_of_domains(records, config.domains)), lines
+
+
 def _as_kind(record: Record, kind: Kind) -> Record:
     if kind == "lm" and isinstance(record, Example):
         return as_document(record)
     if not isinstance(record, _RECORDS[kind]):
-        have = {Document: "plain text", Example: "prompts with outputs", Preference: "preference pairs"}[type(record)]
-        need = {"lm": "text", "sft": "prompts with outputs", "preference": "preference pairs"}[kind]
+        have = next(_WORDS[name] for name, held in _RECORDS.items() if type(record) is held)
         raise RequestError(
-            f"{record.id} holds {have}; this step learns from {need}.",
+            f"{record.id} holds {have}; this step learns from {_WORDS[kind]}.",
             hint="Choose an objective that fits (lm, sft, reward), or another source.",
         )
     return record

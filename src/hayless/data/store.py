@@ -30,7 +30,7 @@ from hayless.core.progress import Progress, no_progress
 from hayless.core.units import format_bytes, format_count
 from hayless.data.checksums import AGAIN, check, checksums
 from hayless.data.config import DataConfig
-from hayless.data.corpus import Kind, corpus, fingerprint
+from hayless.data.corpus import Kind, Selection, corpus, fingerprint
 from hayless.data.encode import Encoded, encode_records
 from hayless.data.split import position
 from hayless.data.tokenizer import begin_token, end_token
@@ -112,11 +112,13 @@ class TokenStore:
     def sample(self, max_tokens: int, *, longest: int | None = None) -> Iterator[StoredDocument]:
         """The same documents every time, until `max_tokens` tokens are reached; the last one may be cut.
 
-        A document longer than `longest` tokens (max_tokens / 16 if None) is cut there, so that a small budget still
-        sees many documents. Cut documents know their bytes exactly and have no end token.
+        A document longer than `longest` tokens is cut there, so that a small budget still sees many documents; if None,
+        that is max_tokens / 16 (at least 256), or no limit where the whole store fits the budget. Cut documents know
+        their bytes exactly and have no end token.
         """
         left = max_tokens
-        longest = longest if longest is not None else max(256, max_tokens // 16)
+        if longest is None:
+            longest = max_tokens if len(self.tokens) <= max_tokens else max(256, max_tokens // 16)
         for index in self.sampling_order:
             limit = min(left, longest)
             if limit < 2:
@@ -184,6 +186,15 @@ def prepare(
             atomic.write_json(partial / "prepared.json", {"description": "\n".join(lines)})
     description = str(atomic.read_json(path / "prepared.json")["description"])
     return Prepared(open_store(path / "train", name), open_store(path / "heldout", name), description)
+
+
+def store_of(
+    chosen: Selection, tokenizer: PreTrainedTokenizerBase, folder: Path, *, progress: Progress = no_progress
+) -> TokenStore:
+    """Selected records as a store in `folder`, which must not exist yet; made for one look, not to be found again."""
+    encoded = encode_records(chosen.records, tokenizer, folder, kind=chosen.kind, reach=True, progress=progress)
+    _finish(folder, encoded, tokenizer, chosen.kind, made_from="")
+    return TokenStore(folder, verify=False)
 
 
 def open_store(folder: Path, made_from: str | None = None) -> TokenStore:

@@ -26,7 +26,7 @@ from hayless.decode.request import Finish, Generation, Piece, Request
 if TYPE_CHECKING:
     from hayless.decode.graphs import Graphs
 
-__all__ = ["Backend", "Engine", "Finish", "Generation", "Path", "Piece", "Prompt", "evaluating"]
+__all__ = ["Backend", "Engine", "Finish", "Generation", "Path", "Piece", "Prompt", "check_causal", "evaluating"]
 
 Prompt = str | Sequence[int]
 """Text, or token ids (taken as they are: nothing is put before them)."""
@@ -72,11 +72,7 @@ class Engine:
         *,
         backend: Backend | Literal["auto"] = "auto",
     ) -> None:
-        if model.config.is_encoder_decoder or not model.can_generate():
-            raise NotSupported(
-                f"{type(model).__name__} does not continue text; the engine takes causal language models.",
-                hint="Load the model as a causal language model.",
-            )
+        check_causal(model)
         if backend not in ("auto", *get_args(Backend)):
             raise bad_value("backend", backend, allowed=f"auto, {', '.join(get_args(Backend))}")
         self.model = model
@@ -212,6 +208,15 @@ class Engine:
         if self.backend == "graphs":
             raise NotSupported(f"backend = 'graphs' cannot be used: {missing}.", hint="Use backend 'auto'.")
         return Path("program", missing), self._program
+
+
+def check_causal(model: PreTrainedModel) -> None:
+    """NotSupported for a model that is no causal language model."""
+    if model.config.is_encoder_decoder or not model.can_generate():
+        raise NotSupported(
+            f"{type(model).__name__} does not continue text; only causal language models do.",
+            hint="Load the model as a causal language model.",
+        )
 
 
 @contextmanager

@@ -10,17 +10,20 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import torch
 
-from hayless.core.errors import NotSupported
+from hayless.core.errors import NotSupported, WorkError
 
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _RESTART_PEAK = "5"
+_CPU_ALLOCATOR = "can't allocate memory"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,17 @@ class MemoryMeter:
             reserved = torch.cuda.max_memory_reserved(self._device)
             return Memory(self._baseline, peak, reserved, f"CUDA allocator, {start}")
         return Memory(self._baseline, peak_rss(), None, f"resident memory, {start}")
+
+
+@contextmanager
+def enough_memory(hint: str) -> Iterator[None]:
+    """WorkError with `hint` where memory runs out in the block."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and _CPU_ALLOCATOR not in str(error):
+            raise
+        raise WorkError(f"Memory ran out: {str(error).partition(chr(10))[0]}", hint=hint) from error
 
 
 def current_bytes(device: torch.device | str = "cpu") -> int:

@@ -22,7 +22,7 @@ Shapes: b windows, s positions, v entries of the vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -33,7 +33,8 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from hayless.core.errors import RequestError, WorkError, bad_value
-from hayless.decode.engine import evaluating
+from hayless.core.progress import Progress, no_progress
+from hayless.decode.engine import check_causal, evaluating
 from hayless.measure import interval
 from hayless.measure.interval import Interval
 
@@ -87,6 +88,11 @@ class Quality(BaseModel):
         """Bytes they stand for."""
         return sum(document.bytes for document in self.documents)
 
+    def part(self, ids: Collection[str]) -> Quality:
+        """The same figures over some of the documents. RequestError where none of them was measured."""
+        rows = [row for row in self.documents if row.id in ids]
+        return _over(rows, too_short=0, context=self.context, stride=self.stride)
+
     @property
     def perplexity(self) -> Interval | None:
         """exp(loss); None where that is no finite number."""
@@ -106,13 +112,16 @@ def quality(
     context: int | None = None,
     stride: int | None = None,
     batch_size: int = 8,
+    progress: Progress = no_progress,
 ) -> Quality:
     """Loss of a causal language model on `documents`, computed where the model is and in its dtype.
 
     `begin` is the token put before each document; None for documents that start with one of their own. `context` is in
-    tokens (the model's own limit if None), `stride` half of it if None. RequestError for impossible settings, repeated
-    ids, tokens the model does not have; WorkError naming the document where the loss is not finite.
+    tokens (the model's own limit if None), `stride` half of it if None. NotSupported for a model that is no causal
+    language model; RequestError for impossible settings, repeated ids, tokens the model does not have; WorkError naming
+    the document where the loss is not finite.
     """
+    check_causal(model)
     context, stride = window_size(model, context, stride)
     if batch_size < 1:
         raise bad_value("batch_size", batch_size, allowed="1 or more")
@@ -131,22 +140,17 @@ def quality(
     nats: list[list[float]] = [[] for _ in documents]
     with evaluating(model), torch.inference_mode():
         for at in range(0, len(windows), batch_size):
+            progress("measuring", at, len(windows))
             batch = windows[at : at + batch_size]
             for window, cost in zip(batch, _costs(model, batch, sequences), strict=True):
                 nats[window.document].append(cost)
+    progress("measuring", len(windows), len(windows))
     rows = [
         _row(document, sequence, costs)
         for document, sequence, costs in zip(documents, sequences, nats, strict=True)
         if costs
     ]
-    return Quality(
-        loss=interval.ratio([row.nats for row in rows], [row.tokens for row in rows]),
-        bits_per_byte=interval.ratio([row.nats / math.log(2) for row in rows], [row.bytes for row in rows]),
-        documents=tuple(rows),
-        too_short=len(documents) - len(rows),
-        context=context,
-        stride=stride,
-    )
+    return _over(rows, too_short=len(documents) - len(rows), context=context, stride=stride)
 
 
 def paired_difference(
@@ -287,6 +291,17 @@ def _costs(model: PreTrainedModel, windows: Sequence[_Window], sequences: Sequen
         nats = F.cross_entropy(logits_bsv[row, predicted_from].float(), targets, reduction="none")
         costs.append(float(nats.cpu().double()[sequence.counted[window.first : window.end]].sum()))
     return costs
+
+
+def _over(rows: Sequence[DocumentLoss], *, too_short: int, context: int, stride: int) -> Quality:
+    return Quality(
+        loss=interval.ratio([row.nats for row in rows], [row.tokens for row in rows]),
+        bits_per_byte=interval.ratio([row.nats / math.log(2) for row in rows], [row.bytes for row in rows]),
+        documents=tuple(rows),
+        too_short=too_short,
+        context=context,
+        stride=stride,
+    )
 
 
 def _row(document: Document, sequence: _Sequence, costs: list[float]) -> DocumentLoss:

@@ -5,7 +5,8 @@ Shapes: b rows (2i chosen, 2i + 1 rejected), s positions, h width.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -18,20 +19,45 @@ from hayless.measure.interval import Interval
 from hayless.measure.quality import pairwise_accuracy
 
 
-def reward_accuracy(model: PreTrainedModel, batches: Iterable[Batch]) -> Interval:
-    """Pairwise accuracy over batches of preferences, one answer a row; ties count one half.
+@dataclass(frozen=True, slots=True)
+class PairScores:
+    """What a reward model gives the two answers of one pair."""
 
-    NotSupported for a model without a score head; RequestError where there are no pairs; WorkError for scores that are
-    not finite.
-    """
-    chosen: list[float] = []
-    rejected: list[float] = []
+    id: str
+    chosen: float
+    rejected: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """The scores of pairs, and the share of pairs that are ranked as people did; ties count one half."""
+
+    pairs: tuple[PairScores, ...]
+
+    @property
+    def accuracy(self) -> Interval:
+        """RequestError where there are no pairs, WorkError for scores that are not finite."""
+        return pairwise_accuracy([pair.chosen for pair in self.pairs], [pair.rejected for pair in self.pairs])
+
+    def part(self, ids: Collection[str]) -> Ranking:
+        """The same for some of the pairs."""
+        return Ranking(tuple(pair for pair in self.pairs if pair.id in ids))
+
+
+def ranking(model: PreTrainedModel, batches: Iterable[Batch]) -> Ranking:
+    """Score every pair in batches of preferences, one answer a row. NotSupported for a model without a score head."""
+    pairs: list[PairScores] = []
     with evaluating(model), torch.inference_mode():
         for batch in batches:
             found = scores(model, batch.to(model.device)).tolist()
-            chosen += found[0::2]
-            rejected += found[1::2]
-    return pairwise_accuracy(chosen, rejected)
+            ids = [names[0].removesuffix("#chosen") for names in batch.documents[0::2]]
+            pairs += map(PairScores, ids, found[0::2], found[1::2])
+    return Ranking(tuple(pairs))
+
+
+def reward_accuracy(model: PreTrainedModel, batches: Iterable[Batch]) -> Interval:
+    """Pairwise accuracy over batches of preferences; raises what `ranking` and `Ranking.accuracy` raise."""
+    return ranking(model, batches).accuracy
 
 
 def scores(model: PreTrainedModel, batch: Batch) -> Tensor:

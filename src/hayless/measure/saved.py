@@ -30,8 +30,9 @@ from hayless.measure.process import answer, in_fresh_process
 from hayless.measure.quality import Document, Quality, quality, window_size
 from hayless.measure.rehearsal import rehearse_decoding
 from hayless.measure.reward import reward_accuracy
+from hayless.measure.rows import decode_rows
 from hayless.measure.settings import MeasureSettings
-from hayless.measure.speed import Spread, decode_speed
+from hayless.measure.speed import decode_speed
 from hayless.model.load import load_model
 
 _ENERGY_SECONDS = 2.0
@@ -112,17 +113,7 @@ def _decode_rows(
     tokens = chain.from_iterable(document.tokens.tolist() for document in store.sample(settings.heldout_tokens))
     prompt = list(islice(tokens, settings.prompt_tokens))
     speed = decode_speed(model, [prompt], settings.decode_tokens)
-    memory = meter.read()
-    work = f"{speed.tokens} tokens after {speed.prompt_tokens}, one at a time, {speed.threads} threads"
-    reserved = f"; {format_bytes(memory.reserved_bytes)} reserved" if memory.reserved_bytes is not None else ""
-    peak = f"{memory.note}{reserved}; {format_bytes(memory.baseline_bytes)} were held before the model"
-    return [
-        _timing("first_token_seconds", "s", speed.first_token, work),
-        _timing("ms_per_token", "ms", speed.token.scaled(1000), work),
-        Measurement(name="decode_peak_bytes", unit="B", value=memory.model_bytes, note=peak, better="lower"),
-        Measurement(name="decode_process_peak_bytes", unit="B", value=memory.peak_bytes, note=memory.note),
-        _energy_row(model, prompt, settings.decode_tokens),
-    ]
+    return [*decode_rows(speed, meter.read()), _energy_row(model, prompt, settings.decode_tokens)]
 
 
 def _energy_row(model: PreTrainedModel, prompt: list[int], tokens: int) -> Measurement:
@@ -174,12 +165,6 @@ def _file_row(folder: Path) -> Measurement:
 def _interval(name: str, unit: str, found: Interval, note: str) -> Measurement:
     return Measurement(
         name=name, unit=unit, value=found.value, low=found.low, high=found.high, note=note, better="lower"
-    )
-
-
-def _timing(name: str, unit: str, spread: Spread, note: str) -> Measurement:
-    return Measurement(
-        name=name, unit=unit, value=spread.median, low=spread.p20, high=spread.p80, note=note, better="lower"
     )
 
 

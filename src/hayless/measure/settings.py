@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from hayless.core.options import Count, Options
@@ -18,3 +20,21 @@ class MeasureSettings(Options):
     decode: bool = Field(True, description="First-token time, ms a token, and peak memory while generating.")
     prompt_tokens: int = Field(32, ge=1, description="Length of the prompt when decoding is timed.")
     decode_tokens: int = Field(64, ge=2, description="Tokens generated when decoding is timed.")
+
+
+class DecodeBench(Options):
+    """How decoding is timed. Prompts are random tokens."""
+
+    batch_size: Count = Field(1, ge=1, description="Prompts continued side by side.")
+    prompt_tokens: Count = Field(128, ge=1, description="Tokens of each prompt.")
+    tokens: Count = Field(64, ge=2, description="Tokens generated after each prompt.")
+    repeats: Count = Field(5, ge=1, description="Generations that are timed, after a warm-up.")
+    backend: Literal["auto", "modules", "program", "graphs"] = Field("auto", description="How the engine runs a model.")
+
+
+class TrainBench(Options):
+    """How bare training steps are timed. Sequences are random tokens."""
+
+    batch_size: Count = Field(4, ge=1, description="Sequences of a step.")
+    sequence_length: Count = Field(256, ge=2, description="Tokens of a sequence.")
+    steps: Count = Field(10, ge=1, description="Steps that are timed, after a warm-up.")

@@ -6,6 +6,7 @@ import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from hayless.core.errors import RequestError, bad_value
-from hayless.decode.engine import Engine
+from hayless.decode.engine import Backend, Engine, Path
 from hayless.decode.options import SamplingOptions
 
 _WARMUP_TOKENS = 8
@@ -54,6 +55,7 @@ class DecodeSpeed:
     tokens: int
     repeats: int
     threads: int
+    path: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +70,17 @@ class TrainSpeed:
 
 
 def decode_speed(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], tokens: int = 64, repeats: int = 3
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    tokens: int = 64,
+    repeats: int = 3,
+    *,
+    backend: Backend | Literal["auto"] = "auto",
 ) -> DecodeSpeed:
     """Time greedy decoding of `tokens` tokens after `prompts` (token ids, side by side), past any end token.
 
     RequestError when prompt and tokens do not fit the model's context. Every token is brought to the host, so the
-    clock is read when it is really there.
+    clock is read when it is really there. `backend` is the engine's.
     """
     if tokens < 2:
         raise bad_value("tokens", tokens, allowed="2 or more, to time those after the first")
@@ -81,7 +88,7 @@ def decode_speed(
         raise bad_value("repeats", repeats, allowed="1 or more")
     if not prompts:
         raise RequestError("There is no prompt to decode from.")
-    engine = Engine(model)
+    engine = Engine(model, backend=backend)
     longest = max(map(len, prompts))
     if engine.context is not None and longest + tokens > engine.context:
         raise RequestError(
@@ -94,7 +101,8 @@ def decode_speed(
         options = SamplingOptions(max_tokens=count, ignore_end=True)
         return engine.generate(prompts, options, batch_size=len(prompts))[0].times
 
-    run(min(tokens, _WARMUP_TOKENS))
+    # Captured graphs are made for a number of tokens, so there the warm-up has as many.
+    run(tokens if engine.path.backend == "graphs" else min(tokens, _WARMUP_TOKENS))
     runs = [run(tokens) for _ in range(repeats)]
     token = _spread([later - earlier for times in runs for earlier, later in itertools.pairwise(times)])
     return DecodeSpeed(
@@ -106,6 +114,7 @@ def decode_speed(
         tokens=tokens,
         repeats=repeats,
         threads=torch.get_num_threads(),
+        path=engine.path,
     )
 
 
@@ -122,6 +131,9 @@ def train_speed(model: PreTrainedModel, batch_bs: Tensor, steps: int = 10) -> Tr
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trained:
         raise RequestError("No parameter of the model is trainable.", hint="Apply an adapter, or unfreeze weights.")
+    limit = getattr(model.config, "max_position_embeddings", None)
+    if limit is not None and batch_bs.shape[1] > limit:
+        raise RequestError(f"Sequences of {batch_bs.shape[1]} tokens do not fit the model's context of {limit}.")
     before = {module: module.training for module in model.modules()}
     batch_bs = batch_bs.to(model.device)
     optimizer = torch.optim.AdamW(trained, lr=0.0)

@@ -28,7 +28,7 @@ from hayless.model.build import read_config as to_config
 from hayless.model.source import fetch_config, local_folder
 from hayless.model.tensors import listed, weight_files
 
-__all__ = ["build_model", "check_tokenizer", "empty_model", "fetch_config", "load_model", "load_tokenizer"]
+__all__ = ["build_model", "check_tokenizer", "empty_model", "fetch_config", "load_model", "load_tokenizer", "task_of"]
 
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
@@ -69,6 +69,15 @@ def load_model(
         else:
             model = _load_plain(folder, found, wanted, task)
     return model.to(place).eval()  # type: ignore[arg-type]
+
+
+def task_of(source: str | Path, revision: str | None = None) -> Task:
+    """What a folder or hub id was made for, by the head its config (an adapter's base's config) names."""
+    folder = local_folder(source, revision)
+    if (folder / adapters.CONFIG).is_file():
+        folder = adapters.base_of(folder)
+    found = read_config(folder)
+    return "reward" if labels_of(found.get("base_config") or found) else "causal"
 
 
 def load_tokenizer(source: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:

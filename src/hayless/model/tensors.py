@@ -49,6 +49,11 @@ def weight_files(folder: Path) -> list[Path]:
     return list(files)
 
 
+def has_weights(folder: Path) -> bool:
+    """Whether a folder holds weights of any kind, those that would be refused included."""
+    return any(path.suffix in (".safetensors", *_PICKLES) or path.name == INDEX for path in folder.iterdir())
+
+
 def tensor_names(path: Path) -> set[str]:
     """Names of the tensors in a file. FileDamaged where it is missing or not a whole safetensors file."""
     if not path.is_file():

@@ -1,0 +1,55 @@
+"""Timings and memory as rows of measurements, under the names that runs and benchmarks share."""
+
+from __future__ import annotations
+
+from hayless.core.measurement import Measurement
+from hayless.core.units import format_bytes
+from hayless.measure.memory import Memory
+from hayless.measure.speed import DecodeSpeed, Spread, TrainSpeed
+
+
+def decode_rows(speed: DecodeSpeed, memory: Memory) -> list[Measurement]:
+    """Time to the first token and of each later one, and the peak while decoding."""
+    side = "one at a time" if speed.rows == 1 else f"{speed.rows} side by side"
+    work = f"{speed.tokens} tokens after {speed.prompt_tokens}, {side}, {speed.threads} threads"
+    return [
+        _timing("first_token_seconds", "s", speed.first_token, work),
+        _timing("ms_per_token", "ms", speed.token.scaled(1000), work),
+        *_memory_rows("decode", memory),
+    ]
+
+
+def train_rows(speed: TrainSpeed, memory: Memory) -> list[Measurement]:
+    """Time of a step, and the peak while training."""
+    work = f"{speed.tokens} tokens a step, {speed.steps} steps with AdamW, {speed.threads} threads"
+    return [
+        _timing("step_seconds", "s", speed.step, work),
+        *_memory_rows("train", memory),
+    ]
+
+
+def rate_row(work: str, spread: Spread) -> Measurement:
+    """Tokens a second of a whole batch; `work` is decode or train."""
+    return Measurement(
+        name=f"{work}_tokens_per_second",
+        unit="tokens/s",
+        value=spread.median,
+        low=spread.p20,
+        high=spread.p80,
+        better="higher",
+    )
+
+
+def _memory_rows(work: str, memory: Memory) -> list[Measurement]:
+    reserved = f"; {format_bytes(memory.reserved_bytes)} reserved" if memory.reserved_bytes is not None else ""
+    peak = f"{memory.note}{reserved}; {format_bytes(memory.baseline_bytes)} were held before the model"
+    return [
+        Measurement(name=f"{work}_peak_bytes", unit="B", value=memory.model_bytes, note=peak, better="lower"),
+        Measurement(name=f"{work}_process_peak_bytes", unit="B", value=memory.peak_bytes, note=memory.note),
+    ]
+
+
+def _timing(name: str, unit: str, spread: Spread, note: str) -> Measurement:
+    return Measurement(
+        name=name, unit=unit, value=spread.median, low=spread.p20, high=spread.p80, note=note, better="lower"
+    )
