@@ -1,4 +1,4 @@
-"""Tokenizers of every level: lossless, deterministic, saved and read back, compared."""
+"""Tokenizers of every level: lossless, deterministic, saved and read back."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from hayless.core.errors import FileDamaged, RequestError
 from hayless.data import tokenizer as subject
-from hayless.data.tokenizer import END, begin_token, compare, encode, encode_with_ends, end_token, load, save, train
+from hayless.data.tokenizer import END, begin_token, encode, encode_with_ends, end_token, load, save, train
 from tests.data import made
 
 LEVELS = ("char", "word", "bpe", "unigram")
@@ -104,32 +104,6 @@ def test_reach_with_unknowns():
     tokenizer = made.tokenizer("char")
     [_], [reach] = encode_with_ends(tokenizer, ["a🦄b"])
     assert reach == [1, 5, 6]
-
-
-def test_comparison_by_hand():
-    texts = ["aab", "ba🦄"]
-    found = {
-        row.name: row
-        for row in compare(
-            {"char": train(["ab" * 9], "char", 10), "bpe": train(["ab" * 9], "bpe", 257)},
-            texts,
-            hidden_size=8,
-            body_parameters=968,
-            context=100,
-        )
-    }
-    assert found["char"].entries == 4
-    assert found["char"].bytes_per_token == pytest.approx(9 / 6)
-    assert found["char"].unknown_rate == pytest.approx(1 / 6)
-    assert found["char"].embedding_share == pytest.approx(32 / 1000)
-    assert found["char"].context_bytes == pytest.approx(150)
-    assert found["bpe"].bytes_per_token == pytest.approx(1) and found["bpe"].unknown_rate == 0
-    untied = compare(
-        {"char": train(["ab"], "char", 10)}, texts, hidden_size=8, body_parameters=936, context=1, tied=False
-    )
-    assert untied[0].embedding_share == pytest.approx(64 / 1000)
-    with pytest.raises(RequestError, match="no text"):
-        compare({}, [""], hidden_size=8, body_parameters=1, context=1)
 
 
 def test_trained_on_a_recipes_data_once(tmp_path, monkeypatch):

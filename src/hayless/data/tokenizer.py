@@ -1,4 +1,4 @@
-"""Tokenizers of four levels, trained with the `tokenizers` library, and how tokenizers compare.
+"""Tokenizers of four levels, trained with the `tokenizers` library.
 
 `char`: one Unicode character a token. `word`: words, runs of white space and runs of other signs. `bpe`: byte pairs
 (Sennrich et al., Neural Machine Translation of Rare Words with Subword Units, 2016) over bytes, so nothing is unknown.
@@ -13,9 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -179,60 +177,6 @@ def in_batches(texts: Sequence[str]) -> Iterator[range]:
             start, size = index + 1, 0
     if start < len(texts):
         yield range(start, len(texts))
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """One tokenizer on some texts.
-
-    `unknown_rate` is a share of tokens; `embedding_share` of all parameters; `context_bytes` is what a context of the
-    given number of tokens holds on average; `megabytes_per_second` of text, on all cores, is the only figure that
-    differs between machines.
-    """
-
-    name: str
-    entries: int
-    bytes_per_token: float
-    unknown_rate: float
-    embedding_share: float
-    context_bytes: float
-    megabytes_per_second: float
-
-
-def compare(
-    tokenizers: Mapping[str, PreTrainedTokenizerBase],
-    texts: Sequence[str],
-    *,
-    hidden_size: int,
-    body_parameters: int,
-    context: int,
-    tied: bool = True,
-) -> list[Comparison]:
-    """How tokenizers differ on `texts`, for a model of `hidden_size` with `body_parameters` outside its embeddings."""
-    size = sum(len(text.encode()) for text in texts)
-    if not size:
-        raise RequestError("There is no text to compare tokenizers on.")
-    rows = []
-    for name, tokenizer in tokenizers.items():
-        started = time.perf_counter()
-        tokens = [ids for part in in_batches(texts) for ids in encode(tokenizer, [texts[index] for index in part])]
-        seconds = time.perf_counter() - started
-        count = sum(map(len, tokens))
-        unknown_id = tokenizer.unk_token_id
-        unknowns = sum(ids.count(unknown_id) for ids in tokens) if unknown_id is not None else 0
-        embeddings = len(tokenizer) * hidden_size * (1 if tied else 2)
-        rows.append(
-            Comparison(
-                name=name,
-                entries=len(tokenizer),
-                bytes_per_token=size / count,
-                unknown_rate=unknowns / count,
-                embedding_share=embeddings / (embeddings + body_parameters),
-                context_bytes=context * size / count,
-                megabytes_per_second=size / seconds / 1e6,
-            )
-        )
-    return rows
 
 
 def _without_long_runs(text: str) -> Iterator[str]:

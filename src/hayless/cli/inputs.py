@@ -1,0 +1,29 @@
+"""What the verbs about data ask for in the same way: where text comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import typer
+
+from hayless.core.errors import RequestError
+
+if TYPE_CHECKING:
+    from hayless.data.config import Source
+
+Builtin = typer.Option("", "--builtin", metavar="stdlib", help="stdlib: Python's own library and documentation.")
+Heldout = typer.Option(0.05, "--heldout", help="Share of documents held out, by a hash of their names.")
+
+
+def sources(files: Sequence[str], builtin: str) -> tuple[Source, ...]:
+    """Sources for files, folders and patterns, and for what is built in. RequestError where there is none."""
+    from hayless.core.options import checked
+    from hayless.data.config import Source
+
+    found = [checked(Source, {"path": file}, {"path": "FILE"}) for file in files]
+    if builtin:
+        found.append(checked(Source, {"builtin": builtin}, {"builtin": "--builtin"}))
+    if not found:
+        raise RequestError("There is no data.", hint="Give files, folders or patterns, or --builtin stdlib.")
+    return tuple(found)
