@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from hayless.cli.output import Json, emit, err, out
+from hayless.cli.output import Json, emit, err, out, table
 
 
 def doctor(
@@ -117,12 +116,12 @@ def _broken(error: ImportError) -> dict[str, Any]:
 def _show(document: dict[str, Any]) -> None:
     from rich.markup import escape
 
-    _table(["", ""], _summary(document))
+    table(["", ""], _summary(document))
     if "backends" in document:
         rows = [(_yes(entry["usable"]), entry["name"], entry["note"]) for entry in document["backends"]]
-        _table(["usable", "backend", "note"], rows)
+        table(["usable", "backend", "note"], rows)
         rows = [(_yes(extra["installed"]), extra["name"], extra["purpose"]) for extra in document["extras"]]
-        _table(["installed", "extra", "for"], rows)
+        table(["installed", "extra", "for"], rows)
     for entry in document["problems"]:
         out.print(f"\n[bold]problem:[/bold] {escape(entry['problem'])}\n  {escape(entry['todo'])}", soft_wrap=True)
     if not document["problems"]:
@@ -157,16 +156,3 @@ def _summary(document: dict[str, Any]) -> list[tuple[str, ...]]:
 
 def _yes(answer: bool) -> str:
     return "yes" if answer else "no"
-
-
-def _table(titles: Sequence[str], rows: Sequence[tuple[str, ...]]) -> None:
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(box=None, header_style="bold", pad_edge=False, show_header=any(titles))
-    for title in titles:
-        table.add_column(title, overflow="fold")
-    for row in rows:
-        table.add_row(*(escape(cell) for cell in row))
-    out.print(table)
-    out.print()

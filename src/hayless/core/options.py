@@ -30,8 +30,12 @@ def checked(kind: type[O], values: Mapping[str, Any], names: Mapping[str, str]) 
 
 def _explain(item: Any, names: Mapping[str, str]) -> str:
     field = ".".join(str(part) for part in item["loc"])
-    reason = item["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    return f"{names.get(field, field)} = {item['input']!r} is not possible; allowed: {reason}."
+    name = names.get(field, field)
+    if item["type"] == "value_error":
+        # A validator of ours, with a sentence of its own; one that looks at several fields names them itself.
+        reason = item["msg"].removeprefix("Value error, ").removesuffix(".")
+        return f"{name}: {reason}." if name else f"{reason}."
+    return f"{name} = {item['input']!r} is not possible; allowed: {item['msg'].removeprefix('Input should be ')}."
 
 
 def _count(value: Any) -> Any:

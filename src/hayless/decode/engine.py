@@ -122,7 +122,7 @@ class Engine:
             yield from self._steps([request])
 
     def _request(self, prompt: Prompt, options: SamplingOptions) -> Request:
-        ids = self._encode(prompt)
+        ids = self.encode(prompt)
         limit = self.context
         if limit is not None and len(ids) >= limit:
             raise RequestError(
@@ -133,8 +133,11 @@ class Engine:
             raise RequestError("Stop strings need a tokenizer.", hint="Give the engine the model's tokenizer.")
         return Request(ids, options, self.tokenizer, self.end_tokens, limit)
 
-    def _encode(self, prompt: Prompt) -> list[int]:
-        """Token ids of a prompt; an empty one becomes the begin token (or the end token where there is no other)."""
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt; an empty one becomes the begin token (or the end token where there is no other).
+
+        RequestError for a text without a tokenizer, and for tokens that the model does not have.
+        """
         if isinstance(prompt, str):
             if self.tokenizer is None:
                 raise RequestError("A text prompt needs a tokenizer.", hint="Give the engine one, or give token ids.")

@@ -1,0 +1,165 @@
+"""`hayless bench`: how fast, how much memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from hayless.cli.output import Device, Dtype, Json, emit, err, out, table
+
+if TYPE_CHECKING:
+    from hayless.core.measurement import Measurement
+    from hayless.measure.bench import Bench
+    from hayless.measure.settings import DecodeBench, TrainBench
+
+app = typer.Typer(help="Measure speed and peak memory, each work in a fresh process.", no_args_is_help=True)
+
+Model = typer.Argument(help="A model's or adapter's folder, a hub id, or a config.json (its weights are then random).")
+Random = typer.Option(False, "--random-weights", help="Build the model from its config alone, with random weights.")
+
+_FIGURES = {
+    "first_token_seconds": "first token",
+    "ms_per_token": "each later token",
+    "decode_tokens_per_second": "speed",
+    "decode_peak_bytes": "peak memory",
+    "decode_process_peak_bytes": "peak of the process",
+    "step_seconds": "step",
+    "train_tokens_per_second": "speed",
+    "train_peak_bytes": "peak memory",
+    "train_process_peak_bytes": "peak of the process",
+}
+"""What the rows are called in the terminal, in the order in which they are shown."""
+
+_NAMES = {
+    "prompt_tokens": "--prompt-tokens",
+    "tokens": "--tokens",
+    "batch_size": "--batch",
+    "repeats": "--repeats",
+    "backend": "--backend",
+    "sequence_length": "--seq",
+    "steps": "--steps",
+}
+
+
+@app.command("decode")
+def decode(
+    model: str = Model,
+    prompt_tokens: str = typer.Option("128", help="Tokens of each prompt."),
+    tokens: str = typer.Option("64", help="Tokens generated after each prompt."),
+    batch: str = typer.Option("1", help="Prompts side by side; several sizes as 1,4,16."),
+    repeats: int = typer.Option(5, help="Generations that are timed, after a warm-up."),
+    backend: str = typer.Option("auto", help="How the engine runs the model: auto, modules, program or graphs."),
+    random_weights: bool = Random,
+    device: str = Device,
+    dtype: str = Dtype,
+    json: bool = Json,
+) -> None:
+    """Time greedy decoding: the first token, the later ones, and peak memory."""
+    from hayless.core.options import checked
+    from hayless.measure.settings import DecodeBench
+
+    asked = {"prompt_tokens": prompt_tokens, "tokens": tokens, "repeats": repeats, "backend": backend}
+    every = [checked(DecodeBench, {**asked, "batch_size": size}, _NAMES) for size in _sizes(batch)]
+    found = _benches(model, every, random_weights, device, dtype)
+    if json:
+        emit(_document(model, every, found))
+        return
+    work = f"{every[0].tokens:,} tokens after prompts of {every[0].prompt_tokens:,}, {every[0].repeats} times"
+    _show(model, found, [("path", f"{found[0].backend} ({found[0].reason})"), ("work", f"{work}, after a warm-up")])
+    _results(every, found)
+
+
+@app.command("train")
+def train(
+    model: str = Model,
+    batch: str = typer.Option("4", help="Sequences of a step; several sizes as 1,4,16."),
+    seq: str = typer.Option("256", help="Tokens of a sequence."),
+    steps: int = typer.Option(10, help="Steps that are timed, after a warm-up."),
+    random_weights: bool = Random,
+    device: str = Device,
+    dtype: str = Dtype,
+    json: bool = Json,
+) -> None:
+    """Time bare training steps (forward, loss, backward, AdamW in the dtype of the weights), and peak memory."""
+    from hayless.core.options import checked
+    from hayless.measure.settings import TrainBench
+
+    asked = {"sequence_length": seq, "steps": steps}
+    every = [checked(TrainBench, {**asked, "batch_size": size}, _NAMES) for size in _sizes(batch)]
+    found = _benches(model, every, random_weights, device, dtype)
+    if json:
+        emit(_document(model, every, found))
+        return
+    work = f"sequences of {every[0].sequence_length:,} tokens, {every[0].steps} steps with AdamW, after a warm-up"
+    _show(model, found, [("trained", f"{found[0].trained_parameters:,} parameters"), ("work", work)])
+    _results(every, found)
+
+
+def _sizes(text: str) -> list[str]:
+    """`1,4` → its parts, each once."""
+    return list(dict.fromkeys(part.strip() for part in text.split(",")))
+
+
+def _benches(
+    model: str, every: list[DecodeBench] | list[TrainBench], random: bool, device: str, dtype: str | None
+) -> list[Bench]:
+    from hayless.measure.bench import bench
+
+    found = []
+    for settings in every:
+        with err.status(f"Measuring batch {settings.batch_size} in a fresh process ..."):
+            found.append(bench(model, settings, device=device, dtype=dtype, random=random))
+    return found
+
+
+def _document(model: str, every: list[DecodeBench] | list[TrainBench], found: list[Bench]) -> dict[str, Any]:
+    results = [
+        {"settings": settings.model_dump(mode="json"), **one.model_dump(mode="json", exclude={"machine"})}
+        for settings, one in zip(every, found, strict=True)
+    ]
+    return {"model": model, "machine": found[0].machine.model_dump(mode="json"), "results": results}
+
+
+def _show(model: str, found: list[Bench], more: list[tuple[str, str]]) -> None:
+    from hayless.core.units import format_bytes, format_count
+
+    first = found[0]
+    random = ", RANDOM WEIGHTS" if first.weights == "random" else ""
+    size = f"{format_count(first.parameters)} parameters in {first.dtype}, {format_bytes(first.weight_bytes)}{random}"
+    machine = first.machine
+    name = machine.accelerator if first.device.startswith("cuda") else machine.processor
+    versions = ", ".join(f"{package} {machine.versions[package]}" for package in ("torch", "transformers"))
+    about = [
+        ("model", model),
+        ("size", size),
+        *more,
+        ("device", f"{first.device}: {name}; threads: {first.threads}"),
+        ("versions", f"Python {machine.python}, {versions}"),
+    ]
+    table(["", ""], about)
+
+
+def _results(every: list[DecodeBench] | list[TrainBench], found: list[Bench]) -> None:
+    """Every figure for each batch size: medians with the 20th and 80th percentile, and peaks of memory."""
+    rows = []
+    for settings, one in zip(every, found, strict=True):
+        batch = f"batch {settings.batch_size}"
+        for row in sorted(one.rows, key=lambda row: list(_FIGURES).index(row.name)):
+            rows.append([batch, _FIGURES[row.name], *_written(row)])
+            batch = ""
+    table(["", "", "median", "20th %", "80th %"], rows, right=3)
+    peak = next(row for row in found[0].rows if row.name.endswith("_peak_bytes"))
+    out.print(f"Peak memory leaves out what was held before the model. It is {peak.note}.")
+
+
+def _written(row: Measurement) -> list[str]:
+    from hayless.core.units import format_bytes
+    from hayless.recipe.figures import number
+
+    assert row.value is not None
+    if row.unit == "B":
+        return [format_bytes(row.value), "", ""]
+    scale, unit = (1000, "ms") if row.unit == "s" else (1, row.unit)
+    low, high = (number(value * scale) if value is not None else "" for value in (row.low, row.high))
+    return [f"{number(row.value * scale)} {unit}", low, high]
