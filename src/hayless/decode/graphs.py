@@ -87,7 +87,7 @@ class Session:
         self._scratch = Scratch(rows, dims.num_heads, dims.num_kv_heads, dims.head_dim, splits, device)
         cos, sin = program.rope(capacity)
         half = dims.head_dim // 2
-        self._cos, self._sin = cos[:, :half].contiguous(), sin[:, :half].contiguous()
+        self._cos, self._sin = cos[:, half:].contiguous(), sin[:, half:].contiguous()
         self._x = torch.empty(rows, dims.hidden_size, dtype=dtype, device=device)
         self._y = torch.empty_like(self._x)
         self._qkv = torch.empty(rows, dims.q_width + 2 * dims.kv_width, dtype=dtype, device=device)
@@ -161,12 +161,12 @@ class Session:
         eps = self.program.eps
         y = rms_norm(self._x, Norm(layer.input_gain, eps), self._y)
         for part, target in zip((layer.q, layer.k, layer.v), self._qkv_views(), strict=True):
-            target.copy_(part(y))
+            part.into(target, y)
         self._attend(index, layer, overlap=False)
-        _add_product(self._x, self._mixed, layer.o)
+        layer.o.onto(self._x, self._mixed)
         y = rms_norm(self._x, Norm(layer.post_gain, eps), self._y)
         swiglu(layer.gate(y), layer.up(y), self._wide)
-        _add_product(self._x, self._wide, layer.down)
+        layer.down.onto(self._x, self._wide)
 
     def _attend(self, index: int, layer: Layer, overlap: bool) -> None:
         q_norm = None if layer.q_gain is None else Norm(layer.q_gain, self.program.eps)
@@ -216,6 +216,7 @@ class GraphBatch:
         self._read += 1
         return [(tokens_b[row], logprobs_b[row]) for row in self._rows]
 
+    @torch.inference_mode()
     def drop_ended(self) -> None:
         """Park rows whose request has a `finish`."""
         ended = [i for i, request in enumerate(self.active) if request.finish is not None]
@@ -294,10 +295,3 @@ def _gemv(
     biases = [part.bias for part in parts] if any(part.bias is not None for part in parts) else []
     weights = [part.weight for part in parts]
     gemv(x, weights, out, biases=biases, norm=norm, gated=gated, residual=residual, overlap=overlap)
-
-
-def _add_product(x: Tensor, y: Tensor, part: Linear) -> None:
-    """x ← x + y·Wᵀ + b."""
-    torch.addmm(x, y, part.weight.T, out=x)
-    if part.bias is not None:
-        x.add_(part.bias)

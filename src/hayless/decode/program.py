@@ -5,8 +5,9 @@
     logits_bv = program.logits(x_bsh[:, -1])
 
 The weights are the model's own tensors: nothing is copied or merged. `forward` is the plain path, on any device: it
-fills the cache with prompts, decodes on CPUs, verifies drafts, and is the reference of the kernels' path in
-`hayless.decode.graphs`. Shapes: b rows, s new tokens, h hidden, t tokens in the cache, d head_dim, v vocabulary.
+fills the cache with prompts, verifies drafts, and is the reference of the faster ways to take one step:
+`hayless.decode.step` in fewer calls, and `hayless.decode.graphs` in kernels. Shapes: b rows, s new tokens, h hidden,
+t tokens in the cache, d head_dim, v vocabulary.
 """
 
 from __future__ import annotations
@@ -40,16 +41,32 @@ _STATIC_ROPE = {"default", "linear", "llama3", "yarn"}
 _OWN_ATTENTION = {"sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"}
 
 
-@dataclass(frozen=True, slots=True)
 class Linear:
     """A matrix (out, in) and its bias."""
 
-    weight: Tensor
-    bias: Tensor | None
+    __slots__ = ("_transposed", "bias", "weight")
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.weight = weight
+        self.bias = bias
+        self._transposed = weight.T
 
     def __call__(self, x: Tensor) -> Tensor:
         """x·Wᵀ + b."""
         return F.linear(x, self.weight, self.bias)
+
+    def into(self, out: Tensor, x: Tensor) -> None:
+        """out ← x·Wᵀ + b, both of two dimensions."""
+        if self.bias is None:
+            torch.mm(x, self._transposed, out=out)
+        else:
+            torch.addmm(self.bias, x, self._transposed, out=out)
+
+    def onto(self, out: Tensor, x: Tensor) -> None:
+        """out ← out + x·Wᵀ + b, both of two dimensions."""
+        out.addmm_(x, self._transposed)
+        if self.bias is not None:
+            out.add_(self.bias)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +106,7 @@ class Program:
         self.eps: float = base.norm.variance_epsilon
         self.dtype = self.embedding.dtype
         self.device = self.embedding.device
-        self.scale = dims.head_dim**-0.5
+        self._eps = torch.tensor(self.eps)
         self._rotary = base.rotary_emb
         self._model = model
         self._seen = tuple(_identity(model))
@@ -115,12 +132,16 @@ class Program:
         return 2 * len(self.layers) * self.dims.num_kv_heads * self.dims.head_dim * self.embedding.element_size()
 
     def rope(self, positions: int) -> tuple[Tensor, Tensor]:
-        """Cosines and sines (at least `positions`, d) in float32, made by the model's own rotary module."""
+        """Cosines and sines (at least `positions`, d) in float32, made by the model's own rotary module.
+
+        The first half of a row of sines is negated, as `_turn` needs it.
+        """
         if self._tables is None or len(self._tables[0]) < positions:
             count = max(64, 1 << (positions - 1).bit_length())
             at = torch.arange(count, device=self.device)[None]
             cos, sin = self._rotary(torch.empty(1, device=self.device), at)
-            self._tables = cos[0], sin[0]
+            low, high = sin[0].chunk(2, -1)
+            self._tables = cos[0], torch.cat((-low, high), -1)
         return self._tables
 
     @torch.inference_mode()
@@ -137,28 +158,29 @@ class Program:
         even = min(starts) == max(starts)
         cos, sin = self.rope(longest)
         if even:
-            cos, sin = cos[starts[0] : longest], sin[starts[0] : longest]
+            cos, sin = cos[starts[0] : longest, None], sin[starts[0] : longest, None]
         else:
             at_bs = torch.tensor(starts, device=self.device)[:, None] + torch.arange(s, device=self.device)
-            cos, sin = cos[at_bs][:, None], sin[at_bs][:, None]
+            cos, sin = cos[at_bs][:, :, None], sin[at_bs][:, :, None]
         groups = [(slice(None), starts[0])] if even else [(slice(r, r + 1), n) for r, n in enumerate(starts)]
         masks = {n: _mask(s, n, self.device) for n in set(starts)}
+        heads = [self.dims.num_heads, self.dims.num_kv_heads]
         x_bsh = F.embedding(ids_bs, self.embedding)
-        for index, layer in enumerate(self.layers):
-            y_bsh = self._norm(x_bsh, layer.input_gain)
-            q, k, v = (self._heads(part(y_bsh)) for part in (layer.q, layer.k, layer.v))
-            q = _turn(self._norm(q, layer.q_gain), cos, sin)
-            k = _turn(self._norm(k, layer.k_gain), cos, sin)
-            cached_k, cached_v = cache.k[index], cache.v[index]
+        for layer, cached_k, cached_v in zip(self.layers, cache.k, cache.v, strict=True):
+            y_bsh = self.norm(x_bsh, layer.input_gain)
+            q, k, v = self._heads(layer.q(y_bsh)), self._heads(layer.k(y_bsh)), self._heads(layer.v(y_bsh))
+            turned = _turn(torch.cat((self.norm(q, layer.q_gain), self.norm(k, layer.k_gain)), 2), cos, sin)
+            q, k = turned.transpose(1, 2).split(heads, 1)
+            v = v.transpose(1, 2)
             found = []
             for rows, n in groups:
                 cached_k[rows, :, n : n + s] = k[rows]
                 cached_v[rows, :, n : n + s] = v[rows]
                 found.append(_attend(q[rows], cached_k[rows, :, : n + s], cached_v[rows, :, : n + s], n, masks[n]))
             mixed = found[0] if even else torch.cat(found)
-            x_bsh = x_bsh + layer.o(mixed.transpose(1, 2).flatten(2))
-            y_bsh = self._norm(x_bsh, layer.post_gain)
-            x_bsh = x_bsh + layer.down(F.silu(layer.gate(y_bsh)) * layer.up(y_bsh))
+            x_bsh += layer.o(mixed.transpose(1, 2).flatten(2))
+            y_bsh = self.norm(x_bsh, layer.post_gain)
+            x_bsh += layer.down(F.silu(layer.gate(y_bsh)).mul_(layer.up(y_bsh)))
         cache.lengths = [n + s for n in starts]
         return x_bsh
 
@@ -185,19 +207,27 @@ class Program:
     @torch.inference_mode()
     def logits(self, x_bh: Tensor) -> Tensor:
         """Logits (…, v) in float32 of hidden states (…, h)."""
-        return F.linear(self._norm(x_bh, self.final_gain), self.head).float()
+        return F.linear(self.norm(x_bh, self.final_gain), self.head).float()
 
     def _heads(self, x_bsh: Tensor) -> Tensor:
-        """(b, s, heads·d) → (b, heads, s, d)."""
-        return x_bsh.unflatten(2, (-1, self.dims.head_dim)).transpose(1, 2)
+        """(b, s, heads·d) → (b, s, heads, d)."""
+        return x_bsh.unflatten(2, (-1, self.dims.head_dim))
 
-    def _norm(self, x: Tensor, gain: Tensor | None) -> Tensor:
-        return x if gain is None else F.rms_norm(x, gain.shape, gain, self.eps)
+    def norm(self, x: Tensor, gain: Tensor | None) -> Tensor:
+        """RMSNorm; x itself without a gain."""
+        if gain is None:
+            return x
+        if x.device.type != "cpu" or x.dtype is not torch.float32:
+            return F.rms_norm(x, gain.shape, gain, self.eps)
+        # The same in fewer operators than PyTorch takes on a CPU.
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        mean = torch.addcmul(self._eps, length, length, value=1 / x.shape[-1])
+        return (x * mean.rsqrt_()).mul_(gain)
 
 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    low, high = x.chunk(2, -1)
-    return (x * cos + torch.cat((-high, low), -1) * sin).to(x.dtype)
+    """Rotary positions of heads (…, d): (low, high) becomes (low·cos − high·sin, high·cos + low·sin)."""
+    return (x * cos).addcmul_(x.roll(x.shape[-1] // 2, -1), sin).to(x.dtype)
 
 
 def _mask(s: int, before: int, device: torch.device) -> Tensor | None:

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from hayless.kernels.linear import Norm
+from hayless.kernels.linear import LINE_BYTES, Norm, prefetch
 
 _MIN_DOT = 16
 
@@ -69,15 +69,25 @@ def _attention(
     QK_NORM: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    if OVERLAP:
-        gdc_launch_dependents()
-        gdc_wait()
     row, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     HALF: tl.constexpr = DIM // 2
     g = tl.arange(0, GROUP_PADDED)
     h = tl.arange(0, HALF_PADDED)
     d = tl.arange(0, DIM_PADDED)
     length = tl.load(lengths_ptr + row)
+    base = (row * KV_HEADS + head).to(tl.int64) * capacity * DIM
+    share = tl.cdiv(length, SPLITS)
+    start = split * share
+    end = tl.minimum(start + share, length)
+    if OVERLAP:
+        gdc_launch_dependents()
+        # Lengths and older entries of the cache are not from the kernel before: the first block is fetched meanwhile.
+        if start < end:
+            ahead = base + tl.minimum(start + tl.arange(0, BLOCK), end - 1).to(tl.int64) * DIM
+            for piece in tl.static_range(0, DIM, LINE_BYTES * 8 // k_cache_ptr.dtype.element_ty.primitive_bitwidth):
+                prefetch(k_cache_ptr + ahead + piece)
+                prefetch(v_cache_ptr + ahead + piece)
+        gdc_wait()
 
     q_at = q_ptr + row * q_stride + (head * GROUP + g)[:, None] * DIM + h[None, :]
     q_mask = (g < GROUP)[:, None] & (h < HALF)[None, :]
@@ -93,10 +103,6 @@ def _attention(
     a_low = (q_low * cos[None, :] - q_high * sin[None, :]).to(dtype)
     a_high = (q_high * cos[None, :] + q_low * sin[None, :]).to(dtype)
 
-    base = (row * KV_HEADS + head).to(tl.int64) * capacity * DIM
-    share = tl.cdiv(length, SPLITS)
-    start = split * share
-    end = tl.minimum(start + share, length)
     top = tl.full((GROUP_PADDED,), float("-inf"), tl.float32)
     total = tl.zeros((GROUP_PADDED,), tl.float32)
     result = tl.zeros((GROUP_PADDED, DIM_PADDED), tl.float32)
@@ -125,9 +131,9 @@ def _attention(
         k_low = tl.load(k_at, mask=h < HALF, other=0.0).to(tl.float32)
         k_high = tl.load(k_at + HALF, mask=h < HALF, other=0.0).to(tl.float32)
         if QK_NORM:
-            inverse = 1.0 / tl.sqrt((tl.sum(k_low * k_low, 0) + tl.sum(k_high * k_high, 0)) / DIM + eps)
-            k_low *= inverse * tl.load(k_gain_ptr + h, mask=h < HALF, other=0.0).to(tl.float32)
-            k_high *= inverse * tl.load(k_gain_ptr + HALF + h, mask=h < HALF, other=0.0).to(tl.float32)
+            key_inverse = 1.0 / tl.sqrt((tl.sum(k_low * k_low, 0) + tl.sum(k_high * k_high, 0)) / DIM + eps)
+            k_low *= key_inverse * tl.load(k_gain_ptr + h, mask=h < HALF, other=0.0).to(tl.float32)
+            k_high *= key_inverse * tl.load(k_gain_ptr + HALF + h, mask=h < HALF, other=0.0).to(tl.float32)
         new_low = (k_low * cos - k_high * sin).to(dtype)
         new_high = (k_high * cos + k_low * sin).to(dtype)
         v_new = tl.load(v_ptr + row * v_stride + head * DIM + d, mask=d < DIM, other=0.0).to(dtype)

@@ -22,11 +22,15 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 @dataclass(frozen=True, slots=True)
 class Tiles:
-    """Rows and columns of W that a program holds at once, and its warps."""
+    """Rows and columns of W that a program holds at once, and its warps.
+
+    With overlap, as many columns as `ahead` are brought into the L2 cache while the kernel before still runs.
+    """
 
     rows: int
     columns: int
     warps: int
+    ahead: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +44,24 @@ class Norm:
 def tiles_for(out_features: int, in_features: int, gated: bool) -> Tiles:
     """What was fastest on an H200 among those tried (benchmarks/decode.py)."""
     if in_features <= 512:
-        return Tiles(4 if gated else 8, 256, 1)
+        return Tiles(2, 512, 1) if gated else Tiles(4, 512, 1)
     if in_features <= 2048:
-        return Tiles(4, 512, 2)
-    return Tiles(4, 1024, 4)
+        return Tiles(2, 512, 2)
+    if gated:
+        return Tiles(2, 2048, 4, ahead=2048)
+    return Tiles(8, 256, 1, ahead=2048) if out_features > 2 * in_features else Tiles(2, 1024, 4, ahead=4096)
+
+
+LINE_BYTES: tl.constexpr = tl.constexpr(128)
+"""Bytes of a cache line."""
+
+
+@triton.jit
+def prefetch(pointers):
+    """Bring the cache lines at `pointers` into the L2 cache."""
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [pointers], dtype=tl.int32, is_pure=False, pack=1
+    )
 
 
 @triton.jit
@@ -69,6 +87,7 @@ def _gemv(
     RESIDUAL: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
+    AHEAD: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
     if OVERLAP:
@@ -95,6 +114,13 @@ def _gemv(
     squares = tl.zeros((COLUMNS,), tl.float32)
     if OVERLAP:
         # Weights do not depend on the kernel before; its output does.
+        if AHEAD > 0:
+            LINE: tl.constexpr = LINE_BYTES * 8 // w0_ptr.dtype.element_ty.primitive_bitwidth
+            at = tl.minimum(COLUMNS + LINE * tl.arange(0, AHEAD // LINE), width - 1)
+            line = tl.minimum(row, n - 1)[:, None].to(tl.int64) * width + at[None, :]
+            prefetch(w_ptr + line)
+            if GATED:
+                prefetch(w1_ptr + line)
         gdc_wait()
     for start in range(0, width, COLUMNS):
         here = start + column < width
@@ -170,6 +196,7 @@ def gemv(
         RESIDUAL=residual is not None,
         ROWS=tiles.rows,
         COLUMNS=tiles.columns,
+        AHEAD=tiles.ahead,
         OVERLAP=overlap,
         num_warps=tiles.warps,
         **_launch(overlap),
