@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -102,7 +103,7 @@ def _sizes(text: str) -> list[str]:
 
 
 def _benches(
-    model: str, every: list[DecodeBench] | list[TrainBench], random: bool, device: str, dtype: str | None
+    model: str, every: Sequence[DecodeBench | TrainBench], random: bool, device: str, dtype: str | None
 ) -> list[Bench]:
     from hayless.measure.bench import bench
 
@@ -113,7 +114,7 @@ def _benches(
     return found
 
 
-def _document(model: str, every: list[DecodeBench] | list[TrainBench], found: list[Bench]) -> dict[str, Any]:
+def _document(model: str, every: Sequence[DecodeBench | TrainBench], found: list[Bench]) -> dict[str, Any]:
     results = [
         {"settings": settings.model_dump(mode="json"), **one.model_dump(mode="json", exclude={"machine"})}
         for settings, one in zip(every, found, strict=True)
@@ -140,7 +141,7 @@ def _show(model: str, found: list[Bench], more: list[tuple[str, str]]) -> None:
     table(["", ""], about)
 
 
-def _results(every: list[DecodeBench] | list[TrainBench], found: list[Bench]) -> None:
+def _results(every: Sequence[DecodeBench | TrainBench], found: list[Bench]) -> None:
     """Every figure for each batch size: medians with the 20th and 80th percentile, and peaks of memory."""
     rows = []
     for settings, one in zip(every, found, strict=True):

@@ -58,25 +58,28 @@ def _total(found: Inspection) -> dict[str, int]:
 
 
 def _record(methods: list[dict[str, Any]]) -> list[tuple[str, str]]:
-    """The methods a model has had, in order."""
-    if not methods:
-        return [("methods", "none")]
-    written = [
-        f"{config['method']} (" + ", ".join(f"{key} {value}" for key, value in config.items() if key != "method") + ")"
-        for config in methods
-    ]
-    return [("methods" if number == 0 else "", text) for number, text in enumerate(written)]
+    """The methods a model has had, in order, with the options that are set."""
+    lines = []
+    for config in methods:
+        options = [
+            f"{name} {_plain(value)}" for name, value in config.items() if name != "method" and value is not None
+        ]
+        lines.append(f"{config['method']} ({', '.join(options)})")
+    return [("methods" if number == 0 else "", line) for number, line in enumerate(lines or ["none"])]
+
+
+def _plain(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _show(about: list[tuple[str, str]], found: Inspection) -> None:
     table(["", ""], about)
-    broken = any(role.not_finite for role in found.roles)
     titles = ["role", "elements", "ledger", "bytes", "ledger", "mean", "std", "zeros", "largest"]
-    rows = [[*_row(role), *([f"{role.not_finite:,}"] if broken else [])] for role in found.roles]
-    total = _total(found)
-    rows.append(["all", *_sizes(total), "", "", "", "", *([f"{total['not_finite']:,}"] if broken else [])])
-    titles += ["not finite"] if broken else []
+    rows = [*(_row(role) for role in found.roles), ["all", *_sizes(_total(found)), "", "", "", ""]]
     table(titles, rows, right=len(titles) - 1)
+    broken = [f"{role.not_finite:,} in {role.role}" for role in found.roles if role.not_finite]
+    if broken:
+        out.print(f"NaN or infinite: {', '.join(broken)}.", style="bold")
     odd = [role.role for role in found.roles if _sizes(asdict(role))[1::2] != ["=", "="]]
     if odd:
         out.print(f"Not as the ledger predicts: {', '.join(odd)}.", style="bold")

@@ -6,7 +6,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from hayless.core.options import Options
+from hayless.core.options import Count, Options
 
 
 class SamplingOptions(Options):
@@ -30,7 +30,7 @@ class SamplingOptions(Options):
         0, ge=0, lt=2**63, description="Seeds this request's draws, whatever else is generated beside it."
     )
     stop: tuple[str, ...] = Field((), description="Strings that end the text; they are not part of it.")
-    max_tokens: int = Field(128, ge=1, description="Tokens generated at most.")
+    max_tokens: Count = Field(128, ge=1, description="Tokens generated at most.")
     ignore_end: bool = Field(
         False, description="Go on after the model's end token; for timing a fixed number of tokens."
     )

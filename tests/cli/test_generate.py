@@ -1,0 +1,169 @@
+"""`hayless generate` writes what the engine makes, and nothing else, to standard output."""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hayless.cli.generate import _prompt, generate
+from hayless.core.errors import RequestError
+from hayless.decode import engine
+from hayless.decode.options import SamplingOptions
+from tests.cli.models import CONTEXT, model, raised, run, saved, tokenizer
+
+PROMPT = "row 5: the quick fox, "
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return saved(tmp_path_factory.mktemp("models") / "llama")
+
+
+@pytest.fixture(autouse=True)
+def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+
+
+def _expected(prompt: str = PROMPT, **options: Any) -> engine.Generation:
+    return engine.Engine(model(), tokenizer()).generate([prompt], SamplingOptions(**options))[0]
+
+
+def test_the_text_alone_is_on_standard_output(folder: str) -> None:
+    found = run(generate, folder, "--prompt", PROMPT, "--tokens", "12")
+    assert (found.exit_code, found.stdout, found.stderr) == (0, _expected(max_tokens=12).text, "")
+
+
+def test_options_reach_the_engine(folder: str) -> None:
+    wanted = {"temperature": 0.9, "top_p": 0.8, "top_k": 40, "min_p": 0.01, "seed": 3}
+    arguments = [text for name, value in wanted.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+    found = run(generate, folder, "--prompt", PROMPT, "--tokens", "20", "--ignore-end", *arguments, "--json")
+    document = json.loads(found.stdout)
+    expected = _expected(max_tokens=20, ignore_end=True, **wanted)
+    assert document["tokens"] == list(expected.tokens) and document["text"] == expected.text
+    assert document["logprobs"] == pytest.approx(expected.logprobs)
+    assert document["options"] == SamplingOptions(max_tokens=20, ignore_end=True, **wanted).model_dump(mode="json")
+    other = run(generate, folder, "--prompt", PROMPT, "--tokens", "20", "--temperature", "0.9", "--seed", "4", "--json")
+    assert json.loads(other.stdout)["tokens"] != document["tokens"]
+
+
+def test_a_stop_string_ends_the_text(folder: str) -> None:
+    whole = _expected(max_tokens=20).text
+    stop = whole[4:6]
+    found = json.loads(run(generate, folder, "--prompt", PROMPT, "--stop", "§", "--stop", stop, "--json").stdout)
+    assert found["finish"] == "stop" and found["text"] == whole[: whole.index(stop)]
+
+
+def test_figures_are_on_standard_error(folder: str) -> None:
+    found = run(generate, folder, "--prompt", PROMPT, "--tokens", "8", "--stats", "--backend", "modules")
+    assert found.stdout == _expected(max_tokens=8).text
+    count = len(tokenizer()(PROMPT)["input_ids"])
+    for words in (f"{count} tokens", "8 tokens", "first token", "tokens/s", "number of tokens asked for", "modules"):
+        assert words in found.stderr
+    document = json.loads(run(generate, folder, "--prompt", PROMPT, "--tokens", "8", "--json").stdout)
+    assert (document["prompt_tokens"], document["finish"], document["backend"]) == (count, "length", "program")
+    assert document["ms_per_token"] == pytest.approx(1000 / document["tokens_per_second"]) and document["reason"]
+    assert document["first_token_seconds"] > 0
+
+
+def test_a_single_token_has_no_rate(folder: str) -> None:
+    document = json.loads(run(generate, folder, "--prompt", PROMPT, "--tokens", "1", "--json").stdout)
+    assert document["ms_per_token"] is None and len(document["tokens"]) == 1
+    assert run(generate, folder, "--prompt", PROMPT, "--tokens", "1", "--stats").exit_code == 0
+
+
+def test_prompts_come_from_pipes_and_files_as_they_are(folder: str, tmp_path: Path) -> None:
+    text = "row 7: é\n"
+    (tmp_path / "prompt.txt").write_text(text, encoding="utf-8")
+    expected = _expected(text, max_tokens=6).text
+    for arguments, stdin in (
+        ([], text.encode()),
+        (["--prompt", "-"], text.encode()),
+        (["--prompt-file", str(tmp_path / "prompt.txt")], None),
+    ):
+        assert run(generate, folder, "--tokens", "6", *arguments, stdin=stdin).stdout == expected
+    assert run(generate, folder, "--tokens", "6", "--prompt", "").stdout == _expected("", max_tokens=6).text
+
+
+def test_the_end_of_the_context_is_said(folder: str) -> None:
+    document = json.loads(run(generate, folder, "--prompt", PROMPT, "--tokens", "500", "--ignore-end", "--json").stdout)
+    assert document["finish"] == "context" and document["prompt_tokens"] + len(document["tokens"]) == CONTEXT
+
+
+@pytest.mark.parametrize("json_wanted", [False, True])
+def test_an_interrupt_keeps_what_is_there(folder: str, monkeypatch: pytest.MonkeyPatch, json_wanted: bool) -> None:
+    real = engine.Engine.stream
+    pieces = [piece.text for piece in real(engine.Engine(model(), tokenizer()), PROMPT, SamplingOptions(temperature=1))]
+    at = next(number for number, text in enumerate(pieces) if text) + 2
+
+    def interrupted(self: engine.Engine, *arguments: Any) -> Iterator[engine.Piece]:
+        for number, piece in enumerate(real(self, *arguments)):
+            if number == at:
+                raise KeyboardInterrupt
+            yield piece
+
+    monkeypatch.setattr(engine.Engine, "stream", interrupted)
+    found = run(
+        generate, folder, "--prompt", PROMPT, "--temperature", "1", "--stats", *(["--json"] if json_wanted else [])
+    )
+    assert found.exit_code == 130
+    if json_wanted:
+        document = json.loads(found.stdout)
+        assert document["finish"] == "interrupted" and len(document["tokens"]) == at
+    else:
+        assert found.stdout == "".join(pieces[:at]) and "interrupted" in found.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--tokens", "0"], "--tokens = 0"),
+        (["--tokens", "x"], "--tokens: .*whole number"),
+        (["--temperature", "-1"], "--temperature = -1"),
+        (["--temperature", "nan"], "--temperature = nan"),
+        (["--top-p", "0"], "--top-p = 0"),
+        (["--min-p", "2"], "--min-p = 2"),
+        (["--top-k", "-1"], "--top-k = -1"),
+        (["--seed", "-1"], "--seed = -1"),
+        (["--stop", ""], "stop strings must not be empty"),
+        (["--prompt-file", "x.txt"], "both given"),
+        (["--backend", "fast"], "backend = 'fast'"),
+        (["--backend", "graphs"], "graphs.*cpu"),
+        (["--device", "cuda:99"], "cuda:99"),
+        (["--dtype", "int4"], "dtype = 'int4'"),
+    ],
+)
+def test_impossible_options_are_refused(folder: str, arguments: list[str], words: str) -> None:
+    with pytest.raises(RequestError, match=words):
+        raised(run(generate, folder, "--prompt", PROMPT, *arguments))
+
+
+def test_impossible_prompts_are_refused(folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "latin.txt").write_bytes("café".encode("latin1"))
+    for arguments, stdin, words in (
+        (["--prompt-file", str(tmp_path / "latin.txt")], None, "not UTF-8"),
+        (["--prompt-file", str(tmp_path / "none.txt")], None, "cannot be read"),
+        ([], b"caf\xe9", "Standard input is not UTF-8 .at byte 3"),
+        ([], b"", "Standard input is empty"),
+        (["--prompt", PROMPT * 20], None, f"context holds {CONTEXT}"),
+    ):
+        with pytest.raises(RequestError, match=words):
+            raised(run(generate, folder, *arguments, stdin=stdin))
+    with pytest.raises(RequestError, match="no folder"):
+        raised(run(generate, str(tmp_path / "none"), "--prompt", PROMPT))
+
+
+def test_nobody_is_left_waiting_at_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(isatty=lambda: True))
+    with pytest.raises(RequestError, match="no text to continue"):
+        _prompt(None, None)
+
+
+def test_reward_models_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="reward model"):
+        raised(run(generate, saved(tmp_path / "judge", reward=True), "--prompt", PROMPT))
