@@ -20,11 +20,16 @@ app = typer.Typer(
 
 
 def _register() -> None:
-    from hayless.cli import doctor, methods, run
+    from hayless.cli import bench, doctor, eval, generate, inspect, methods, run, tokenize
 
     app.command("doctor")(doctor.doctor)
     app.command("methods")(methods.methods)
+    app.add_typer(tokenize.app, name="tokenize")
     app.command("run")(run.run)
+    app.command("eval")(eval.evaluate)
+    app.add_typer(bench.app, name="bench")
+    app.add_typer(inspect.app, name="inspect")
+    app.command("generate")(generate.generate)
 
 
 @app.callback(invoke_without_command=True)
