@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hayless.core.errors import FileDamaged, RequestError
-from hayless.data.corpus import corpus
+from hayless.data.corpus import corpus, to_measure
 from hayless.data.documents import Document
 from hayless.data.split import position, split
 from tests.data import made
@@ -121,3 +121,28 @@ def test_what_a_step_learns_must_be_what_the_source_holds(tmp_path):
             corpus(made.config(path), tmp_path, kind=kind)
     whole = corpus(made.config(examples, heldout=0.3), tmp_path, kind="lm")
     assert sorted(record.text for record in whole.train + whole.heldout) == sorted(f"p{n} c" for n in range(9))
+
+
+@pytest.mark.parametrize("near", [True, False])
+def test_what_is_held_out_for_measuring_is_what_training_holds_out(tmp_path, near):
+    folder = made.texts(tmp_path, [60] * 12)
+    for number in range(8):
+        text = made.prose(60, 5) + f"and {number}\n"
+        (folder / f"near{number}.txt").write_text(text, encoding="utf-8")
+    config = made.config(folder, heldout=0.5, near_duplicates=near)
+    found, expected = to_measure(config, everything=False), corpus(config, tmp_path)
+    assert found.records == expected.heldout and found.kind == "lm"
+    everything = to_measure(config, everything=True)
+    assert len(everything.records) == 20 and "all: 20 documents" in everything.description
+
+
+def test_the_kind_to_measure_is_the_source_s_own(tmp_path):
+    text = made.texts(tmp_path, [40])
+    pairs = made.write_lines(tmp_path / "p.jsonl", [{"prompt": "p", "chosen": "a", "rejected": "b"}])
+    examples = made.write_lines(tmp_path / "e.jsonl", [{"prompt": "p", "completion": "c"}])
+    for path, kind in ((text, "lm"), (pairs, "preference"), (examples, "sft")):
+        assert to_measure(made.config(path), everything=True).kind == kind
+    with pytest.raises(RequestError, match="plain text and preference pairs"):
+        to_measure(made.config(pairs, text), everything=True)
+    with pytest.raises(RequestError, match="too few"):
+        to_measure(made.config(text), everything=False)

@@ -14,8 +14,8 @@ import pytest
 
 from hayless.core.errors import FileDamaged, RequestError, WorkError
 from hayless.data import encode as encoding
-from hayless.data.corpus import corpus
-from hayless.data.store import TokenStore, prepare
+from hayless.data.corpus import corpus, to_measure
+from hayless.data.store import TokenStore, prepare, store_of
 from hayless.data.tokenizer import encode
 from tests.data import made
 
@@ -238,3 +238,22 @@ def test_descriptions_count_a_spelt_out_end_token_in_foreign_tokenizers(tmp_path
     folder = made.texts(tmp_path, [400] * 6)
     said = prepare(made.config(folder), foreign, tmp_path, kind="lm").description
     assert "hold the end token inside their text" in said
+
+
+def test_a_store_that_fits_the_budget_is_sampled_whole(tmp_path):
+    store = made.prepared(tmp_path, made.texts(tmp_path, [600, 900] * 3), heldout=0.5).heldout
+    longest = int(store.lengths.max())
+    assert longest > max(256, len(store.tokens) // 16)
+    whole = list(store.sample(len(store.tokens)))
+    assert len(whole) == len(store) and sum(len(document.tokens) for document in whole) == len(store.tokens)
+    assert max(len(document.tokens) for document in store.sample(len(store.tokens) - 1)) < longest
+
+
+def test_a_store_for_one_look_is_cut_exactly_too(tmp_path):
+    config = made.config(made.texts(tmp_path, [900]))
+    store = store_of(to_measure(config, everything=True), made.tokenizer(), tmp_path / "look")
+    assert (len(store), store.kind) == (1, "lm")
+    (document,) = store.sample(300)
+    assert len(document.tokens) <= 300
+    learnt = document.tokens[document.trained]
+    assert document.bytes == len(made.tokenizer().decode(learnt).encode())

@@ -7,9 +7,9 @@ import sys
 import pytest
 import torch
 
-from hayless.core.errors import NotSupported
+from hayless.core.errors import NotSupported, WorkError
 from hayless.measure import memory
-from hayless.measure.memory import Memory, MemoryMeter
+from hayless.measure.memory import Memory, MemoryMeter, enough_memory
 
 MB = 10**6
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process restart its peak")
@@ -68,3 +68,18 @@ def test_cuda_peaks():
     found = meter.read()
     assert found.model_bytes == pytest.approx(140 * MB, abs=2 * MB)
     assert found.reserved_bytes >= 140 * MB and len(model)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory.\nMore"), MemoryError(), RuntimeError("can't allocate memory: 9")],
+)
+def test_memory_that_runs_out_says_what_to_do(error):
+    with pytest.raises(WorkError, match="Memory ran out") as caught, enough_memory("Ask for less."):
+        raise error
+    assert caught.value.hint == "Ask for less." and "More" not in str(caught.value)
+
+
+def test_other_errors_pass():
+    with pytest.raises(RuntimeError, match="shapes"), enough_memory("Ask for less."):
+        raise RuntimeError("shapes do not fit")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from hayless.core.errors import RequestError, WorkError
+from hayless.core.errors import NotSupported, RequestError, WorkError
 from hayless.measure import interval
 from hayless.measure.quality import (
     Document,
@@ -208,3 +208,25 @@ def test_pairwise_accuracy_counts_ties_half():
         pairwise_accuracy([1.0, 2.0], [0.0])
     with pytest.raises(RequestError, match="no documents"):
         pairwise_accuracy([], [])
+
+
+def test_a_part_has_the_figures_of_its_documents_alone():
+    model, documents = tiny.model("llama"), _documents([9, 30, 5])
+    whole, alone = quality(model, documents, begin=BEGIN), quality(model, documents[1:], begin=BEGIN)
+    part = whole.part({"d1", "d2"})
+    assert part.tokens == alone.tokens == 35 and part.loss.value == pytest.approx(alone.loss.value, rel=1e-6)
+    with pytest.raises(RequestError, match="no documents"):
+        whole.part({"other"})
+
+
+def test_progress_counts_windows():
+    told = []
+    model = tiny.model("llama")
+    quality(model, _documents([9, 30]), begin=BEGIN, context=16, batch_size=2, progress=lambda *step: told.append(step))
+    assert told[0][1] == 0 and told[-1][1] == told[-1][2] >= 3 and all(what == "measuring" for what, *_ in told)
+
+
+@pytest.mark.parametrize("family", ["bert", "t5"])
+def test_models_that_are_not_causal_are_refused(family):
+    with pytest.raises(NotSupported, match="causal"):
+        quality(tiny.model(family), _documents([9]), begin=BEGIN)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import transformers
 
 from hayless.core.errors import NotSupported, RequestError, WorkError
 from hayless.data.batches import Batch
-from hayless.measure.reward import reward_accuracy, scores
+from hayless.measure.reward import ranking, reward_accuracy, scores
 from tests import tiny
 
 ANSWERS = [[5, 6, 7, 8], [9, 10], [11, 12, 13], [14, 2, 2]]
@@ -60,3 +62,18 @@ def test_what_cannot_be_scored_is_refused():
         broken.score.weight.fill_(torch.nan)
     with pytest.raises(WorkError, match="finite"):
         reward_accuracy(broken, [_batch(ANSWERS)])
+
+
+def test_a_ranking_knows_its_pairs():
+    model, batch = (
+        _model(),
+        replace(_batch(ANSWERS), documents=(("a#1#chosen",), ("a#1#rejected",), ("b#chosen",), ("b#rejected",))),
+    )
+    found = ranking(model, [batch])
+    expected = scores(model, batch).tolist()
+    assert [(pair.id, pair.chosen, pair.rejected) for pair in found.pairs] == [
+        ("a#1", expected[0], expected[1]),
+        ("b", expected[2], expected[3]),
+    ]
+    part = found.part({"b"})
+    assert part.pairs == found.pairs[1:] and part.accuracy.value == float(expected[2] > expected[3])

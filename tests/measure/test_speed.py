@@ -69,3 +69,13 @@ def test_impossible_training_is_refused():
         train_speed(model, torch.ones(1, 4, dtype=torch.long), steps=0)
     with pytest.raises(RequestError, match="trainable"):
         train_speed(model.requires_grad_(False), torch.ones(1, 4, dtype=torch.long))
+
+
+def test_speed_says_how_the_model_was_run():
+    found = decode_speed(tiny.model("llama"), [[5, 6]], tokens=2, repeats=1, backend="modules")
+    assert (found.path.backend, found.path.reason) == ("modules", "asked for")
+
+
+def test_sequences_beyond_the_context_are_refused():
+    with pytest.raises(RequestError, match="context of 64"):
+        train_speed(tiny.model("gpt2"), torch.ones(1, 65, dtype=torch.long))

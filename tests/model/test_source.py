@@ -10,12 +10,15 @@ from typing import Any
 
 import huggingface_hub
 import pytest
+import transformers
 from huggingface_hub import errors as hub
 
 from hayless.core.errors import HaylessError, RequestError, WorkError
+from hayless.core.registry import configure
 from hayless.model import source
-from hayless.model.load import fetch_config, load_model
+from hayless.model.load import fetch_config, load_model, task_of
 from hayless.model.save import save_model
+from hayless.model.transform import apply
 from tests import tiny
 from tests.model.saving import check_same
 
@@ -111,3 +114,17 @@ def test_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # A machine that stopped between two renames: the old version is found again.
     shutil.move(tmp_path / "model", tmp_path / ".model.old")
     check_same(tiny.model("llama"), load_model(tmp_path / "model"))
+
+
+def test_the_task_is_read_from_the_config(tmp_path: Path) -> None:
+    judge = tiny.config("llama")
+    judge.num_labels = 1
+    save_model(transformers.LlamaForSequenceClassification(judge), tmp_path / "judge")
+    adapted = load_model(tmp_path / "judge", task="reward")
+    apply(adapted, [configure("lora", rank=2)])
+    save_model(adapted, tmp_path / "adapted")
+    packed = tiny.model("llama")
+    apply(packed, [configure("kmeans", bits=4)])
+    save_model(packed, tmp_path / "packed")
+    found = {name: task_of(tmp_path / name) for name in ("judge", "adapted", "packed")}
+    assert found == {"judge": "reward", "adapted": "reward", "packed": "causal"}

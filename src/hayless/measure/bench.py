@@ -25,6 +25,7 @@ from hayless.measure.rehearsal import rehearse_decoding, rehearse_training
 from hayless.measure.rows import decode_rows, rate_row, train_rows
 from hayless.measure.settings import DecodeBench, TrainBench
 from hayless.measure.speed import decode_speed, train_speed
+from hayless.model import adapters, checksums
 from hayless.model.auto import MODEL_TYPE
 from hayless.model.build import build_model, checked_device
 from hayless.model.load import fetch_config, load_model
@@ -32,7 +33,8 @@ from hayless.model.source import local_folder
 from hayless.model.tensors import has_weights
 
 _CONFIG = "config.json"
-_ADAPTER = "adapter_config.json"
+_OF_WEIGHTS = (adapters.CONFIG, checksums.NAME)
+"""Files that stand beside weights: where one is and the weights are not, the folder is damaged."""
 
 
 class Bench(BaseModel):
@@ -130,7 +132,7 @@ def _model(asked: _Request, device: torch.device) -> tuple[PreTrainedModel, Lite
     alone = path.name == _CONFIG and path.is_file()
     if not asked.random and not alone:
         folder = local_folder(asked.source)
-        if has_weights(folder) or (folder / _ADAPTER).is_file():
+        if has_weights(folder) or any((folder / name).is_file() for name in _OF_WEIGHTS):
             return load_model(asked.source, dtype=asked.dtype, device=device), "saved"
     config = read_config(path.parent) if alone else fetch_config(asked.source)
     if config.get("model_type") == MODEL_TYPE:
