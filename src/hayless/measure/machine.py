@@ -58,7 +58,7 @@ def describe() -> Machine:
         accelerator=properties.name if properties else ("Apple GPU (MPS)" if _mps() else None),
         accelerator_bytes=properties.total_memory if properties else None,
         python=platform.python_version(),
-        versions={name: found for name in PACKAGES if (found := version(name))} | _driver(cuda),
+        versions={name: found for name in PACKAGES if (found := version(name))} | _build(cuda),
     )
 
 
@@ -236,8 +236,9 @@ def _mps() -> bool:
     return torch.backends.mps.is_available()
 
 
-def _driver(cuda: bool) -> dict[str, str]:
-    return {"cuda": str(torch.version.cuda)} if cuda else {}
+def _build(cuda: bool) -> dict[str, str]:
+    """torch with its build, which the package's version may leave out, and what it was built for."""
+    return {"torch": str(torch.__version__)} | ({"cuda": str(torch.version.cuda)} if cuda else {})
 
 
 def _group_number(name: str) -> int | None:

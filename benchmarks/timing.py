@@ -1,0 +1,99 @@
+"""What the benchmarks of decoding share: models, clocks of the device, transformers' own generation."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+import transformers
+
+from hayless.decode.engine import Engine
+from hayless.decode.options import SamplingOptions
+from hayless.measure.speed import Spread
+
+
+def llama_7b() -> transformers.PreTrainedModel:
+    """Llama-7B's shape with random weights in bf16, made on the GPU, with room for 16k tokens."""
+    config = transformers.LlamaConfig(vocab_size=32000, max_position_embeddings=16384)
+    torch.manual_seed(0)
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.device("cuda"):
+            model = transformers.LlamaForCausalLM(config)
+    finally:
+        torch.set_default_dtype(default)
+    return model.eval()
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Median, 20th and 80th percentile."""
+    p20, median, p80 = np.percentile(values, [20, 50, 80])
+    return Spread(float(median), float(p20), float(p80))
+
+
+def device_time(run: Callable[[], object], repeats: int = 30, warmup: int = 5) -> Spread:
+    """Milliseconds of `run` by device events."""
+    for _ in range(warmup):
+        run()
+    pairs = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(repeats)]
+    for start, end in pairs:
+        start.record()
+        run()
+        end.record()
+    torch.cuda.synchronize()
+    return spread([start.elapsed_time(end) for start, end in pairs])
+
+
+def engine_time(engine: Engine, prompts: Sequence[list[int]], tokens: int, repeats: int) -> Spread:
+    """Milliseconds a token after the first of the engine, greedy, as its caller sees them; one figure a repeat."""
+    options = SamplingOptions(max_tokens=tokens + 1, ignore_end=True)
+
+    def run() -> float:
+        seconds = engine.generate(prompts, options, batch_size=len(prompts))[0].seconds_per_token
+        assert seconds is not None
+        return seconds * 1e3
+
+    run()
+    return spread([run() for _ in range(repeats)])
+
+
+def generate_time(
+    model: transformers.PreTrainedModel, prompts: Sequence[list[int]], tokens: int, repeats: int
+) -> Spread:
+    """Milliseconds a token after the first of `transformers.generate` at its defaults, greedy; prompts are as long."""
+    ids = torch.tensor(prompts, device=model.device)
+    mask = torch.ones_like(ids)
+
+    def run(count: int) -> float:
+        start = time.perf_counter()
+        model.generate(
+            ids, attention_mask=mask, do_sample=False, max_new_tokens=count, min_new_tokens=count, pad_token_id=0
+        ).tolist()
+        return time.perf_counter() - start
+
+    run(4)
+    return spread([(run(tokens + 1) - run(1)) / tokens * 1e3 for _ in range(repeats)])
+
+
+@torch.inference_mode()
+def check_same(engine: Engine, prompts: Sequence[list[int]], tokens: int, tolerance: float) -> None:
+    """Refuse to time an engine that computes something else than transformers' modules.
+
+    Its greedy tokens go through the modules, whose log-probabilities must be the engine's and whose likeliest tokens
+    must be no likelier than the engine's, both within `tolerance` nats.
+    """
+    options = SamplingOptions(max_tokens=tokens, ignore_end=True)
+    found = engine.generate(prompts, options, batch_size=len(prompts))
+    worst = 0.0
+    for prompt, one in zip(prompts, found, strict=True):
+        ids = torch.tensor([[*prompt, *one.tokens]], device=engine.model.device)
+        logprobs = engine.model(ids, logits_to_keep=tokens + 1).logits[0, :-1].float().log_softmax(-1).cpu()
+        chosen = logprobs.gather(-1, torch.tensor(one.tokens)[:, None])[:, 0]
+        worst = max(worst, (chosen - torch.tensor(one.logprobs)).abs().max().item())
+        worst = max(worst, (logprobs.amax(-1) - chosen).max().item())
+    if not worst <= tolerance:
+        raise SystemExit(f"The engine differs from transformers by {worst:.3g} nats; allowed: {tolerance}.")
+    print(f"{engine.path.backend} differs from transformers by {worst:.2g} nats", flush=True)
