@@ -89,7 +89,7 @@ def test_the_batch_size_changes_rounding_only(folder: str, texts: Path) -> None:
 def test_held_out_documents_are_those_of_a_recipe(folder: str, texts: Path, tmp_path: Path) -> None:
     config = DataConfig(sources=(Source(path=str(texts)),), heldout=0.4)
     expected = prepare(config, tokenizer(), tmp_path / "stores", kind="lm").heldout.ids
-    arguments = ["--heldout-only", "--heldout", "0.4", "--documents", str(tmp_path / "out.json")]
+    arguments = ["--heldout-only", "--heldout-share", "0.4", "--documents", str(tmp_path / "out.json")]
     found = _json(folder, "--data", str(texts), *arguments)
     assert found["documents"] == len(expected) < 12
     assert {row["id"] for row in json.loads((tmp_path / "out.json").read_text())} == set(expected)
@@ -163,7 +163,8 @@ def test_the_table_shows_what_the_document_says(folder: str, texts: Path) -> Non
         (["{folder}", "--data", "{texts}", "--tokens", "many"], "--tokens.*whole number"),
         (["{folder}", "--data", "{texts}", "--batch-size", "0"], "--batch-size = 0"),
         (["{folder}", "--data", "{texts}", "--format", "csv"], "--format = 'csv'.*'text'"),
-        (["{folder}", "--data", "{texts}", "--heldout", "1"], "--heldout = 1"),
+        (["{folder}", "--data", "{texts}", "--heldout-only", "--heldout-share", "1"], "--heldout-share = 1"),
+        (["{folder}", "--data", "{texts}", "--heldout-share", "0.5"], "is for --heldout-only"),
         (["{folder}", "--builtin", "books"], "--builtin = 'books'"),
         (["{folder}", "--data", "{texts}", "--device", "cuda:99"], "device = 'cuda:99' is not there"),
         (["{folder}", "--data", "{texts}", "--dtype", "int4"], "dtype = 'int4'"),

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Measure speed and peak memory, each work in a fresh process.", no_args_is_help=True)
 
-Model = typer.Argument(help="A model's or adapter's folder, a hub id, or a config.json (its weights are then random).")
+Model = typer.Argument(
+    metavar="MODEL", help="A model's or adapter's folder, a hub id, or a config.json (its weights are then random)."
+)
 Random = typer.Option(False, "--random-weights", help="Build the model from its config alone, with random weights.")
 
 _FIGURES = {

@@ -27,7 +27,7 @@ def evaluate(
     heldout_only: bool = typer.Option(
         False, "--heldout-only/--all", help="Only what a recipe with this data holds out, or every document."
     ),
-    heldout: float = typer.Option(0.05, help="With --heldout-only: the share that the recipe holds out."),
+    heldout_share: float = typer.Option(None, help="The share that the recipe holds out; 0.05 if not given."),
     tokens: str = typer.Option("64k", help="Tokens looked at, at most; long documents are cut where not all fit."),
     context: int = typer.Option(None, help="Tokens of context; the model's own limit if not given."),
     stride: int = typer.Option(None, help="Tokens between windows; half the context if not given."),
@@ -44,12 +44,15 @@ def evaluate(
     as people did, both with 95% intervals.
     """
     from hayless.core import atomic
+    from hayless.core.errors import RequestError
     from hayless.core.options import checked
     from hayless.measure.evaluate import evaluate as measured
     from hayless.measure.settings import MeasureSettings
     from hayless.recipe.progress import shown
 
-    sources = _data(data or [], builtin, format, heldout)
+    if heldout_share is not None and not heldout_only:
+        raise RequestError(f"--heldout-share {heldout_share} is for --heldout-only.", hint="Give both, or neither.")
+    sources = _data(data or [], builtin, format, heldout_share)
     settings = checked(
         MeasureSettings,
         {"heldout_tokens": tokens, "context": context, "stride": stride, "batch_size": batch_size},
@@ -77,18 +80,19 @@ def evaluate(
             err.print(f"Figures of each document are in {target}.", soft_wrap=True)
 
 
-def _data(paths: list[str], builtin: str | None, format: str, heldout: float) -> DataConfig:
+def _data(paths: list[str], builtin: str | None, format: str, share: float | None) -> DataConfig:
     from hayless.core.errors import RequestError
     from hayless.core.options import checked
     from hayless.data.config import DataConfig, Source
 
-    names = {"format": "--format", "builtin": "--builtin", "heldout": "--heldout"}
+    names = {"format": "--format", "builtin": "--builtin", "heldout": "--heldout-share"}
     sources = [checked(Source, {"path": path, "format": format}, names) for path in paths]
     if builtin is not None:
         sources.append(checked(Source, {"builtin": builtin}, names))
     if not sources:
         raise RequestError("There are no documents to measure on.", hint="Give --data PATH or --builtin stdlib.")
-    return checked(DataConfig, {"sources": tuple(sources), "heldout": heldout}, names)
+    held_out = {} if share is None else {"heldout": share}
+    return checked(DataConfig, {"sources": tuple(sources), **held_out}, names)
 
 
 def _target(path: str) -> Path | None:

@@ -23,7 +23,7 @@ Device = typer.Option("auto", "--device", callback=_device, help="auto, cpu, cud
 
 Dtype = typer.Option(None, "--dtype", help="Of the weights: float32, bfloat16 or float16; as stored if not given.")
 
-Model = typer.Argument(help="A model's folder, an adapter's folder, or an id on the Hugging Face hub.")
+Model = typer.Argument(metavar="MODEL", help="A model's folder, an adapter's folder, or an id on the Hugging Face hub.")
 
 out = Console(highlight=False)
 """Results, on standard output."""

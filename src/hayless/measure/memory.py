@@ -76,13 +76,18 @@ class MemoryMeter:
         return Memory(self._baseline, peak_rss(), None, f"resident memory, {start}")
 
 
+def ran_out(error: BaseException) -> bool:
+    """Whether an error says that there is no memory left, on whatever device."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or _CPU_ALLOCATOR in str(error)
+
+
 @contextmanager
 def enough_memory(hint: str) -> Iterator[None]:
     """WorkError with `hint` where memory runs out in the block."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and _CPU_ALLOCATOR not in str(error):
+        if not ran_out(error):
             raise
         raise WorkError(f"Memory ran out: {str(error).partition(chr(10))[0]}", hint=hint) from error
 

@@ -11,9 +11,9 @@ from transformers import PreTrainedModel
 
 from hayless.core.errors import RequestError, WorkError
 from hayless.core.units import format_bytes
+from hayless.measure.memory import ran_out
 from hayless.train.settings import TrainSettings
 
-_CPU_ALLOCATOR = "can't allocate memory"
 _DTYPES = ("same dtype", "same data type")
 
 
@@ -31,10 +31,8 @@ def explained(
     """
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise _out_of_memory(model, settings, predicted_bytes, saving) from error
-    except RuntimeError as error:
-        if _CPU_ALLOCATOR in str(error):
+    except (MemoryError, RuntimeError) as error:
+        if ran_out(error):
             raise _out_of_memory(model, settings, predicted_bytes, saving) from error
         if any(words in str(error) for words in _DTYPES):
             raise RequestError(
