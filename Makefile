@@ -1,4 +1,7 @@
-.PHONY: test setup wheel clean
+.PHONY: demo test setup wheel clean
+
+demo:  ## Make .venv, install, and run the demo: under five minutes after installation
+	sh scripts/demo
 
 test:  ## Make .venv, install, and run everything CI runs
 	sh scripts/test

@@ -20,12 +20,15 @@ app = typer.Typer(
 
 
 def _register() -> None:
-    from hayless.cli import bench, doctor, eval, generate, inspect, methods, run, tokenize
+    from hayless.cli import bench, compare, demo, doctor, eval, generate, inspect, methods, report, run, tokenize
 
     app.command("doctor")(doctor.doctor)
     app.command("methods")(methods.methods)
     app.add_typer(tokenize.app, name="tokenize")
     app.command("run")(run.run)
+    app.command("compare")(compare.compare)
+    app.command("report")(report.report)
+    app.command("demo")(demo.demo)
     app.command("eval")(eval.evaluate)
     app.add_typer(bench.app, name="bench")
     app.add_typer(inspect.app, name="inspect")

@@ -15,6 +15,7 @@ TITLES = {
     "pairwise_accuracy": "Pairwise accuracy",
     "train_peak_bytes": "Training peak",
     "decode_peak_bytes": "Decoding peak",
+    "decode_process_peak_bytes": "Decoding process",
     "file_bytes": "File size",
     "parameters": "Parameters",
     "trainable_parameters": "Trainable parameters",

@@ -44,6 +44,7 @@ class Outcome(BaseModel):
     at_once: int = 1
     published: dict[str, float] = Field(default_factory=dict)
     source: str = ""
+    budgeted: bool = True
 
 
 class Outcomes(BaseModel):
@@ -135,7 +136,7 @@ def _record(folder: Path, outcome: Outcome, budget: Budget | None) -> RunRecord:
     remarks = [outcome.reason] if outcome.state == "done" and outcome.reason else []
     if outcome.at_once > 1:
         remarks.append(f"Times were disturbed: up to {outcome.at_once} rows ran at once.")
-    limit = budget.memory if budget else None
+    limit = budget.memory if budget and outcome.budgeted else None
     peaks = [value for name in PEAKS if (value := receipt.measured(name)) is not None]
     over = limit is not None and bool(peaks) and max(peaks) > limit
     if limit is not None and over:

@@ -142,6 +142,7 @@ class _Runner:
                 key=keys[contender.slug],
                 published=contender.row.published,
                 source=contender.row.source,
+                budgeted=contender.row.budgeted,
             )
             job = _Job(contender, outcome, self.folder / contender.slug, path, needs, fresh)
             self._carry_over(job, earlier.get(contender.slug), digest(recipe))
@@ -226,7 +227,7 @@ class _Runner:
                 self._settle(job, "failed", process.failure(code))
 
     def _spent(self, job: _Job, process: Process | None = None) -> bool:
-        limit = self.budget.seconds if self.budget else None
+        limit = self.budget.seconds if self.budget and job.outcome.budgeted else None
         return limit is not None and job.outcome.seconds + (process.seconds if process else 0.0) >= limit
 
     def _settle(self, job: _Job, state: State, reason: str) -> None:

@@ -25,7 +25,7 @@ RESERVED = frozenset({"data", "logs", "recipes"})
 
 
 class Budget(Options):
-    """What every row may spend: exactly one of tokens, seconds and memory."""
+    """What a row may spend: exactly one of tokens, seconds and memory."""
 
     tokens: Count | None = Field(None, ge=1, description="Tokens a row trains on, whatever its recipe says.")
     seconds: float | None = Field(None, gt=0, description="Wall time a row may take in all; it is then stopped.")
@@ -57,6 +57,9 @@ class Row(Options):
         default_factory=dict, description="Published figures by measurement name, such as file_bytes: 2.1e6."
     )
     source: str = Field("", description="Where the published figures come from.")
+    budgeted: bool = Field(
+        True, description="Whether the budget holds for it; say false for a model that other rows start from."
+    )
 
     @field_validator("grid")
     @classmethod
@@ -73,7 +76,7 @@ class Study(Options):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="Names the study's folder.")
     rows: tuple[Row, ...] = Field(min_length=1, description="What is run and compared.")
     baseline: str | None = Field(None, description="Label of the row the others are compared with; the first if none.")
-    budget: Budget | None = Field(None, description="What every row may spend; as its recipe says if not given.")
+    budget: Budget | None = Field(None, description="What a row may spend; as its recipe says if not given.")
     seeds: tuple[int, ...] = Field((), description="Each row is run once for each of these seeds.")
     parallel: int = Field(1, ge=1, le=64, description="Rows run at once where memory allows; it disturbs their times.")
     folder: str | None = Field(None, description="Where the runs go; runs/NAME if not given.")
@@ -126,7 +129,7 @@ def contenders(study: Study) -> list[Contender]:
                 label = f"{row.label} ({', '.join(words)})" if words else row.label
                 try:
                     recipe = load_recipe(row.recipe, [_override(*item) for item in (row.overrides | point).items()])
-                    recipe = _seeded(_within(recipe, study.budget), seed)
+                    recipe = _seeded(_within(recipe, study.budget if row.budgeted else None), seed)
                 except RequestError as error:
                     raise RequestError(f"Row {label!r}: {error.message}", hint=error.hint) from None
                 slug = slug_of(label)

@@ -1,0 +1,162 @@
+"""The demo: a small model trained on the interpreter's own library, and what each technique makes of it.
+
+Two models are trained first, a target and a smaller draft. Then each row starts from the target, may spend the same
+tokens of training, and is measured on the same held-out documents. Beside them stands what a model reaches that knows
+nothing but how often each token occurs.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from hayless.core.measurement import Measurement
+from hayless.recipe.receipt import Receipt
+from hayless.study.publish import publish
+from hayless.study.record import Documents, RunRecord
+from hayless.study.runner import run as run_study
+from hayless.study.schema import Study, load
+from hayless.study.table import Table
+
+TARGET_TOKENS = 1_000_000
+DRAFT_TOKENS = 500_000
+BUDGET_TOKENS = 120_000
+"""What a row may train on beyond the target."""
+HELDOUT_TOKENS = 32_768
+
+_CONTEXT = 256
+_DATA = {"sources": [{"builtin": "stdlib"}]}
+_MEASURE = {"measure": {"heldout_tokens": HELDOUT_TOKENS, "context": _CONTEXT}}
+_PROMPTS = ["def main(", "The Python language"]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One setting of one method: its row is in every demo if it is `first` of its family, in `--all` otherwise."""
+
+    label: str
+    family: str
+    method: str
+    steps: tuple[dict[str, Any], ...]
+    first: bool = False
+
+
+def _apply(method: str, **options: Any) -> dict[str, Any]:
+    return {"apply": {"method": method, **options}}
+
+
+def _train(learning_rate: float = 5e-4, **settings: Any) -> dict[str, Any]:
+    """Training within the budget, which decides its length."""
+    optimizer = settings.pop("optimizer", {"method": "adamw", "learning_rate": learning_rate})
+    length = {"tokens": BUDGET_TOKENS, "batch_size": 4, "sequence_length": _CONTEXT // 2}
+    return {"train": {**length, "optimizer": optimizer, **settings}}
+
+
+ENTRIES = (
+    Entry("more training", "optimizers", "adamw", (_train(),), first=True),
+    Entry("more training, SGD", "optimizers", "sgd", (_train(optimizer={"method": "sgd", "learning_rate": 0.05}),)),
+    Entry("more training, checkpointing", "memory", "checkpointing", (_train(memory=["checkpointing"]),), first=True),
+    Entry("LoRA rank 8", "adapters", "lora", (_apply("lora", rank=8), _train(2e-3)), first=True),
+    Entry("k-means 4 bits", "quantize", "kmeans", (_apply("kmeans", bits=4),), first=True),
+    Entry("half the weights zero", "prune", "magnitude", (_apply("magnitude", sparsity=0.5), _train()), first=True),
+)
+"""Later techniques add their rows here; `tests/study` holds that every method has one."""
+
+
+def run(folder: Path, *, everything: bool = False, fresh: bool = False, console: Console | None = None) -> Table:
+    """Run the demo in `folder`, write its page, plot and tables there, and return the table.
+
+    What is done already is kept unless `fresh`. A row that fails is a row of the table with its reason.
+    """
+    console = console or Console(stderr=True)
+    results = run_study(study(folder, everything=everything), fresh=fresh, console=console)
+    results = replace(results, records=[*results.records, *_unigram(folder)])
+    return publish(results, folder, picture=_palette())
+
+
+def study(folder: Path, *, everything: bool = False) -> Study:
+    """The demo as a study."""
+    start = {"name": "row", "model": {"path": str(folder / "target" / "model")}, "data": _DATA}
+    rows = [
+        {"label": "target", "recipe": _pretraining("target", 128, 4, TARGET_TOKENS), "budgeted": False},
+        {"label": "draft", "recipe": _pretraining("draft", 64, 2, DRAFT_TOKENS), "budgeted": False},
+        *(
+            {"label": entry.label, "recipe": {**start, "steps": [*entry.steps, _MEASURE]}}
+            for entry in ENTRIES
+            if everything or entry.first
+        ),
+    ]
+    return load(
+        {"name": "demo", "rows": rows, "baseline": "target", "budget": {"tokens": BUDGET_TOKENS}, "folder": str(folder)}
+    )
+
+
+def _pretraining(name: str, width: int, layers: int, tokens: int) -> dict[str, Any]:
+    """A recipe for a small Llama. Many small updates: with this few tokens their number counts most."""
+    config = {
+        "model_type": "llama",
+        "hidden_size": width,
+        "intermediate_size": width * 8 // 3,
+        "num_hidden_layers": layers,
+        "num_attention_heads": width // 32,
+        "num_key_value_heads": max(1, width // 64),
+        "max_position_embeddings": 2 * _CONTEXT,
+        "tie_word_embeddings": True,
+        "initializer_range": 0.06,
+    }
+    train = {
+        "tokens": tokens,
+        "batch_size": 4,
+        "sequence_length": _CONTEXT // 2,
+        "optimizer": {"method": "adamw", "learning_rate": 5e-3},
+        "schedule": {"warmup": 0.05, "floor": 0.05},
+        "validate_every": 500,
+        "validation_tokens": 16_384,
+        "checkpoint_every": 500,
+        "sample_every": 1000,
+        "prompts": _PROMPTS,
+        "log_every": 20,
+    }
+    model = {"config": config, "tokenizer": {"level": "bpe", "vocab_size": 2048}}
+    return {"name": name, "model": model, "data": _DATA, "steps": [{"train": train}, _MEASURE]}
+
+
+def _unigram(folder: Path) -> Iterator[RunRecord]:
+    """The baseline as a row, from the data that the target was trained on; none where the target failed."""
+    from hayless.data.baselines import Unigram
+    from hayless.data.config import DataConfig
+    from hayless.data.store import prepare
+    from hayless.model.load import load_tokenizer
+
+    model = folder / "target" / "model"
+    if not model.is_dir():
+        return
+    data = prepare(DataConfig.model_validate(_DATA), load_tokenizer(model), folder / "data", kind="lm")
+    unigram = Unigram.fit(data.train)
+    documents = list(data.heldout.sample(HELDOUT_TOKENS))
+    total = unigram.loss(documents)
+    each = [(document.id, unigram.loss([document])) for document in documents]
+    rows = (
+        Measurement(name="bits_per_byte", unit="bits/byte", value=total.bits_per_byte, better="lower"),
+        Measurement(name="loss", unit="nats/token", value=total.nats_per_token, better="lower"),
+    )
+    yield RunRecord(
+        label="unigram (only how often tokens occur)",
+        folder=folder,
+        receipt=Receipt(name="unigram", state="done", rows=rows),
+        documents=Documents({id: (loss.nats_per_token * loss.tokens, loss.tokens, loss.bytes) for id, loss in each}),
+    )
+
+
+def _palette() -> bytes:
+    """The picture of one image at few colours, by the k-means that packs weights."""
+    from hayless.methods.quantize.kmeans.picture import draw
+
+    with tempfile.TemporaryDirectory(prefix="hayless-") as folder:
+        draw(Path(folder) / "palette.png")
+        return (Path(folder) / "palette.png").read_bytes()
