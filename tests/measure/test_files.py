@@ -28,9 +28,9 @@ def test_every_file_is_counted_once_by_kind(tmp_path):
         file.truncate(900_000_000)
     found = file_bytes(tmp_path)
     assert found == FileBytes(weights=21, adapter=300, tokenizer=650_000, config=7_004_000, other=980_000_000)
-    assert found.total == 987_654_321 and found.shipped == 300
+    assert found.total == 987_654_321 and found.tensors == 321
     (tmp_path / "adapter_model.safetensors").unlink()
-    assert file_bytes(tmp_path).shipped == 21
+    assert file_bytes(tmp_path).tensors == 21
 
 
 def test_no_folder_is_an_error(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,7 +26,10 @@ Dtype = typer.Option(None, "--dtype", help="Of the weights: float32, bfloat16 or
 
 Model = typer.Argument(metavar="MODEL", help="A model's folder, an adapter's folder, or an id on the Hugging Face hub.")
 
-out = Console(highlight=False)
+_LOG_WIDTH = 140
+"""Columns where there is no terminal: tables in a file or a pipe are not folded to the 80 that rich assumes there."""
+
+out = Console(highlight=False, width=None if sys.stdout.isatty() else _LOG_WIDTH)
 """Results, on standard output."""
 
 err = Console(stderr=True, highlight=False)

@@ -35,9 +35,9 @@ class FileBytes:
     other: int
 
     @property
-    def shipped(self) -> int:
-        """Safetensors to hand on: the adapter alone where there is one, else the model."""
-        return self.adapter or self.weights
+    def tensors(self) -> int:
+        """Safetensors: what the model needs to run, an adapter's base included where it is in the folder."""
+        return self.adapter + self.weights
 
     @property
     def total(self) -> int:

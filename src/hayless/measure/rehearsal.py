@@ -20,7 +20,7 @@ def rehearse_decoding(device: torch.device | str) -> None:
 
 
 def rehearse_training(device: torch.device | str) -> None:
-    """Train a toy for a few steps."""
+    """Train a toy for a few bare steps."""
     train_speed(_toy().to(torch.device(device)), torch.ones(1, 8, dtype=torch.long), steps=1)  # type: ignore[arg-type]
 
 

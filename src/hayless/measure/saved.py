@@ -81,7 +81,7 @@ def _measure(request: dict[str, Any]) -> dict[str, Any]:
         rehearse_decoding(asked.device)
         meter = MemoryMeter(device)
     model = load_model(str(asked.folder), device=asked.device, task="reward" if rewards else "causal")
-    rows = [_file_row(asked.folder)]
+    rows = _file_rows(asked.folder)
     documents: list[dict[str, Any]] = []
     if decodes:
         meter.restart()
@@ -156,10 +156,14 @@ def _reward_row(model: PreTrainedModel, store: TokenStore, settings: MeasureSett
     )
 
 
-def _file_row(folder: Path) -> Measurement:
+def _file_rows(folder: Path) -> list[Measurement]:
     found = file_bytes(folder)
     note = f"safetensors; all files of the folder: {format_bytes(found.total)}"
-    return Measurement(name="file_bytes", unit="B", value=found.shipped, note=note, better="lower")
+    rows = [Measurement(name="file_bytes", unit="B", value=found.tensors, note=note, better="lower")]
+    if found.adapter:
+        note = "what is added to the base, which is counted in file_bytes too"
+        rows.append(Measurement(name="adapter_bytes", unit="B", value=found.adapter, note=note, better="lower"))
+    return rows
 
 
 def _interval(name: str, unit: str, found: Interval, note: str) -> Measurement:

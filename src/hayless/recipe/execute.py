@@ -25,13 +25,12 @@ from hayless.core.registry import method_of
 from hayless.data.corpus import Kind
 from hayless.measure.machine import describe
 from hayless.measure.memory import MemoryMeter
-from hayless.measure.rehearsal import rehearse_training
 from hayless.measure.saved import measure_saved
 from hayless.measure.weights import parameter_rows
 from hayless.model.save import save_model
 from hayless.model.transform import Context, apply, merge_adapters
 from hayless.recipe.folder import RunFolder, digest
-from hayless.recipe.learn import TrainFigures, learn, training_rows
+from hayless.recipe.learn import TrainFigures, learn, rehearse, training_rows
 from hayless.recipe.prediction import Prediction, predict
 from hayless.recipe.progress import shown
 from hayless.recipe.receipt import Receipt
@@ -92,8 +91,9 @@ class _Execution:
         """What takes memory or time and is not the model's: data, and what libraries set up on first use."""
         for kind in dict.fromkeys(_kinds(self.recipe)):
             start.data(kind)
-        if any(isinstance(step, TrainStep) for step in self.recipe.steps):
-            rehearse_training(start.device)
+        for step in self.recipe.steps:
+            if isinstance(step, TrainStep):
+                rehearse(step.train, start)
 
     def _work(self, start: Start, prediction: Prediction, context: Context) -> list[Measurement]:
         meter = _meter(start)

@@ -17,6 +17,7 @@ TITLES = {
     "decode_peak_bytes": "Decoding peak",
     "decode_process_peak_bytes": "Decoding process",
     "file_bytes": "File size",
+    "adapter_bytes": "Adapter alone",
     "parameters": "Parameters",
     "trainable_parameters": "Trainable parameters",
     "nonzero_parameters": "Non-zero parameters",

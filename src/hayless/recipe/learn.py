@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -11,13 +14,14 @@ from rich.console import Console
 from transformers import PreTrainedModel
 
 from hayless.core import atomic
-from hayless.core.errors import FileDamaged, bad_value
+from hayless.core.errors import FileDamaged, HaylessError, bad_value
 from hayless.core.measurement import Measurement
 from hayless.core.registry import method_of
 from hayless.core.units import format_bytes
 from hayless.data.batches import Batches, one_pass
 from hayless.measure.memory import MemoryMeter
 from hayless.model.anatomy import dims_of_model
+from hayless.model.build import build_model
 from hayless.recipe.schema import Train
 from hayless.recipe.start import Start
 from hayless.train.trainer import Trainer, TrainResult
@@ -56,6 +60,36 @@ def learn(
     limit = dims_of_model(model).max_positions
     if limit and train.sequence_length > limit:
         raise bad_value("sequence_length", train.sequence_length, allowed=f"at most {limit}, the model's own limit")
+    trainer = _trainer(model, train, start, folder, predicted_bytes, console)
+    if meter is not None:
+        meter.restart()
+    result = trainer.run()
+    finished = folder / "result.json"
+    if finished.exists():
+        # It was finished before; its weights came from the checkpoint just now, and training took no memory.
+        return _read(finished)
+    figures = _figures(result, model, meter)
+    atomic.write_json(finished, figures.model_dump(mode="json"))
+    return figures
+
+
+def rehearse(train: Train, start: Start) -> None:
+    """Train a toy for a step, validation, samples and saving included, so that what libraries set up on first use is
+    not taken for the model's memory."""
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
+    config = {"model_type": "llama", **shape, "vocab_size": len(start.tokenizer), "max_position_embeddings": 32}
+    toy = build_model(config, device=start.device, task=start.recipe.model.task)
+    short = {"steps": 1, "tokens": None, "batch_size": 1, "micro_batch_size": None, "sequence_length": 16}
+    sparing = {"validation_tokens": 16, "sample_tokens": 1, "compile": False, "tensorboard": False, "patience": 0}
+    settings = train.model_copy(update=short | sparing)
+    with tempfile.TemporaryDirectory(prefix="hayless-") as folder, contextlib.suppress(HaylessError):
+        # What is wrong with the data shows, and is said, in the real run.
+        _trainer(toy, settings, start, Path(folder), None, Console(file=io.StringIO())).run()
+
+
+def _trainer(
+    model: PreTrainedModel, train: Train, start: Start, folder: Path, predicted_bytes: int | None, console: Console
+) -> Trainer:
     data = start.data(method_of(train.objective).load().kind)
     assert start.recipe.data is not None, "the schema asks for data where a step trains"
     batches = Batches(
@@ -74,7 +108,7 @@ def learn(
         rows=train.micro_batch_size or train.batch_size,
         max_tokens=train.validation_tokens,
     )
-    trainer = Trainer(
+    return Trainer(
         model,
         start.tokenizer,
         train,
@@ -87,16 +121,6 @@ def learn(
         predicted_bytes=predicted_bytes,
         console=console,
     )
-    if meter is not None:
-        meter.restart()
-    result = trainer.run()
-    finished = folder / "result.json"
-    if finished.exists():
-        # It was finished before; its weights came from the checkpoint just now, and training took no memory.
-        return _read(finished)
-    figures = _figures(result, model, meter)
-    atomic.write_json(finished, figures.model_dump(mode="json"))
-    return figures
 
 
 def training_rows(trained: Sequence[TrainFigures]) -> list[Measurement]:

@@ -55,12 +55,15 @@ def predict(recipe: Recipe, device: DeviceKind | None = None) -> Prediction:
     device = device or device_kind(recipe.device)
     stages, dims, done = _walk(recipe)
     ledger, saved = rewrite(ledger_of(dims), done), _saved(dims, done, recipe.saving)
+    files = saved.files()
     figures: dict[str, float] = {
         "parameters": saved.parameters,
         "trainable_parameters": stages[-1].ledger.trainable if stages else ledger.trainable,
         "nonzero_parameters": saved.nonzero,
-        "file_bytes": shipped_bytes(saved),
+        "file_bytes": sum(files.values()),
     }
+    if "adapter" in files:
+        figures["adapter_bytes"] = files["adapter"]
     if stages:
         costs = [training_cost(stage.ledger, train_shape(stage.train, device)) for stage in stages]
         figures["train_peak_bytes"] = max(cost.peak.total for cost in costs)
@@ -90,12 +93,6 @@ def train_shape(train: Train, device: DeviceKind) -> TrainShape:
     for config in (train.objective, train.optimizer, *train.memory):
         shape = method_of(config).predict_training(shape, config)
     return shape
-
-
-def shipped_bytes(ledger: Ledger) -> int:
-    """Bytes of safetensors a save writes: the adapter alone where there is one, else the model."""
-    files = ledger.files()
-    return files.get("adapter", files.get("model", 0))
 
 
 def _walk(recipe: Recipe) -> tuple[list[Stage], ModelDims, list[MethodConfig]]:

@@ -101,7 +101,7 @@ def _pretraining(name: str, width: int, layers: int, tokens: int) -> dict[str, A
     config = {
         "model_type": "llama",
         "hidden_size": width,
-        "intermediate_size": width * 8 // 3,
+        "intermediate_size": 3 * width,
         "num_hidden_layers": layers,
         "num_attention_heads": width // 32,
         "num_key_value_heads": max(1, width // 64),
