@@ -22,7 +22,7 @@ _FINISH = {
     "length": "the number of tokens asked for",
     "end": "the model's end token",
     "context": "the end of the model's context",
-    "interrupted": "interrupted",
+    "interrupted": "Ctrl-C",
 }
 _INTERRUPTED = 130
 
@@ -85,8 +85,9 @@ def generate(
     if json:
         emit({"model": model, **made.document(), **about, "options": options.model_dump(mode="json")})
     elif stats:
-        rows = [*made.rows(), ("path", f"{path.backend} ({path.reason})"), ("device", str(loaded.device))]
-        table(["", ""], rows, console=err)
+        prepared = "; its kernels were prepared first" if path.backend == "graphs" else ""
+        rows = [("path", f"{path.backend} ({path.reason}{prepared})"), ("device", str(loaded.device))]
+        table(["", ""], [*made.rows(), *rows], console=err)
     if made.finish == "interrupted":
         raise typer.Exit(_INTERRUPTED)
 
@@ -158,15 +159,17 @@ class _Made:
     def rows(self) -> list[tuple[str, str]]:
         """The figures in words."""
         from hayless.core.units import format_seconds
+        from hayless.recipe.figures import number
 
         rows = [("prompt", f"{self.prompt_tokens:,} tokens"), ("generated", f"{len(self.pieces):,} tokens")]
         if self.times:
             rows.append(("first token", f"after {format_seconds(self.times[0])}"))
         if each := self.seconds_per_token:
-            rows.append(("then", f"{1000 * each:.3g} ms a token, {1 / each:.3g} tokens/s"))
+            rows.append(("then", f"{number(1000 * each)} ms a token, {number(1 / each)} tokens/s"))
         return [*rows, ("ended by", _FINISH[self.finish or "interrupted"])]
 
 
 def _print(text: str) -> None:
-    sys.stdout.write(text)
+    encoding = sys.stdout.encoding or "utf-8"
+    sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
     sys.stdout.flush()
