@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from hayless.cli.output import Json, emit, out
+from hayless.cli.output import Json, emit, out, table
 
 
 def run(
@@ -44,6 +44,7 @@ def run(
 
 def _show_plan(recipe: object, json: bool) -> None:
     from hayless.recipe import yaml
+    from hayless.recipe.figures import title, written
     from hayless.recipe.prediction import ledger_table, predict
     from hayless.recipe.schema import Recipe
 
@@ -55,5 +56,6 @@ def _show_plan(recipe: object, json: bool) -> None:
         return
     out.print(yaml.write(resolved))
     out.print(ledger_table(prediction.ledger))
-    for name, value in prediction.to_json()["figures"].items():
-        out.print(f"{name}: {value:,}")
+    out.print()
+    rows = [(title(name), written(name, value)) for name, value in prediction.figures.items()]
+    table(["predicted", ""], rows, right=1)

@@ -29,7 +29,8 @@ BUDGET_TOKENS = 120_000
 """What a row may train on beyond the target."""
 HELDOUT_TOKENS = 32_768
 
-_CONTEXT = 256
+_CONTEXT = 128
+"""Tokens of context, in training as in measuring: positions that were never trained would be measured as noise."""
 _DATA = {"sources": [{"builtin": "stdlib"}]}
 _MEASURE = {"measure": {"heldout_tokens": HELDOUT_TOKENS, "context": _CONTEXT}}
 _PROMPTS = ["def main(", "The Python language"]
@@ -53,7 +54,7 @@ def _apply(method: str, **options: Any) -> dict[str, Any]:
 def _train(learning_rate: float = 5e-4, **settings: Any) -> dict[str, Any]:
     """Training within the budget, which decides its length."""
     optimizer = settings.pop("optimizer", {"method": "adamw", "learning_rate": learning_rate})
-    length = {"tokens": BUDGET_TOKENS, "batch_size": 4, "sequence_length": _CONTEXT // 2}
+    length = {"tokens": BUDGET_TOKENS, "batch_size": 4, "sequence_length": _CONTEXT}
     return {"train": {**length, "optimizer": optimizer, **settings}}
 
 
@@ -105,14 +106,14 @@ def _pretraining(name: str, width: int, layers: int, tokens: int) -> dict[str, A
         "num_hidden_layers": layers,
         "num_attention_heads": width // 32,
         "num_key_value_heads": max(1, width // 64),
-        "max_position_embeddings": 2 * _CONTEXT,
+        "max_position_embeddings": _CONTEXT,
         "tie_word_embeddings": True,
         "initializer_range": 0.06,
     }
     train = {
         "tokens": tokens,
         "batch_size": 4,
-        "sequence_length": _CONTEXT // 2,
+        "sequence_length": _CONTEXT,
         "optimizer": {"method": "adamw", "learning_rate": 5e-3},
         "schedule": {"warmup": 0.05, "floor": 0.05},
         "validate_every": 500,
