@@ -10,12 +10,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from hayless.model import registration
+from hayless.version import __version__
 
 if TYPE_CHECKING:
     from hayless.api import apply, compare, load, load_tokenizer, method, run, save
 
-__version__ = "0.1.0"
-__all__ = ["apply", "compare", "load", "load_tokenizer", "method", "run", "save"]
+__all__ = ["__version__", "apply", "compare", "load", "load_tokenizer", "method", "run", "save"]
 
 registration.install()
 

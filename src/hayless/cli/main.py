@@ -38,7 +38,7 @@ def _register() -> None:
 @app.callback(invoke_without_command=True)
 def _root(version: bool = typer.Option(False, "--version", help="Print the version and leave.")) -> None:
     if version:
-        from hayless import __version__
+        from hayless.version import __version__
 
         typer.echo(__version__)
         raise typer.Exit

@@ -142,7 +142,7 @@ def merge_adapters(model: PreTrainedModel) -> list[Change]:
 
 
 def _set_record(model: PreTrainedModel, configs: Sequence[MethodConfig]) -> None:
-    from hayless import __version__
+    from hayless.version import __version__
 
     entries = [config.model_dump(mode="json") for config in configs]
     if entries:

@@ -20,7 +20,7 @@ from typing import Any
 from jinja2 import Environment
 from markupsafe import Markup
 
-from hayless import __version__
+from hayless.version import __version__
 from hayless.core import atomic
 from hayless.core.errors import RequestError
 from hayless.core.measurement import Measurement
