@@ -31,6 +31,18 @@ def tokenizer(level: str = "bpe") -> PreTrainedTokenizerBase:
     return train([prose(300, seed) for seed in range(8)], level, 300)  # type: ignore[arg-type]
 
 
+def chat_tokenizer(
+    template: str | None, *, bos: str | None = None, eos: str = "<|im_end|>", level: str = "bpe"
+) -> PreTrainedTokenizerBase:
+    """A small tokenizer with a chat template and the special tokens that templates of the field write."""
+    text = prose(300, 1) + " System user assistant Be brief. Hello! What is 2+2? Four. INST think Instruction Response"
+    found = train([text], level, 400)  # type: ignore[arg-type]
+    found.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>", "<s>", "</s>"]})
+    found.bos_token, found.eos_token = bos, eos
+    found.chat_template = template
+    return found
+
+
 def write_lines(path: Path, rows: list[dict[str, Any]]) -> Path:
     """A JSON Lines file."""
     path.parent.mkdir(parents=True, exist_ok=True)

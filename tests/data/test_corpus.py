@@ -59,14 +59,14 @@ def test_no_training_document_copies_a_held_out_one(tmp_path, near):
     for number, record in enumerate(whole.heldout):
         (folder / f"copy{number}.txt").write_text(record.text)
         (folder / f"near{number}.txt").write_text(changed(record.text, 0.02))
-    (folder / "twin.txt").write_text(changed(whole.train[0].text, 0.02))
+    (folder / "twin.txt").write_text(changed(next(iter(whole.train)).text, 0.02))
     again = corpus(made.config(folder, heldout=0.3, near_duplicates=near), tmp_path)
     texts = [record.text for record in again.heldout]
     for record in again.train:
         assert record.text not in texts
         assert not record.id.startswith(("copy", "near"))
-    kept = {record.id for record in again.train + again.heldout}
-    assert ("twin.txt" in kept and whole.train[0].id in kept) == (not near)
+    kept = {record.id for record in [*again.train, *again.heldout]}
+    assert ("twin.txt" in kept and next(iter(whole.train)).id in kept) == (not near)
     assert "near-copies" in again.description
 
 
@@ -74,12 +74,19 @@ def test_it_is_kept_and_read_back(tmp_path):
     folder = made.texts(tmp_path, [50] * 8)
     first = corpus(made.config(folder), tmp_path / "kept")
     made_at = {path: path.stat().st_mtime_ns for path in (tmp_path / "kept").rglob("*.jsonl")}
-    assert corpus(made.config(folder), tmp_path / "kept") == first
+    again = corpus(made.config(folder), tmp_path / "kept")
+    assert (list(again.train), list(again.heldout)) == (list(first.train), list(first.heldout))
+    assert (len(again.train), len(again.heldout)) == (len(list(first.train)), len(list(first.heldout)))
+    assert (again.description, again.fingerprint, again.left_out) == (
+        first.description,
+        first.fingerprint,
+        first.left_out,
+    )
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "kept").rglob("*.jsonl")} == made_at
     (folder / "000.txt").write_text("changed")
     second = corpus(made.config(folder), tmp_path / "kept")
     assert second.fingerprint != first.fingerprint
-    assert "changed" in {record.text for record in second.train + second.heldout}
+    assert "changed" in {record.text for record in [*second.train, *second.heldout]}
 
 
 def test_a_damaged_corpus_is_not_used(tmp_path):
@@ -94,7 +101,7 @@ def test_a_damaged_corpus_is_not_used(tmp_path):
 def test_domains_are_chosen_by_name_and_nearest_spelling_is_offered(tmp_path):
     folders = [made.texts(tmp_path, [40] * 4, name) for name in ("verse", "prose")]
     chosen = corpus(made.config(*folders, domains=("verse",)), tmp_path)
-    assert {record.domain for record in chosen.train + chosen.heldout} == {"verse"}
+    assert {record.domain for record in [*chosen.train, *chosen.heldout]} == {"verse"}
     with pytest.raises(RequestError, match="Did you mean 'verse'"):
         corpus(made.config(*folders, domains=("vers",)), tmp_path)
 
@@ -102,7 +109,7 @@ def test_domains_are_chosen_by_name_and_nearest_spelling_is_offered(tmp_path):
 def test_equal_names_in_two_sources_are_told_apart(tmp_path):
     folders = [made.texts(tmp_path / name, [40] * 3, name) for name in ("a", "bb")]
     found = corpus(made.config(*folders), tmp_path)
-    ids = [record.id for record in found.train + found.heldout]
+    ids = [record.id for record in [*found.train, *found.heldout]]
     assert len(set(ids)) == len(ids) == 6 and "000.txt~2" in ids
 
 
@@ -120,7 +127,7 @@ def test_what_a_step_learns_must_be_what_the_source_holds(tmp_path):
         with pytest.raises(RequestError, match=has):
             corpus(made.config(path), tmp_path, kind=kind)
     whole = corpus(made.config(examples, heldout=0.3), tmp_path, kind="lm")
-    assert sorted(record.text for record in whole.train + whole.heldout) == sorted(f"p{n} c" for n in range(9))
+    assert sorted(record.text for record in [*whole.train, *whole.heldout]) == sorted(f"p{n} c" for n in range(9))
 
 
 @pytest.mark.parametrize("near", [True, False])
@@ -131,7 +138,7 @@ def test_what_is_held_out_for_measuring_is_what_training_holds_out(tmp_path, nea
         (folder / f"near{number}.txt").write_text(text, encoding="utf-8")
     config = made.config(folder, heldout=0.5, near_duplicates=near)
     found, expected = to_measure(config, everything=False), corpus(config, tmp_path)
-    assert found.records == expected.heldout and found.kind == "lm"
+    assert found.records == list(expected.heldout) and found.kind == "lm"
     everything = to_measure(config, everything=True)
     assert len(everything.records) == 20 and "all: 20 documents" in everything.description
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hayless.core.errors import NotSupported, RequestError
+from hayless.core.errors import RequestError
 from hayless.data.config import Source
 from hayless.data.documents import COLLECTION_BYTES, PIECE_BYTES, cut, find_files
 from hayless.data.sources import read_source
@@ -24,7 +24,9 @@ def test_a_folder_gives_text_files_in_order_and_says_what_it_passed_over(tmp_pat
     read = read_source(Source(path=str(tmp_path)))
     assert [record.id for record in read.records] == ["prose/000.txt", "prose/001.txt", "prose/002.txt"]
     assert {record.domain for record in read.records} == {"prose"}
-    assert "2 passed over" in read.description and "1 empty left out" in read.description
+    assert (
+        "2 passed over" in read.description and "1 with nothing to learn left out (prose/blank.txt)" in read.description
+    )
     assert "text (detected)" in read.description
 
 
@@ -115,12 +117,6 @@ def test_odd_file_names(tmp_path):
 def test_an_empty_path_is_not_the_current_folder():
     with pytest.raises(RequestError, match="path = '' is not possible"):
         read_source(Source(path=""))
-
-
-def test_parquet_is_refused_by_name(tmp_path):
-    (tmp_path / "rows.parquet").write_bytes(b"PAR1")
-    with pytest.raises(NotSupported, match="Parquet"):
-        read_source(Source(path=str(tmp_path / "rows.parquet")))
 
 
 @pytest.mark.parametrize("joint", ["\n\n", "\n", " ", ""])

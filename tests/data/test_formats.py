@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from hayless.core.errors import FileDamaged, NotSupported, RequestError
+from hayless.core.errors import FileDamaged, RequestError
 from hayless.data.config import Source
 from hayless.data.documents import Document
 from hayless.data.examples import Example, Preference
@@ -138,12 +138,6 @@ def test_unknown_fields_say_what_is_known(tmp_path):
     with pytest.raises(RequestError, match="no known format has the fields foo") as caught:
         read(made.write_lines(tmp_path / "a.jsonl", [{"foo": 1}]))
     assert "instruction + output" in str(caught.value)
-
-
-@pytest.mark.parametrize("field", ["messages", "conversations"])
-def test_chats_are_refused_by_name(tmp_path, field):
-    with pytest.raises(NotSupported, match=field):
-        read(made.write_lines(tmp_path / "a.jsonl", [{field: []}]))
 
 
 def test_rows_and_text_do_not_mix_in_one_source(tmp_path):

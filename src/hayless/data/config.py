@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from hayless.core.options import Options
 
-Format = Literal["auto", "text", "jsonl", "alpaca", "prompt_completion", "preference"]
+Format = Literal["auto", "text", "jsonl", "alpaca", "prompt_completion", "messages", "sharegpt", "preference"]
 
 
 class Source(Options):
@@ -18,16 +18,40 @@ class Source(Options):
     builtin: Literal["stdlib"] | None = Field(
         None, description="`stdlib`: the running interpreter's own library, documentation and headers."
     )
+    hub: str | None = Field(None, description="Id of a dataset on the Hugging Face hub; its code is never run.")
+    subset: str | None = Field(None, description="Which configuration of a hub dataset, where it has several.")
+    split: str = Field("train", description="Which split of a hub dataset; a part is written `train[:1000]`.")
+    revision: str | None = Field(None, description="Branch, tag or commit of a hub dataset.")
+    streaming: bool = Field(
+        False, description="Read a hub dataset over the network as it is needed, instead of copying it to disk first."
+    )
+    limit: int | None = Field(None, ge=1, description="Only the first so many rows of a hub dataset.")
     format: Format = Field("auto", description="How to read it; auto looks at the content and says what it found.")
     domain: str | None = Field(
         None, description="Name of the domain; the file's folder or the format's own if not given."
     )
+    template: Literal["plain", "chat"] = Field(
+        "plain",
+        description="How instructions and questions are put: in the plain template, or as chats in the tokenizer's.",
+    )
+    turns: Literal["all", "last"] = Field(
+        "all", description="Which of the assistant's turns of a chat are learnt: all of them, or the last."
+    )
 
     @model_validator(mode="after")
     def _one_place(self) -> Self:
-        if (self.path is None) == (self.builtin is None):
-            raise ValueError("give exactly one of path and builtin")
+        if [self.path, self.builtin, self.hub].count(None) != 2:
+            raise ValueError("give exactly one of path, builtin and hub")
+        if self.hub is None:
+            for name in ("subset", "split", "revision", "streaming", "limit"):
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(f"{name} is for hub datasets only: leave it out, or give hub")
         return self
+
+    @property
+    def name(self) -> str:
+        """What a message calls the source."""
+        return self.path or self.builtin or f"{self.hub}{f' ({self.subset})' if self.subset else ''}, {self.split}"
 
 
 class DataConfig(Options):

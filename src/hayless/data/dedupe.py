@@ -6,7 +6,8 @@ from MinHash signatures (Broder, On the resemblance and containment of documents
 locality-sensitive hashing; each candidate is then checked on the sets themselves, so what is dropped is a near-copy for
 certain. A pair at the threshold is missed with probability (1 − 0.7⁴)³² < 10⁻³.
 
-What this does not see: a short document contained in a long one.
+Signatures are computed for many documents at once; one after the other go only those that share a band's value with
+another. What this does not see: a short document contained in a long one.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from hashlib import sha256
 
 import numpy as np
@@ -28,62 +28,67 @@ _BANDS = 32
 _ROWS = 4
 _KEPT_A_BAND = 16
 """Documents of one band's value that a new one is compared with; bounds the work among thousands of look-alikes."""
-_CHUNK = 4096
+_TEXTS_AT_ONCE = 512
+_SHINGLES_AT_ONCE = 4096
+_WORD = re.compile(r"\w+")
 
 Hashes = NDArray[np.uint64]
 
 
-@dataclass(frozen=True, slots=True)
-class Copies:
-    """`of`: for each document the index of the earlier kept one it copies, or None. Counts of exact and near copies."""
-
-    of: list[int | None]
-    exact: int
-    near: int
-
-
 def find_copies(
     texts: Sequence[str], *, near_from: int = 0, against: int | None = None, progress: Progress = no_progress
-) -> Copies:
-    """Which texts copy an earlier kept one. Exact copies are found everywhere.
+) -> list[int | None]:
+    """For each text the index of the earlier one it copies, or None. Exact copies are found everywhere.
 
     Near-copies are looked for among texts from index `near_from` on, and only against the first `against` texts
     (all earlier ones if None).
     """
-    first: dict[bytes, int] = {}
-    bands: list[dict[int, list[int]]] = [{} for _ in range(_BANDS)]
-    shingles: dict[int, Hashes] = {}
+    of = _exact_copies(texts)
+    different = np.array([index for index, found in enumerate(of) if found is None], dtype=np.int64)
     hasher = _Hasher()
-    of: list[int | None] = []
-    exact = near = 0
-    for index, text in enumerate(texts):
-        if index % 256 == 0:
-            progress("looking for copies", index, len(texts))
-        key = _key(text)
-        found = first.setdefault(key, index)
-        if found != index:
-            of.append(found)
-            exact += 1
-            continue
-        own = hasher.shingles(text)
-        values = hasher.bands(own) if len(own) else []
-        copied = None
+    bands = np.zeros((len(different), _BANDS), dtype=np.uint64)
+    any_words = np.zeros(len(different), dtype=np.bool_)
+    for start in range(0, len(different), _TEXTS_AT_ONCE):
+        part = slice(start, start + _TEXTS_AT_ONCE)
+        bands[part], any_words[part] = hasher.bands([texts[index] for index in different[part]])
+        progress("looking for copies", start, len(different))
+    seen: list[dict[int, list[int]]] = [{} for _ in range(_BANDS)]
+    kept: dict[int, Hashes] = {}
+    for at in np.flatnonzero(any_words & _sharing(bands, any_words)):
+        index = int(different[at])
+        values = bands[at].tolist()
+        own = hasher.shingles(texts[index])
         if index >= near_from:
             candidates = sorted(
-                {other for band, value in zip(bands, values, strict=False) for other in band.get(value, ())}
+                {other for band, value in zip(seen, values, strict=True) for other in band.get(value, ())}
             )
-            copied = next((other for other in candidates if similarity(own, shingles[other]) >= THRESHOLD), None)
-        of.append(copied)
-        if copied is not None:
-            near += 1
-        elif against is None or index < against:
-            shingles[index] = own
-            for band, value in zip(bands, values, strict=False):
+            of[index] = next((other for other in candidates if similarity(own, kept[other]) >= THRESHOLD), None)
+        if of[index] is None and (against is None or index < against):
+            kept[index] = own
+            for band, value in zip(seen, values, strict=True):
                 members = band.setdefault(value, [])
                 if len(members) < _KEPT_A_BAND:
                     members.append(index)
-    progress("looking for copies", len(texts), len(texts))
-    return Copies(of, exact, near)
+    progress("looking for copies", len(different), len(different))
+    return of
+
+
+def _exact_copies(texts: Sequence[str]) -> list[int | None]:
+    first: dict[bytes, int] = {}
+    found = [first.setdefault(sha256(text.encode()).digest(), index) for index, text in enumerate(texts)]
+    return [None if earlier == index else earlier for index, earlier in enumerate(found)]
+
+
+def _sharing(bands: Hashes, chosen: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Which of the chosen documents (d,) have the value of a band (d, bands) in common with another chosen one."""
+    found = np.zeros(len(bands), dtype=np.bool_)
+    places = np.flatnonzero(chosen)
+    for values in bands[places].T:
+        order = np.argsort(values, kind="stable")
+        same = values[order[1:]] == values[order[:-1]]
+        found[places[order[1:][same]]] = True
+        found[places[order[:-1][same]]] = True
+    return found
 
 
 def similarity(one: Hashes, other: Hashes) -> float:
@@ -94,43 +99,61 @@ def similarity(one: Hashes, other: Hashes) -> float:
     return shared / (len(one) + len(other) - shared)
 
 
+class _Numbers(dict[str, int]):
+    """Words → numbers, each worked out once."""
+
+    def __missing__(self, word: str) -> int:
+        number = self[word] = zlib.crc32(word.encode())
+        return number
+
+
 class _Hasher:
     """Shingles as 64-bit hashes, and the bands of their MinHash signatures."""
 
     def __init__(self) -> None:
         random = np.random.Generator(np.random.PCG64(20_240_601))
         size = _BANDS * _ROWS
-        self._multiply = random.integers(0, 2**63, size, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
-        self._add = random.integers(0, 2**63, size, dtype=np.uint64)
+        self._multiply = random.integers(0, 2**63, (size, 1), dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+        self._add = random.integers(0, 2**63, (size, 1), dtype=np.uint64)
         self._mix = random.integers(0, 2**63, _ROWS, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
-        self._words: dict[str, int] = {}
+        self._numbers = _Numbers()
 
     def shingles(self, text: str) -> Hashes:
         """Sorted distinct hashes of every `_WORDS` words in a row; of all words where there are fewer."""
-        known = self._words
-        numbers = []
-        for word in re.findall(r"\w+", text.lower()):
-            number = known.get(word)
-            if number is None:
-                number = known[word] = zlib.crc32(word.encode())
-            numbers.append(number)
-        words = np.array(numbers, dtype=np.uint64)
-        if not len(words):
-            return words
-        width = min(_WORDS, len(words))
-        total = np.zeros(len(words) - width + 1, dtype=np.uint64)
-        for offset in range(width):
-            total = _scramble(total + words[offset : len(words) - width + 1 + offset])
-        return np.unique(total)
+        found, _ = self._shingles([text])
+        return np.unique(found)
 
-    def bands(self, shingles: Hashes) -> list[int]:
-        """One value a band: equal values make candidates."""
-        signature = np.full(_BANDS * _ROWS, np.iinfo(np.uint64).max, dtype=np.uint64)
-        for start in range(0, len(shingles), _CHUNK):
-            part = shingles[start : start + _CHUNK, None] * self._multiply + self._add
-            signature = np.minimum(signature, part.min(axis=0))
-        mixed = (_scramble(signature).reshape(_BANDS, _ROWS) * self._mix).sum(axis=1, dtype=np.uint64)
-        return [int(value) for value in mixed]
+    def bands(self, texts: Sequence[str]) -> tuple[Hashes, NDArray[np.bool_]]:
+        """For each text (d,) one value a band (d, bands), equal values making candidates; and whether it has words."""
+        shingles, counts = self._shingles(texts)
+        owner = np.repeat(np.arange(len(texts)), counts)
+        signatures = np.full((_BANDS * _ROWS, len(texts)), np.iinfo(np.uint64).max, dtype=np.uint64)
+        for start in range(0, len(shingles), _SHINGLES_AT_ONCE):
+            part = slice(start, start + _SHINGLES_AT_ONCE)
+            owners, firsts = np.unique(owner[part], return_index=True)
+            lowest = np.minimum.reduceat(shingles[part] * self._multiply + self._add, firsts, axis=1)
+            signatures[:, owners] = np.minimum(signatures[:, owners], lowest)
+        mixed = _scramble(signatures.T.copy()).reshape(len(texts), _BANDS, _ROWS) * self._mix
+        return mixed.sum(axis=2, dtype=np.uint64), counts > 0
+
+    def _shingles(self, texts: Sequence[str]) -> tuple[Hashes, NDArray[np.int64]]:
+        """The hashes of all texts' shingles one after the other, repeated ones too, and how many each text has."""
+        number = self._numbers.__getitem__
+        split = [[number(word) for word in _WORD.findall(text.lower())] for text in texts]
+        sizes = np.array([len(numbers) for numbers in split], dtype=np.int64)
+        words = np.array([value for numbers in split for value in numbers], dtype=np.uint64)
+        widths = np.minimum(sizes, _WORDS)
+        counts = np.where(sizes, sizes - widths + 1, 0)
+        first_word = np.cumsum(sizes) - sizes
+        first_shingle = np.cumsum(counts) - counts
+        place = np.arange(counts.sum()) + np.repeat(first_word - first_shingle, counts)
+        width = np.repeat(widths, counts)
+        total = np.zeros(len(place), dtype=np.uint64)
+        for offset in range(_WORDS):
+            inside = width > offset
+            mixed = _scramble(total + words[np.where(inside, place + offset, 0)]) if len(words) else total
+            total = np.where(inside, mixed, total)
+        return total, counts
 
 
 def _scramble(values: Hashes) -> Hashes:
@@ -138,7 +161,3 @@ def _scramble(values: Hashes) -> Hashes:
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
-
-
-def _key(text: str) -> bytes:
-    return sha256(text.encode()).digest()

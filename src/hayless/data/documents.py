@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import glob
 import gzip
+import hashlib
 import re
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from hayless.core.errors import FileDamaged, RequestError, bad_value
 
@@ -24,7 +27,10 @@ _SUFFIXES = (
     " .rs .go .java .js .ts .sh .sql .r .jl .rb .pl .lua .swift .kt .scala .hs .ml .lisp .el"
 )
 TEXT_SUFFIXES = frozenset(_SUFFIXES.split())
-ROW_SUFFIXES = frozenset({".json", ".jsonl", ".ndjson"})
+TABLE_SUFFIXES = frozenset({".parquet", ".arrow"})
+ROW_SUFFIXES = frozenset({".json", ".jsonl", ".ndjson"}) | TABLE_SUFFIXES
+_ABOUT_TABLES = frozenset({"dataset_info.json", "dataset_dict.json", "state.json"})
+"""What the datasets library writes beside its tables."""
 _BLANK_LINES = re.compile(r"\n[ \t\r]*\n")
 
 
@@ -39,11 +45,19 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class FoundFile:
-    """A file of a source: where it is, its name relative to the source, and the name of its folder."""
+    """A file of a source: where it is, its name relative to the source, and the name of its folder.
+
+    `unit` is what its rows are counted in: lines, or rows where it has no lines.
+    """
 
     path: Path
     name: str
     folder: str
+    unit: Literal["line", "row"] = "line"
+
+    def at(self, number: int) -> str:
+        """A place in the file, in words."""
+        return f"{self.path}, {self.unit} {number}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +88,7 @@ def find_files(pattern: str) -> Found:
             raise RequestError(f"{pattern} is not a regular file.", hint="Give a file, a folder or a glob pattern.")
         return Found((_named(path),))
     if not glob.has_magic(pattern):
-        raise RequestError(f"There is no file or folder {pattern} (in {Path.cwd()}).", hint="Check data.sources.path.")
+        raise RequestError(f"There is no file or folder {pattern} (in {Path.cwd()}).", hint="Check the path.")
     root = _fixed_part(path)
     matches = sorted(Path(name) for name in glob.glob(str(path), recursive=True))  # noqa: PTH207 (absolute patterns)
     # A link to a folder above makes a pattern with ** match the same file again and again.
@@ -87,12 +101,10 @@ def find_files(pattern: str) -> Found:
     return Found(tuple(_named(file, root) for file in files))
 
 
-def read_bytes(path: Path) -> bytes:
-    """The bytes of a file as they lie on disk; RequestError where it cannot be read."""
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise RequestError(f"{path} cannot be read: {error.strerror or error}.") from None
+def checksum(path: Path) -> bytes:
+    """SHA-256 of a file as it lies on disk; RequestError where it cannot be read."""
+    with _readable(path), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 def read_text(path: Path) -> str:
@@ -100,7 +112,8 @@ def read_text(path: Path) -> str:
 
     RequestError names the file and the first byte that is not UTF-8; FileDamaged a gzip file that is not whole.
     """
-    content = read_bytes(path)
+    with _readable(path):
+        content = path.read_bytes()
     if path.suffix.lower() == ".gz":
         try:
             content = gzip.decompress(content)
@@ -114,6 +127,14 @@ def read_text(path: Path) -> str:
             f"{path} is not UTF-8: byte 0x{content[error.start]:02x} at position {error.start} (line {line}).",
             hint="Convert it first, for example with: iconv -f latin1 -t utf-8",
         ) from None
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RequestError(f"{path} cannot be read: {error.strerror or error}.") from None
 
 
 def cut(text: str) -> Iterator[str]:
@@ -144,10 +165,12 @@ def _cut_at(text: str, start: int) -> int:
 
 def _in_folder(root: Path) -> Found:
     files, passed_over = [], 0
+    tables = any(path.suffix == ".arrow" for path in root.rglob("*"))
     for path in sorted(root.rglob("*")):
         if path.is_dir():
             continue
         hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
+        hidden |= tables and path.name in _ABOUT_TABLES
         if hidden or not path.is_file() or kind_of(path) not in TEXT_SUFFIXES | ROW_SUFFIXES:
             passed_over += 1
         else:
@@ -155,7 +178,7 @@ def _in_folder(root: Path) -> Found:
     if not files:
         raise RequestError(
             f"The folder {root} has no text files ({passed_over} others).",
-            hint="Looked for .txt, .md, source code, .json and .jsonl; a glob pattern takes files of any name.",
+            hint="Looked for .txt, .md, source code, .json, .jsonl, .parquet; a glob pattern takes files of any name.",
         )
     return Found(tuple(files), passed_over)
 
@@ -168,7 +191,7 @@ def _named(path: Path, root: Path | None = None) -> FoundFile:
         f"{name}{folder}".encode()
     except UnicodeEncodeError:
         raise RequestError(f"The file name {name!r} is not UTF-8.", hint="Rename the file.") from None
-    return FoundFile(path, name.replace("#", "%23"), folder)
+    return FoundFile(path, name.replace("#", "%23"), folder, "row" if kind_of(path) in TABLE_SUFFIXES else "line")
 
 
 def _fixed_part(pattern: Path) -> Path:

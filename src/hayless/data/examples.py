@@ -1,7 +1,7 @@
-"""Examples to tune on: a prompt with an output, and pairs of answers of which one is preferred.
+"""Rows of every format as records: examples to tune on, pairs of answers of which one is preferred, texts, chats.
 
-Alpaca triples and question/answer rows are rendered by one fixed template; prompt/completion rows are taken as they
-are. Only the output is trained on.
+Alpaca triples and question/answer rows are rendered by one fixed template, or become chats where that is asked for;
+prompt/completion rows are taken as they are. Only the output is trained on.
 """
 
 from __future__ import annotations
@@ -9,10 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from hayless.core.errors import NotSupported, RequestError
-from hayless.data.config import Format
+from hayless.core.errors import RequestError
+from hayless.data import chats
+from hayless.data.chats import ChatPreference, Conversation
+from hayless.data.config import Format, Source
 from hayless.data.documents import Document
-from hayless.data.rows import Row
+from hayless.data.rows import Row, RowError
 
 INSTRUCTION = "### Instruction:\n{instruction}\n\n### Response:\n"
 INSTRUCTION_WITH_INPUT = "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
@@ -50,14 +52,11 @@ class Preference:
         return f"{self.prompt}{self.chosen}\n{self.rejected}"
 
 
-Record = Document | Example | Preference
-
-
-class RowError(ValueError):
-    """What is wrong with one row; the reader adds file and line."""
-
+Record = Document | Example | Conversation | Preference | ChatPreference
 
 _FIELDS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "messages": (("messages",),),
+    "sharegpt": (("conversations",),),
     "preference": (("chosen", "rejected"),),
     "alpaca": (("instruction", "output"),),
     "prompt_completion": (("prompt", "completion"), ("question", "answer")),
@@ -67,12 +66,6 @@ _FIELDS: dict[str, tuple[tuple[str, ...], ...]] = {
 
 def detect(row: Row) -> Format:
     """The format whose fields the row has; RequestError names the fields that were looked for."""
-    for chat in ("messages", "conversations"):
-        if chat in row.fields:
-            raise NotSupported(
-                f"{row.file.path} holds chats ({chat}), which are not read yet.",
-                hint="Write each as prompt and completion.",
-            )
     for name, variants in _FIELDS.items():
         if any(all(field in row.fields for field in fields) for fields in variants):
             return name  # type: ignore[return-value]
@@ -80,29 +73,43 @@ def detect(row: Row) -> Format:
         f"{name}: {' or '.join(' + '.join(fields) for fields in variants)}" for name, variants in _FIELDS.items()
     )
     have = ", ".join(map(str, list(row.fields)[:12])) or "none"
-    raise RequestError(
-        f"{row.file.path}, line {row.line}: no known format has the fields {have}.", hint=f"Known are {known}."
-    )
+    raise RequestError(f"{row.file.at(row.line)}: no known format has the fields {have}.", hint=f"Known are {known}.")
 
 
-def parse(row: Row, form: Format, domain: str) -> Record | None:
+def parse(row: Row, form: Format, source: Source) -> Record | None:
     """A row of format `form` as a record; None where it has nothing to learn (an empty text or output).
 
     Raises RowError for a missing field or a wrong type.
     """
+    domain = source.domain or (row.file.folder if form == "jsonl" else form)
     if form == "jsonl":
         text = _text(row.fields, "text")
         return Document(row.id, domain, text) if text.strip() else None
+    if form in ("messages", "sharegpt"):
+        field = "conversations" if "conversations" in row.fields else "messages"
+        return chats.conversation(row, field, domain, source.turns)
     if form == "preference":
-        return _preference(row, domain)
+        return chats.preference(row, domain) if isinstance(row.fields.get("chosen"), list) else _preference(row, domain)
     if form == "alpaca":
-        prompt = instruction(_text(row.fields, "instruction"), _text(row.fields, "input", optional=True))
-        output = _text(row.fields, "output")
-    elif "question" in row.fields and "prompt" not in row.fields:
-        prompt, output = instruction(_text(row.fields, "question")), _text(row.fields, "answer")
-    else:
-        prompt, output = _text(row.fields, "prompt"), _text(row.fields, "completion")
+        question = _text(row.fields, "instruction"), _text(row.fields, "input", optional=True)
+        return _answered(row, domain, question, _text(row.fields, "output"), source)
+    if "question" in row.fields and "prompt" not in row.fields:
+        return _answered(row, domain, (_text(row.fields, "question"), ""), _text(row.fields, "answer"), source)
+    if isinstance(row.fields.get("completion"), list):
+        return chats.prompt_and_completion(row, domain, source.turns)
+    prompt, output = _text(row.fields, "prompt"), _text(row.fields, "completion")
     return Example(row.id, domain, prompt, output) if output.strip() else None
+
+
+def _answered(row: Row, domain: str, question: tuple[str, str], output: str, source: Source) -> Record | None:
+    """An instruction, what it is about (or nothing), and the output, in the template that the source asks for."""
+    if not output.strip():
+        return None
+    if source.template == "plain":
+        return Example(row.id, domain, instruction(*question), output)
+    asked = "\n\n".join(part for part in question if part.strip())
+    messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": output}]
+    return Conversation(row.id, domain, messages, learnt=[1])
 
 
 def instruction(instruction: str, input: str = "") -> str:
@@ -146,8 +153,5 @@ def _text(fields: dict[str, Any], name: str, *, optional: bool = False) -> str:
         raise RowError(f"{name} is missing" if name not in fields else f"{name} is null")
     if not isinstance(value, str):
         raise RowError(f"{name} is {type(value).__name__}, not a string")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise RowError(f"{name} holds half of a surrogate pair, which is no character") from None
+    chats.check_characters(value, name)
     return value

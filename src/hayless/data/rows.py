@@ -1,21 +1,23 @@
-"""Rows of JSON: JSON Lines, or one JSON list, plain or gzipped; every row knows its file and line."""
+"""Rows: JSON Lines or one JSON list, plain or gzipped; Parquet and Arrow tables. Every row knows its file and line."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from hayless.core.errors import RequestError
-from hayless.data.documents import FoundFile, read_text
+from hayless.core.errors import FileDamaged, RequestError
+from hayless.data.documents import TABLE_SUFFIXES, FoundFile, kind_of, read_text
 
 _SHOWN = 5
+_ROWS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One JSON object. `line` counts from 1 and is where the object starts."""
+    """One JSON object, or row of a table. `line` counts from 1 and is where the object starts."""
 
     file: FoundFile
     line: int
@@ -25,6 +27,10 @@ class Row:
     def id(self) -> str:
         """A name for what the row becomes: the file's name and the line."""
         return f"{self.file.name}:{self.line}"
+
+
+class RowError(ValueError):
+    """What is wrong with one row; the reader adds file and line."""
 
 
 class Malformed:
@@ -38,7 +44,7 @@ class Malformed:
         """Note one row that cannot be used."""
         self._count += 1
         if len(self._found) < _SHOWN:
-            self._found.append(f"{file.path}, line {line}: {reason}")
+            self._found.append(f"{file.at(line)}: {reason}")
 
     def check(self) -> None:
         """RequestError when anything was noted."""
@@ -51,7 +57,10 @@ class Malformed:
 
 
 def read_rows(file: FoundFile, malformed: Malformed) -> Iterator[Row]:
-    """The objects of a JSON Lines file or of a JSON list. Lines that are no objects go to `malformed`."""
+    """The objects of a file. Lines that are no objects go to `malformed`; FileDamaged for a table that is not whole."""
+    if kind_of(file.path) in TABLE_SUFFIXES:
+        yield from _table_rows(file)
+        return
     text = read_text(file.path)
     if text.lstrip()[:1] == "[":
         yield from _list_rows(file, text, malformed)
@@ -101,6 +110,40 @@ def _list_rows(file: FoundFile, text: str, malformed: Malformed) -> Iterator[Row
         elif text[at : at + 1] != "]":
             malformed.add(file, line + text.count("\n", counted, at), "the list ends without ]")
             return
+
+
+def _table_rows(file: FoundFile) -> Iterator[Row]:
+    """Rows of a Parquet or Arrow file, mapped into memory and turned to Python a thousand at a time."""
+    import pyarrow
+
+    line = 0
+    try:
+        for batch in _record_batches(file.path):
+            for fields in batch.to_pylist():
+                line += 1
+                yield Row(file, line, fields)
+    except (pyarrow.ArrowException, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise FileDamaged(f"{file.path} is not a whole {kind_of(file.path)[1:]} file: {reason}") from error
+
+
+def _record_batches(path: Path) -> Iterator[Any]:
+    import pyarrow
+    from pyarrow import ipc, parquet
+
+    if kind_of(path) == ".parquet":
+        with parquet.ParquetFile(path, memory_map=True) as table:
+            yield from table.iter_batches(_ROWS_AT_ONCE)
+        return
+    with pyarrow.memory_map(str(path)) as source:
+        try:
+            reader = ipc.open_stream(source)
+        except pyarrow.ArrowInvalid:
+            opened = ipc.open_file(source)
+            reader = (opened.get_batch(number) for number in range(opened.num_record_batches))
+        for batch in reader:
+            for start in range(0, batch.num_rows, _ROWS_AT_ONCE):
+                yield batch.slice(start, _ROWS_AT_ONCE)
 
 
 def _json_name(value: Any) -> str:

@@ -3,47 +3,48 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
-from hayless.core.errors import NotSupported, RequestError
+from hayless.core.errors import RequestError
 from hayless.core.units import format_bytes
-from hayless.data import stdlib
+from hayless.data import hub, stdlib
 from hayless.data.config import Format, Source
 from hayless.data.documents import (
     ROW_SUFFIXES,
     Document,
     Found,
     FoundFile,
+    checksum,
     cut,
     find_files,
     kind_of,
-    read_bytes,
     read_text,
 )
-from hayless.data.examples import Record, RowError, detect, parse
-from hayless.data.rows import Malformed, Row, read_rows
-
-_NOT_READ = {".parquet": "Parquet", ".arrow": "Arrow"}
+from hayless.data.examples import Record, detect, parse
+from hayless.data.rows import Malformed, Row, RowError, read_rows
 
 
 @dataclass(frozen=True, slots=True)
 class SourceRead:
-    """The records of a source in a fixed order, and what was found, in words."""
+    """The records of a source in a fixed order, what was found, in words, and names of what has nothing to learn."""
 
     records: list[Record]
     description: str
+    empty: tuple[str, ...] = ()
 
 
 def fingerprint(source: Source) -> str:
     """SHA-256 over the content of everything the source would read, in hex."""
     digest = hashlib.sha256(source.model_dump_json().encode())
-    if source.path is None:
+    if source.hub is not None:
+        digest.update(hub.fingerprint(source).encode())
+    elif source.path is None:
         digest.update(stdlib.fingerprint().encode())
-        return digest.hexdigest()
-    for file in find_files(source.path).files:
-        digest.update(f"\0{file.name}\0".encode())
-        digest.update(hashlib.sha256(read_bytes(file.path)).digest())
+    else:
+        for file in find_files(source.path).files:
+            digest.update(f"\0{file.name}\0".encode())
+            digest.update(checksum(file.path))
     return digest.hexdigest()
 
 
@@ -53,9 +54,12 @@ def read_source(source: Source) -> SourceRead:
     Raises RequestError for paths that match nothing, files that are not UTF-8, rows that are malformed (with file and
     line) and a source without any text.
     """
-    if source.path is None:
-        library = stdlib.read()
-        return SourceRead([_renamed(document, source.domain) for document in library.documents], library.description)
+    malformed = Malformed()
+    if source.hub is not None:
+        return _not_empty(source, _read_rows(hub.rows(source), None, source, malformed))
+    if source.builtin is not None:
+        return _built_in(source)
+    assert source.path is not None, "the schema asks for one place"
     found = find_files(source.path)
     rows = [file for file in found.files if _holds_rows(file, source.format)]
     if rows and len(rows) < len(found.files):
@@ -63,26 +67,39 @@ def read_source(source: Source) -> SourceRead:
         raise RequestError(
             f"{source.path} mixes rows ({rows[0].name}) and text ({plain.name}).", hint="Give each a source of its own."
         )
-    read = _read_rows(found, source) if rows else _read_texts(found, source)
+    if not rows:
+        return _not_empty(source, _read_texts(found, source))
+    every = (row for file in found.files for row in read_rows(file, malformed))
+    return _not_empty(source, _read_rows(every, found, source, malformed))
+
+
+def _built_in(source: Source) -> SourceRead:
+    """What comes with the interpreter."""
+    library = stdlib.read()
+    records: list[Record] = list(library.documents)
+    description = library.description
+    renamed = [replace(record, domain=source.domain) for record in records] if source.domain else records
+    return SourceRead(renamed, description)
+
+
+def _not_empty(source: Source, read: SourceRead) -> SourceRead:
     if not read.records:
-        raise RequestError(f"{source.path} has no text to learn from.", hint=read.description)
+        raise RequestError(f"{source.name} has no text to learn from.", hint=read.description)
     return read
 
 
 def _holds_rows(file: FoundFile, form: Format) -> bool:
-    kind = kind_of(file.path)
-    if kind in _NOT_READ:
-        raise NotSupported(f"{file.path}: {_NOT_READ[kind]} files are not read yet.", hint="Write it as JSON Lines.")
-    return form not in ("auto", "text") or (form == "auto" and kind in ROW_SUFFIXES)
+    return form not in ("auto", "text") or (form == "auto" and kind_of(file.path) in ROW_SUFFIXES)
 
 
 def _read_texts(found: Found, source: Source) -> SourceRead:
     records: list[Record] = []
-    empty = in_pieces = 0
+    empty: list[str] = []
+    in_pieces = 0
     for file in found.files:
         text = read_text(file.path)
         if not text.strip():
-            empty += 1
+            empty.append(file.name)
             continue
         pieces = list(cut(text))
         in_pieces += len(pieces) > 1
@@ -90,22 +107,22 @@ def _read_texts(found: Found, source: Source) -> SourceRead:
             if piece.strip():
                 name = f"{file.name}[{number}]" if len(pieces) > 1 else file.name
                 records.append(Document(name, source.domain or file.folder, piece))
-    notes = _notes(found, empty, "empty")
+    notes = _notes(found, empty)
     if in_pieces:
         notes.append(f"{in_pieces} above 64 KiB cut at blank lines")
-    return SourceRead(records, _described(source, found, "text", records, notes))
+    return SourceRead(records, _described(source, found, "text", records, notes), tuple(empty))
 
 
-def _read_rows(found: Found, source: Source) -> SourceRead:
+def _read_rows(rows: Iterable[Row], found: Found | None, source: Source, malformed: Malformed) -> SourceRead:
+    """Rows as records; `malformed` gathers the lines that are no rows as well. `found` are their files, if any."""
     records: list[Record] = []
-    malformed = Malformed()
     empty: list[str] = []
     form: Format = source.format
-    for row in _all_rows(found, malformed):
+    for row in rows:
         if form == "auto":
             form = detect(row)
         try:
-            record = parse(row, form, source.domain or (row.file.folder if form == "jsonl" else form))
+            record = parse(row, form, source)
         except RowError as error:
             malformed.add(row.file, row.line, f"{error} (read as {form})")
             continue
@@ -114,32 +131,25 @@ def _read_rows(found: Found, source: Source) -> SourceRead:
         else:
             records.append(record)
     malformed.check()
-    notes = _notes(found, len(empty), "with nothing to learn", empty)
-    return SourceRead(records, _described(source, found, form, records, notes))
+    return SourceRead(records, _described(source, found, form, records, _notes(found, empty)), tuple(empty))
 
 
-def _all_rows(found: Found, malformed: Malformed) -> Iterator[Row]:
-    for file in found.files:
-        yield from read_rows(file, malformed)
-
-
-def _notes(found: Found, empty: int, what: str, names: Sequence[str] = ()) -> list[str]:
+def _notes(found: Found | None, empty: Sequence[str]) -> list[str]:
     notes = []
     if empty:
-        shown = f" ({', '.join(names[:3])}{', …' if empty > 3 else ''})" if names else ""
-        notes.append(f"{empty} {what} left out{shown}")
-    if found.passed_over:
+        shown = f"{', '.join(empty[:3])}{', …' if len(empty) > 3 else ''}"
+        notes.append(f"{len(empty)} with nothing to learn left out ({shown})")
+    if found and found.passed_over:
         notes.append(f"{found.passed_over} passed over (hidden, or of no text type)")
     return notes
 
 
-def _described(source: Source, found: Found, form: str, records: list[Record], notes: list[str]) -> str:
+def _described(source: Source, found: Found | None, form: str, records: list[Record], notes: list[str]) -> str:
     size = sum(len(record.text.encode()) for record in records)
-    count = f"{len(found.files)} file{'s' * (len(found.files) > 1)}"
+    count = "hub dataset"
+    if found:
+        tables = {f"{kind_of(file.path)[1:]} " for file in found.files if file.unit == "row"}
+        count = f"{len(found.files)} {'and '.join(sorted(tables))}file{'s' * (len(found.files) > 1)}"
     how = f"{form}{' (detected)' if source.format == 'auto' else ''}"
-    line = f"{source.path}: {count}, {how}, {len(records):,} records, {format_bytes(size)}"
+    line = f"{source.name}: {count}, {how}, {len(records):,} records, {format_bytes(size)}"
     return "; ".join([line, *notes])
-
-
-def _renamed(document: Document, domain: str | None) -> Document:
-    return Document(document.id, domain, document.text) if domain else document

@@ -1,21 +1,23 @@
 """Tokens of documents on disk, read through memory maps; built once for given data and tokenizer.
 
-A document is stored as the model sees it: begin token, text, end token. Examples hold prompt and output, preference
-pairs two documents in a row, `ID#chosen` and `ID#rejected`; `trained` marks the tokens that are learnt (the begin token
-and the prompt are not). A store is a folder:
+A document is stored as the model sees it: begin token, text, end token; a conversation as its chat template writes it.
+Examples hold prompt and output, preference pairs two documents in a row, `ID#chosen` and `ID#rejected`; `trained` marks
+the tokens that are learnt (the begin token and the prompt are not, of a conversation only the assistant's turns are).
+A store is a folder:
 
 - `tokens.npy` (T,) uint16, or uint32 for vocabularies above 65,536; `offsets.npy` (documents + 1,) int64
 - `bytes.npy` (documents,) int64: bytes of the learnt text
 - `trained.npy` (T,) bool, absent where everything but the begin token is learnt
 - `reach.npy` (T,) int64, held-out part only: bytes of learnt text that the document's tokens up to this one stand for
-- `documents.json` ids and domains; `store.json` the format, what the store was made from, SHA-256 of every other file
+- `documents.json` ids and domains; `store.json` the format, what the store was made from, what was noticed in its
+  texts, SHA-256 of every other file
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,16 +30,18 @@ from hayless.core import atomic
 from hayless.core.errors import FileDamaged
 from hayless.core.progress import Progress, no_progress
 from hayless.core.units import format_bytes, format_count
+from hayless.data import templates
 from hayless.data.checksums import AGAIN, check, checksums
 from hayless.data.config import DataConfig
 from hayless.data.corpus import Kind, Selection, corpus, fingerprint
-from hayless.data.encode import Encoded, encode_records
+from hayless.data.encode import END_INSIDE, Encoded, encode_records
+from hayless.data.notes import Notes
 from hayless.data.split import position
 from hayless.data.tokenizer import begin_token, end_token
 
 __all__ = ["Kind", "Prepared", "StoredDocument", "TokenStore", "open_store", "prepare"]
 
-_FORMAT = 1
+_FORMAT = 2
 _FILES = ("tokens.npy", "offsets.npy", "bytes.npy", "trained.npy", "reach.npy", "documents.json")
 
 
@@ -64,6 +68,7 @@ class TokenStore:
         self.end: int = about["end"]
         self.begin: int | None = about["begin"]
         self.vocab_size: int = about["vocab_size"]
+        self.notes = Notes.from_json(about["notes"])
         self.tokens = _array(folder, "tokens.npy")
         self.offsets = _array(folder, "offsets.npy")
         self.bytes = _array(folder, "bytes.npy")
@@ -149,11 +154,12 @@ class TokenStore:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """The data of a recipe as tokens, and what it is, in words."""
+    """The data of a recipe as tokens; what it is, in words; what was left out of it (see `hayless.data.corpus`)."""
 
     train: TokenStore
     heldout: TokenStore
     description: str
+    left_out: Notes = field(default_factory=Notes)
 
 
 def prepare(
@@ -166,7 +172,8 @@ def prepare(
 ) -> Prepared:
     """The data of `config` as token stores in `folder`; a second call with the same data and tokenizer reuses them.
 
-    Raises what `hayless.data.corpus.corpus` raises; FileDamaged when a store on disk was altered or truncated.
+    Raises what `hayless.data.corpus.corpus` raises; RequestError for conversations that the tokenizer's chat template
+    does not render or rewrites as they go on; FileDamaged when a store on disk was altered or truncated.
     """
     name = hashlib.sha256(
         "\0".join([str(_FORMAT), fingerprint(config, kind), _tokenizer_name(tokenizer)]).encode()
@@ -176,16 +183,24 @@ def prepare(
     if not path.is_dir():
         cleaned = corpus(config, folder, kind=kind, progress=progress)
         with atomic.folder(path) as partial:
-            lines = [cleaned.description]
+            lines, refused = [cleaned.description], []
             for part, records in (("train", cleaned.train), ("heldout", cleaned.heldout)):
                 encoded = encode_records(
                     records, tokenizer, partial / part, kind=kind, reach=part == "heldout", progress=progress
                 )
                 _finish(partial / part, encoded, tokenizer, kind, name)
                 lines.append(_described(part, encoded))
-            atomic.write_json(partial / "prepared.json", {"description": "\n".join(lines)})
-    description = str(atomic.read_json(path / "prepared.json")["description"])
-    return Prepared(open_store(path / "train", name), open_store(path / "heldout", name), description)
+                refused += encoded.refused
+            templates.refuse(refused, tokenizer)
+            about = {"description": "\n".join(lines), "left_out": cleaned.left_out.to_json()}
+            atomic.write_json(partial / "prepared.json", about)
+    about = atomic.read_json(path / "prepared.json")
+    return Prepared(
+        train=open_store(path / "train", name),
+        heldout=open_store(path / "heldout", name),
+        description=str(about["description"]),
+        left_out=Notes.from_json(about["left_out"]),
+    )
 
 
 def store_of(
@@ -193,6 +208,7 @@ def store_of(
 ) -> TokenStore:
     """Selected records as a store in `folder`, which must not exist yet; made for one look, not to be found again."""
     encoded = encode_records(chosen.records, tokenizer, folder, kind=chosen.kind, reach=True, progress=progress)
+    templates.refuse(encoded.refused, tokenizer)
     _finish(folder, encoded, tokenizer, chosen.kind, made_from="")
     return TokenStore(folder, verify=False)
 
@@ -218,6 +234,7 @@ def _finish(folder: Path, encoded: Encoded, tokenizer: PreTrainedTokenizerBase, 
         "begin": begin_token(tokenizer, required=kind == "lm"),
         "end": end_token(tokenizer),
         "vocab_size": len(tokenizer),
+        "notes": encoded.notes.to_json(),
         "made_from": made_from,
         "sha256": checksums(folder, _FILES),
     }
@@ -229,16 +246,17 @@ def _described(part: str, encoded: Encoded) -> str:
     title = "training" if part == "train" else "held out"
     line = f"{title}: {format_count(tokens)} tokens, of which {format_count(encoded.learnt)} are learnt"
     line += f" ({format_bytes(size)}, {size / max(1, encoded.learnt):.2f} bytes a token)"
-    if encoded.spelt_out:
-        line += f"; {encoded.spelt_out} documents hold the end token inside their text"
+    if END_INSIDE in encoded.notes:
+        line += f"; {encoded.notes[END_INSIDE].count} documents hold the end token inside their text"
     return line
 
 
 def _tokenizer_name(tokenizer: PreTrainedTokenizerBase) -> str:
-    """What the tokens depend on: the tokenizer's whole definition and its special tokens."""
+    """What the tokens depend on: the tokenizer's whole definition, its special tokens and its chat template."""
     backend: Any = getattr(tokenizer, "backend_tokenizer", None)
     definition = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
-    parts = [type(tokenizer).__name__, definition, repr((tokenizer.bos_token_id, tokenizer.eos_token_id))]
+    special = repr((tokenizer.bos_token_id, tokenizer.eos_token_id))
+    parts = [type(tokenizer).__name__, definition, special, repr(tokenizer.chat_template or templates.PLAIN)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 

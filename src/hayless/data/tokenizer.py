@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -31,7 +32,7 @@ Level = Literal["char", "word", "bpe", "unigram"]
 END = "<|end|>"
 UNKNOWN = "<unk>"
 _SMALLEST = {"char": 3, "word": 3, "bpe": 257, "unigram": 3}
-_BATCH_CHARACTERS = 1_000_000
+BATCH_CHARACTERS = 1_000_000
 _LONG_RUN = re.compile(r"\S{512}|\s{512}")
 _NEVER = -10_000.0
 """A log-probability below that of any way to spell a special token by other pieces."""
@@ -131,20 +132,63 @@ def encode_with_ends(
     Where a character is split over tokens the count stands still until the last of them. A tokenizer that does
     not tell where its tokens lie (one without a fast backend) is refused with NotSupported.
     """
-    if not tokenizer.is_fast:
-        raise NotSupported(f"{type(tokenizer).__name__} does not say which characters its tokens stand for.")
+    _check_fast(tokenizer)
     encoded = _encoded(tokenizer, texts, offsets=True)
-    ends = [_byte_ends(text, spans) for text, spans in zip(texts, encoded["offset_mapping"], strict=True)]
+    ends = []
+    for text, spans in zip(texts, encoded["offset_mapping"], strict=True):
+        reached = np.concatenate([[0], np.cumsum(byte_sizes(text))])
+        ends.append(reached[clean_ends(_spans(spans), len(text))].tolist())
     return encoded["input_ids"], ends
 
 
-def _encoded(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, offsets: bool) -> Any:
+def encode_rendered(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
+) -> tuple[list[list[int]], list[NDArray[np.int64]]]:
+    """Token ids of texts that a chat template wrote, in which special tokens are meant, and the characters (n, 2) that
+    each token lies at: as transformers' `apply_chat_template` tokenizes. Raises what `encode_with_ends` raises."""
+    if not texts:
+        return [], []
+    _check_fast(tokenizer)
+    encoded = _encoded(tokenizer, texts, offsets=True, split_special=tokenizer.split_special_tokens)
+    return encoded["input_ids"], [_spans(spans) for spans in encoded["offset_mapping"]]
+
+
+def byte_sizes(text: str) -> NDArray[np.int64]:
+    """Bytes of each character of a text in UTF-8."""
+    codes = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+    return 1 + (codes > 0x7F).astype(np.int64) + (codes > 0x7FF) + (codes > 0xFFFF)
+
+
+def clean_ends(spans: NDArray[np.int64], length: int) -> NDArray[np.int64]:
+    """For each token at `spans` (n, 2) of a text: the last border of tokens up to its end that cuts no character."""
+    starts, ends = spans.T
+    if not len(spans):
+        return starts
+    following = np.append(starts[1:], length)
+    reached = np.maximum.accumulate(ends)
+    clean = reached <= np.minimum.accumulate(following[::-1])[::-1]
+    found: NDArray[np.int64] = np.maximum.accumulate(np.where(clean, reached, 0))
+    return found
+
+
+def _spans(offsets: Sequence[tuple[int, int]]) -> NDArray[np.int64]:
+    return np.asarray(offsets, dtype=np.int64).reshape(-1, 2)
+
+
+def _check_fast(tokenizer: PreTrainedTokenizerBase) -> None:
+    if not tokenizer.is_fast:
+        raise NotSupported(f"{type(tokenizer).__name__} does not say which characters its tokens stand for.")
+
+
+def _encoded(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, offsets: bool, split_special: bool = True
+) -> Any:
     if not texts:
         return {"input_ids": [], "offset_mapping": []}
     return tokenizer(
         list(texts),
         add_special_tokens=False,
-        split_special_tokens=True,
+        split_special_tokens=split_special,
         return_attention_mask=False,
         return_token_type_ids=False,
         return_offsets_mapping=offsets,
@@ -152,27 +196,12 @@ def _encoded(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, offset
     )
 
 
-def _byte_ends(text: str, spans: Sequence[tuple[int, int]]) -> list[int]:
-    """Bytes up to the last token border (this token's or an earlier one) at which no character is cut in two."""
-    if not spans:
-        return []
-    starts, ends = np.asarray(spans, dtype=np.int64).T
-    following = np.append(starts[1:], len(text))
-    reached = np.maximum.accumulate(ends)
-    clean = reached <= np.minimum.accumulate(following[::-1])[::-1]
-    whole = np.maximum.accumulate(np.where(clean, reached, 0))
-    codes = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
-    sizes = 1 + (codes > 0x7F).astype(np.int64) + (codes > 0x7FF) + (codes > 0xFFFF)
-    found: list[int] = np.concatenate([[0], np.cumsum(sizes)])[whole].tolist()
-    return found
-
-
 def in_batches(texts: Sequence[str]) -> Iterator[range]:
     """Index ranges of about a million characters: large enough to use all cores, small enough for memory."""
     start = size = 0
     for index, text in enumerate(texts):
         size += len(text)
-        if size >= _BATCH_CHARACTERS:
+        if size >= BATCH_CHARACTERS:
             yield range(start, index + 1)
             start, size = index + 1, 0
     if start < len(texts):
