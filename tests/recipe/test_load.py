@@ -80,6 +80,13 @@ steps:
     )
 
 
+def test_what_follows_from_a_mistake_is_not_a_second_one() -> None:
+    content = {"name": "x", "model": "m", "data": {"sources": [{"builtin": "stdlb"}]}, "steps": ["measure"]}
+    with pytest.raises(RequestError, match=r"has a mistake:\n  - data\.sources\.0\.builtin: 'stdlb'") as caught:
+        load(content)
+    assert str(caught.value).count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

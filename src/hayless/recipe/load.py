@@ -39,11 +39,22 @@ def validate(model: type[_Model], text: yaml.Text) -> _Model:
     try:
         return model.model_validate(text.data)
     except ValidationError as error:
-        mistakes = [_explain(model, item, text) for item in error.errors()]
+        mistakes = [_explain(model, item, text) for item in _causes(error.errors())]
         count = f"{len(mistakes)} mistakes" if len(mistakes) > 1 else "a mistake"
         raise RequestError(
             f"{text.source} has {count}:\n" + "\n".join(f"  - {mistake}" for mistake in mistakes)
         ) from None
+
+
+def _causes(errors: Sequence[Any]) -> list[Any]:
+    """Errors without those that only follow from others: a list is too short because its entries were refused."""
+    places = [item["loc"] for item in errors]
+
+    def follows(item: Any) -> bool:
+        inside = any(place[: len(item["loc"])] == item["loc"] != place for place in places)
+        return item["type"] == "too_short" and inside
+
+    return [item for item in errors if not follows(item)]
 
 
 def _explain(model: type[BaseModel], item: Any, text: yaml.Text) -> str:
