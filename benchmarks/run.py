@@ -1,0 +1,46 @@
+"""Run benchmarks and write their results: `make bench SPEC=train_cpu`, or
+
+    python benchmarks/run.py SPEC... [--out FOLDER]
+
+A spec is a file of `benchmarks/specs`. What compilers make is kept in `benchmarks/.cache`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+SPECS, RESULTS, CACHE = HERE / "specs", HERE / "results", HERE / ".cache"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run each spec that is named; 1 where one has no figure at all."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("spec", nargs="+", help=", ".join(sorted(path.stem for path in SPECS.glob("*.py"))))
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    chosen = parser.parse_args(arguments)
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(CACHE / "inductor"))
+    os.environ.setdefault("TRITON_CACHE_DIR", str(CACHE / "triton"))
+
+    from hayless.core.errors import HaylessError
+    from hayless.study.bench import results, runner, spec
+
+    empty = False
+    for name in chosen.spec:
+        try:
+            path = SPECS / f"{name.replace('-', '_')}.py"
+            found = spec.load(path)
+            rows = runner.run(found, path, say=lambda line: print(line, file=sys.stderr, flush=True))
+            results.write(chosen.out / f"{found.name}.json", found.name, rows)
+        except HaylessError as error:
+            print(error, file=sys.stderr)
+            return error.exit_code
+        empty |= all(row.spread is None for row in rows)
+    return int(empty)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,118 @@
+"""Contenders of training steps: hayless's update, and transformers' model in a bare loop with torch's AdamW.
+
+All train the same random weights on the same batch of random tokens, a document a row, with the same AdamW and
+clipping. What they must agree on are the losses and gradient norms of their first steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+
+from hayless.core.registry import configure, method_of
+from hayless.data.batches import IGNORED, Batch
+from hayless.study.bench.gate import Answer
+from hayless.study.bench.spec import Prepared, Unavailable
+from hayless.train.blocks import compiled
+from hayless.train.settings import Precision, TrainSettings
+from hayless.train.step import update
+from hayless.train.update import make_updater
+
+LEARNING_RATE, BETAS, EPS, WEIGHT_DECAY, CLIP_NORM = 3e-4, (0.9, 0.95), 1e-8, 0.1, 1.0
+CHECKED_STEPS = 3
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training step: a config of transformers, rows and their length, the dtype of weights and of arithmetic."""
+
+    config: Mapping[str, Any]
+    rows: int
+    length: int
+    precision: Precision
+    device: str = "cpu"
+
+    @property
+    def tokens(self) -> int:
+        """Tokens a step."""
+        return self.rows * self.length
+
+    def model(self) -> transformers.PreTrainedModel:
+        """The model with its random weights, the same each time, made on its device."""
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise Unavailable("there is no CUDA device")
+        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[self.precision]
+        torch.manual_seed(0)
+        with torch.device(self.device):
+            model = transformers.AutoModelForCausalLM.from_config(
+                transformers.AutoConfig.for_model(**self.config), dtype=dtype
+            )
+        return model.train()
+
+    def batch(self) -> Batch:
+        """Random tokens on the host, each row one document; the last token has nothing to predict."""
+        generator = torch.Generator().manual_seed(0)
+        ids = torch.randint(self.config["vocab_size"], (self.rows, self.length), generator=generator)
+        targets = torch.cat([ids[:, 1:], torch.full((self.rows, 1), IGNORED)], 1)
+        positions = torch.arange(self.length).expand(self.rows, -1)
+        names = tuple((str(row),) for row in range(self.rows))
+        return Batch(ids, targets, positions, torch.zeros_like(ids), names)
+
+    def hayless(self, *, compile: bool = False) -> Prepared:
+        """The trainer's update, its finite check and figures included."""
+        model, batch = self.model(), self.batch()
+        settings = TrainSettings(
+            steps=1,
+            batch_size=self.rows,
+            sequence_length=self.length,
+            precision=self.precision,
+            clip_norm=CLIP_NORM,
+            compile=compile,
+        )
+        optimizer = configure(
+            "adamw", learning_rate=LEARNING_RATE, betas=BETAS, eps=EPS, weight_decay=WEIGHT_DECAY, decay="all"
+        )
+        objective = method_of(configure("lm")).load()(configure("lm"))
+        updater = make_updater(model, settings.precision, optimizer)
+        if settings.compile:
+            ExitStack().enter_context(compiled(model))  # for as long as the process lives
+
+        def step() -> tuple[float, float]:
+            figures = update(model, objective, updater, [batch], settings, step=1, share=1.0)
+            return figures.loss, figures.gradient_norm
+
+        return Prepared(step, lambda: _first(step))
+
+    def transformers(self, *, compile: bool = False) -> Prepared:
+        """The loop that everybody writes: the model's own loss, backward, clip, AdamW, and the loss read at the end."""
+        model, ids = self.model(), self.batch().input_ids
+        call = torch.compile(model) if compile else model
+        optimizer = torch.optim.AdamW(
+            model.parameters(),
+            lr=LEARNING_RATE,
+            betas=BETAS,
+            eps=EPS,
+            weight_decay=WEIGHT_DECAY,
+            fused=True if self.device == "cuda" else None,
+        )
+
+        def step() -> tuple[float, float]:
+            inputs = ids.to(self.device)
+            loss = call(input_ids=inputs, labels=inputs, use_cache=False).loss
+            loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
+            optimizer.step()
+            optimizer.zero_grad()
+            return loss.item(), norm.item()
+
+        return Prepared(step, lambda: _first(step))
+
+
+def _first(step: Callable[[], tuple[float, float]]) -> Answer:
+    losses, norms = zip(*(step() for _ in range(CHECKED_STEPS)), strict=True)
+    return {"losses of the first steps": losses, "gradient norms": norms}

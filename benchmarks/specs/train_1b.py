@@ -1,0 +1,43 @@
+"""A training step of Llama's 1B shape on one GPU, beside transformers in a bare loop; about two minutes."""
+
+from functools import partial
+
+from parts.training import Training
+
+from hayless.study.bench.gate import close
+from hayless.study.bench.spec import Contender, Spec, Work
+
+_CONFIG = {
+    "model_type": "llama",
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 128_256,
+    "max_position_embeddings": 2048,
+    "tie_word_embeddings": True,
+}
+_STEP = Training(_CONFIG, rows=8, length=2048, precision="bf16", device="cuda")
+
+SPEC = Spec(
+    name="train_1b",
+    device="cuda",
+    turns="alone",
+    works=[
+        Work(
+            "training step, Llama-1B shape, random weights, all bf16, AdamW, 8 × 2048 tokens",
+            [
+                Contender("transformers, bare loop", _STEP.transformers),
+                Contender("transformers, bare loop, torch.compile", partial(_STEP.transformers, compile=True)),
+                Contender("hayless", _STEP.hayless),
+                Contender("hayless, compile", partial(_STEP.hayless, compile=True)),
+            ],
+            # bf16 keeps 8 bits; a step that is wrong is off by far more, at a loss that falls by the step.
+            same=close(relative=0.02),
+            piece="step",
+            tokens=_STEP.tokens,
+            repeats=12,
+        )
+    ],
+)

@@ -1,0 +1,1 @@
+"""Benchmarks: studies whose contenders include peers. See `spec` for what one is and `runner` for how it is run."""

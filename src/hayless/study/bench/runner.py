@@ -1,0 +1,156 @@
+"""Running a benchmark: first the gate, then the times in turn, then each contender's memory in a fresh process.
+
+A contender that cannot take part, fails, or computes something else is a row without a value, with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from hayless.core.errors import HaylessError
+from hayless.measure.speed import Spread
+from hayless.study.bench import gate, worker
+from hayless.study.bench.results import Row
+from hayless.study.bench.spec import PEAK, RATE, TIME, Contender, Prepared, Spec, Work
+from hayless.study.bench.timing import Stopwatch, in_turn, spread
+
+Say = Callable[[str], object]
+
+
+@dataclass
+class _Found:
+    """What is known of the contenders of a work so far, by name. Whoever has a reason is out."""
+
+    answers: dict[str, gate.Plain] = field(default_factory=dict)
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+    peaks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    def judge(self, work: Work) -> None:
+        """Let the gate reject whoever answers something else."""
+        self.reasons |= gate.rejected(self.answers, work.same)
+
+    def still_in(self, work: Work) -> Iterator[Contender]:
+        """The contenders without a reason."""
+        return (one for one in work.contenders if one.name not in self.reasons)
+
+
+def run(spec: Spec, path: Path, *, stopwatch: Stopwatch | None = None, say: Say = print) -> list[Row]:
+    """The rows of a spec; `path` is its file, for fresh processes. `stopwatch` stands in for the spec's own."""
+    if spec.threads is not None:
+        torch.set_num_threads(spec.threads)
+    rows: list[Row] = []
+    for work in spec.works:
+        say(work.name)
+        if spec.turns == "alone":
+            found = _alone(work, path)
+        else:
+            found = _together(work, path, stopwatch or worker.stopwatch_of(spec))
+        made = list(_rows(work, found, paired=spec.turns == "interleaved"))
+        for row in made:
+            say(
+                f"  {row.contender}: {row.metric} {f'{row.spread.median:.5g} {row.unit}' if row.spread else row.reason}"
+            )
+        rows += made
+    return rows
+
+
+def _together(work: Work, path: Path, stopwatch: Stopwatch) -> _Found:
+    """All contenders in this process, a repeat of each in turn."""
+    found = _Found()
+    ready: dict[str, Prepared] = {}
+    for contender in work.contenders:
+        try:
+            ready[contender.name] = contender.ready()
+            found.answers[contender.name] = gate.plain(ready[contender.name].answer())
+        except Exception as error:  # whatever a peer raises is the reason of its row
+            found.reasons[contender.name] = _said(error)
+    found.judge(work)
+    for contender in list(found.still_in(work)):
+        try:
+            for _ in range(work.warmup):
+                ready[contender.name].run()
+        except Exception as error:
+            found.reasons[contender.name] = _said(error)
+    runs = {one.name: ready[one.name].run for one in found.still_in(work)}
+    found.seconds = in_turn(runs, stopwatch, work.repeats)
+    del runs, ready
+    if work.peaks:
+        for contender in list(found.still_in(work)):
+            try:
+                found.peaks[contender.name] = worker.alone(path, work, contender, timed=False)
+            except HaylessError as error:
+                found.peaks[contender.name] = {"reason": _said(error)}
+    return found
+
+
+def _alone(work: Work, path: Path) -> _Found:
+    """One contender after the other, each in a fresh process, which also times it."""
+    found = _Found()
+    for contender in work.contenders:
+        try:
+            outcome = worker.alone(path, work, contender, timed=True)
+        except HaylessError as error:
+            found.reasons[contender.name] = _said(error)
+            continue
+        found.answers[contender.name] = {name: np.asarray(value) for name, value in outcome["answer"].items()}
+        found.seconds[contender.name] = outcome["seconds"]
+        if work.peaks:
+            found.peaks[contender.name] = outcome
+    found.judge(work)
+    return found
+
+
+def _rows(work: Work, found: _Found, *, paired: bool) -> Iterator[Row]:
+    """A row for every metric of every contender, also where there is nothing in it."""
+    reference = work.contenders[0].name
+    for contender in work.contenders:
+        name = contender.name
+        reason = found.reasons.get(name, "")
+        seconds = np.asarray([] if reason else found.seconds[name]) / work.pieces
+        figures: dict[str, tuple[str, Literal["lower", "higher"], tuple[float, ...]]] = {
+            TIME: (f"ms/{work.piece}", "lower", tuple((seconds * 1e3).tolist()))
+        }
+        if work.tokens is not None:
+            figures[RATE] = ("tokens/s", "higher", tuple((work.tokens / seconds).tolist()))
+        for metric, (unit, better, samples) in figures.items():
+            yield Row(
+                work.name,
+                name,
+                metric,
+                unit,
+                spread(samples) if samples else None,
+                contender.goals.get(metric),
+                better=better,
+                reason=reason,
+                samples=samples,
+                paired=paired,
+                against=reference,
+            )
+        if work.peaks:
+            peak = {"reason": reason} if reason else found.peaks[name]
+            size = float(peak["peak_bytes"]) if "peak_bytes" in peak else None
+            yield Row(
+                work.name,
+                name,
+                PEAK,
+                "B",
+                Spread(size, size, size) if size is not None else None,
+                contender.goals.get(PEAK),
+                note=peak.get("note", ""),
+                reason=peak.get("reason", ""),
+                against=reference,
+            )
+
+
+def _said(error: Exception) -> str:
+    """An error in a line."""
+    if isinstance(error, HaylessError):
+        return error.message.partition("\n")[0]
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
