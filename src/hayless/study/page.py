@@ -20,7 +20,6 @@ from typing import Any
 from jinja2 import Environment
 from markupsafe import Markup
 
-from hayless.version import __version__
 from hayless.core import atomic
 from hayless.core.errors import RequestError
 from hayless.core.measurement import Measurement
@@ -29,6 +28,7 @@ from hayless.recipe.receipt import machine_words, measured_cell, predicted_cell
 from hayless.recipe.receipt_picture import ratio, reach, ticks
 from hayless.study.record import MOST_POINTS, RunRecord, thinned
 from hayless.study.table import HIGHER_IS_BETTER, QUALITY, Row, Table, difference_text, paired, summary
+from hayless.version import __version__
 
 _SCRIPTS = ("base.js", "table.js", "plot.js", "curves.js", "compare.js")
 _MOST_PAIRED = 30
