@@ -64,7 +64,7 @@ def test_what_is_dropped_is_above_the_threshold_and_what_is_far_above_is_dropped
     near = changed(text, percent / 100, seed)
     hasher = _Hasher()
     truth = shingle_sets(text, near)
-    assert similarity(hasher.shingles(text), hasher.shingles(near)) == pytest.approx(truth)
+    assert similarity(*hasher.shingles([text, near])) == pytest.approx(truth)
     dropped = find_copies([text, near])[1] is not None
     if dropped:
         assert truth >= THRESHOLD
@@ -83,6 +83,7 @@ def shingle_sets(one: str, other: str) -> float:
 
 def test_hashes_do_not_depend_on_the_process_or_on_what_came_before():
     fresh, used = _Hasher(), _Hasher()
-    used.shingles(made.prose(100, 9))
-    assert np.array_equal(fresh.shingles("a b c d e f"), used.shingles("a b c d e f"))
-    assert fresh.shingles("a b c d e").tolist() == [8855121942779036749]
+    used.shingles([made.prose(100, 9)])
+    [one], [_, other] = fresh.shingles(["a b c d e f"]), used.shingles(["", "a b c d e f"])
+    assert np.array_equal(one, other)
+    assert fresh.shingles(["a b c d e"])[0].tolist() == [8855121942779036749]

@@ -58,13 +58,13 @@ def test_three_domains_with_names_that_hold_no_machine_path(places, tmp_path):
         "lib/textwrap.py",
         "lib/this.py",
     ]
-    assert by_domain["english"][:2] == ["topics/a", "topics/b"]
+    assert by_domain["english"][:2] == ["topics#a", "topics#b"]
     assert "lib/textwrap.py#docstrings" in by_domain["english"]
     assert by_domain["c"] == ["include/object.h"]
     assert str(tmp_path) not in "".join(document.id for document in found.documents) + found.description
     assert "python 6 documents" in found.description and "the interpreter's headers" in found.description
     texts = {document.id: document.text for document in found.documents}
-    assert texts["topics/a"] == "About a.\n" and "Müller" in texts["lib/latin.py"]
+    assert texts["topics#a"] == "About a.\n" and "Müller" in texts["lib/latin.py"]
 
 
 def test_it_is_the_same_every_time_and_changes_with_a_file(places):

@@ -1,15 +1,17 @@
-"""What the verbs about data ask for in the same way: where text comes from."""
+"""What the verbs about data ask for in the same way: where text comes from, where a picture goes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
-from hayless.core.errors import RequestError
+from hayless.core.errors import RequestError, bad_value
 
 if TYPE_CHECKING:
+    from hayless.core.drawing import Form
     from hayless.data.config import Source
 
 Builtin = typer.Option("", "--builtin", metavar="stdlib", help="stdlib: Python's own library and documentation.")
@@ -27,3 +29,12 @@ def sources(files: Sequence[str], builtin: str) -> tuple[Source, ...]:
     if not found:
         raise RequestError("There is no data.", hint="Give files, folders or patterns, or --builtin stdlib.")
     return tuple(found)
+
+
+def picture_form(target: Path | None) -> Form:
+    """The form of picture that a file's name asks for (png where there is no file). RequestError for another suffix."""
+    if target is None or target.suffix == ".png":
+        return "png"
+    if target.suffix == ".svg":
+        return "svg"
+    raise bad_value("--out", str(target), allowed="a file that ends in .png or .svg")

@@ -20,10 +20,11 @@ app = typer.Typer(
 
 
 def _register() -> None:
-    from hayless.cli import bench, compare, demo, doctor, eval, generate, inspect, methods, report, run, tokenize
+    from hayless.cli import bench, compare, data, demo, doctor, eval, generate, inspect, methods, report, run, tokenize
 
     app.command("doctor")(doctor.doctor)
     app.command("methods")(methods.methods)
+    app.add_typer(data.app, name="data")
     app.add_typer(tokenize.app, name="tokenize")
     app.command("run")(run.run)
     app.command("compare")(compare.compare)

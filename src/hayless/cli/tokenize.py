@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from hayless.cli.inputs import Builtin, Heldout, sources
+from hayless.cli.inputs import Builtin, Heldout, picture_form, sources
 from hayless.cli.output import Json, emit, err, out
 from hayless.core.errors import RequestError, bad_value
 
@@ -93,7 +93,7 @@ def compare(
     from hayless.data.texts import read_texts
     from hayless.recipe.progress import shown
 
-    form = _picture_form(target)
+    form = picture_form(target)
     with shown(err) as progress:
         texts = read_texts(sources(data, builtin), heldout, progress=progress)
         chosen = {
@@ -107,7 +107,7 @@ def compare(
             context=context,
             tied=tied,
         )
-    if target is not None and form is not None:
+    if target is not None:
         atomic.write_bytes(target, comparison.draw(rows, form))
     cuts = {name: _cut(tokenizer, sentence) for name, tokenizer in chosen.items()}
     if json:
@@ -178,14 +178,6 @@ def _named(specs: Sequence[str]) -> dict[str, str]:
     if len(found) < len(specs):
         raise RequestError("A tokenizer is named twice.", hint="Name each once.")
     return found
-
-
-def _picture_form(target: Path | None) -> Any:
-    if target is None:
-        return None
-    if target.suffix not in (".png", ".svg"):
-        raise bad_value("--out", str(target), allowed="a file that ends in .png or .svg")
-    return target.suffix[1:]
 
 
 def _cut(tokenizer: PreTrainedTokenizerBase, text: str) -> list[dict[str, Any]]:

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from hayless.core.errors import RequestError, bad_value
+from hayless.data.facts import learnt_within
 from hayless.data.order import Order, whole_weights
-from hayless.data.packing import Indices, Pieces, Rows, pack, split_pieces
+from hayless.data.packing import Pieces, Rows, pack, split_pieces
 from hayless.data.store import TokenStore
 
 IGNORED = -100
@@ -96,7 +96,8 @@ class Batches:
     are packed inside each domain: whole documents, longer ones split (`lm`) or truncated (`sft`). For preferences a row
     is one answer, padded, the beginning cut off where it is too long, and the sizes count pairs.
 
-    `proportions` are shares of rows by domain; without them each epoch has every row once.
+    `proportions` are shares of rows by domain; without them each epoch has every row once. `positions` are those of all
+    rows, and `fill` the share of them that is used (for pairs, as if each answer were padded to `sequence_length`).
 
     RequestError where the store has nothing to learn at this length, and for proportions of unknown or empty domains.
     """
@@ -133,7 +134,8 @@ class Batches:
                 raise RequestError(f"proportions names {domain}, but the domain has no training rows at this length.")
         self._order = Order(sizes, seed, weights)
         used = sum(int(pool.pieces.length.sum()) for pool in self._pools)
-        self.fill = used / (self.rows * sequence_length)
+        self.positions = sum(len(pool) * pool.capacity for pool in self._pools)
+        self.fill = used / self.positions
         self.description = plan.description
 
     def at(self, step: int, micro: int = 0) -> Batch:
@@ -182,7 +184,7 @@ class _Plan:
         if store.kind == "lm":
             usable = positions > 0
         else:
-            usable = _learns(store, documents, capacity)
+            usable = learnt_within(store, capacity)[documents] > 0
             if store.kind == "preference":
                 usable = np.repeat(usable[::2] & usable[1::2], 2)
             self.truncated = int((usable & (positions > capacity)).sum())
@@ -207,18 +209,6 @@ class _Plan:
             first = np.arange(0, len(documents) + 1, 2, dtype=np.int64)
             return Rows(Pieces(documents, start, positions), first, 2 * self.capacity)
         return pack(split_pieces(documents, positions, self.capacity), self.capacity)
-
-
-def _learns(store: TokenStore, documents: Indices, capacity: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Which documents (d,) have a learnt token among those that fit: the first of examples, the last of preferences."""
-    found = np.zeros(len(documents), dtype=np.bool_)
-    for at, index in enumerate(documents):
-        first, end = int(store.offsets[index]), int(store.offsets[index + 1])
-        low, high = first + 1, min(end, first + 1 + capacity)
-        if store.kind == "preference":
-            low, high = max(first + 1, end - capacity), end
-        found[at] = low < high and store.trained(low, high, first=first).any()
-    return found
 
 
 def _first_documents(store: TokenStore, max_tokens: int) -> list[int]:

@@ -10,6 +10,28 @@ from hayless.core.options import Options
 
 Format = Literal["auto", "text", "jsonl", "alpaca", "prompt_completion", "messages", "sharegpt", "preference"]
 
+ProblemName = Literal[
+    "nothing_to_learn",
+    "exact_copies",
+    "near_copies",
+    "contaminated",
+    "no_trained_token",
+    "answer_cut_off",
+    "truncated",
+    "end_never_trained",
+    "pad_is_end",
+    "begin_doubled",
+    "begin_missing",
+    "special_in_chat",
+    "end_inside",
+    "special_as_text",
+    "turn_inside_token",
+    "unknown_tokens",
+    "outside_model",
+    "contained",
+]
+"""What `hayless data check` looks for."""
+
 
 class Source(Options):
     """One place that documents or examples come from."""
@@ -67,6 +89,10 @@ class DataConfig(Options):
     )
     near_duplicates: bool = Field(
         True, description="Drop documents that nearly copy an earlier one (exact copies always go)."
+    )
+
+    allow: tuple[ProblemName, ...] = Field(
+        (), description="Problems of the data that are accepted, by the names that `hayless data check` gives them."
     )
 
     @model_validator(mode="after")

@@ -40,7 +40,7 @@ _RECORDS: dict[Kind, tuple[type[Record], ...]] = {
 }
 _TYPES: dict[str, type[Record]] = {kind.__name__: kind for kinds in _RECORDS.values() for kind in kinds}
 _WORDS: dict[Kind, str] = {"lm": "plain text", "sft": "prompts with outputs", "preference": "preference pairs"}
-_FORMAT = 2
+_FORMAT = 3
 _TRAIN, _HELDOUT = "train.jsonl", "heldout.jsonl"
 
 
@@ -84,7 +84,7 @@ class Corpus:
 
 def fingerprint(config: DataConfig, kind: Kind) -> str:
     """A name for what `corpus` would return: SHA-256 over the settings and the content of every source."""
-    chosen = config.model_dump_json(exclude={"proportions"})
+    chosen = config.model_dump_json(exclude={"proportions", "allow"})
     parts = [str(_FORMAT), kind, chosen, *(sources.fingerprint(source) for source in config.sources)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
@@ -105,19 +105,14 @@ def to_measure(config: DataConfig, *, everything: bool, progress: Progress = no_
     sources that cannot be read or are of several kinds, and where nothing can be held out.
     """
     records, lines, left_out = _sources(config, progress)
-    kinds = sorted({kind_of(record) for record in records})
-    if len(kinds) > 1:
-        raise RequestError(
-            f"The data holds {' and '.join(_WORDS[kind] for kind in kinds)}, which are measured in different ways.",
-            hint="Measure each by itself.",
-        )
+    kind = _one_kind(records)
     if not everything:
         _, heldout = split(records, config.heldout)
         # Held-out records come first where copies are looked for, so the others cannot change which of them stay.
         records, _ = _without_copies(heldout, [], config.near_duplicates, left_out, progress)
         lines.append(_left_out(left_out))
     lines.append(f"{'all' if everything else 'held out'}: {_sizes(records)}")
-    return Selection(records, kinds[0], "\n".join(lines))
+    return Selection(records, kind, "\n".join(lines))
 
 
 def corpus(config: DataConfig, folder: Path, *, kind: Kind = "lm", progress: Progress = no_progress) -> Corpus:
@@ -157,6 +152,21 @@ def corpus(config: DataConfig, folder: Path, *, kind: Kind = "lm", progress: Pro
 def kind_of(record: Record) -> Kind:
     """What a record is for."""
     return next(kind for kind, types in _RECORDS.items() if isinstance(record, types))
+
+
+def kind_of_sources(config: DataConfig) -> Kind:
+    """What the sources are for, by the first record of each. RequestError where they are for different things."""
+    return _one_kind([sources.first_record(source) for source in config.sources])
+
+
+def _one_kind(records: Sequence[Record]) -> Kind:
+    kinds = sorted({kind_of(record) for record in records})
+    if len(kinds) > 1:
+        raise RequestError(
+            f"The data holds {' and '.join(_WORDS[kind] for kind in kinds)}, which are used in different ways.",
+            hint="Take each by itself.",
+        )
+    return kinds[0]
 
 
 def _clean(config: DataConfig, kind: Kind, progress: Progress) -> tuple[list[Record], list[Record], str, Notes]:

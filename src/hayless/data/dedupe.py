@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from hashlib import sha256
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,10 +55,10 @@ def find_copies(
         progress("looking for copies", start, len(different))
     seen: list[dict[int, list[int]]] = [{} for _ in range(_BANDS)]
     kept: dict[int, Hashes] = {}
-    for at in np.flatnonzero(any_words & _sharing(bands, any_words)):
+    alike = np.flatnonzero(any_words & _sharing(bands, any_words))
+    for at, own in zip(alike, _each(hasher, texts, different[alike]), strict=True):
         index = int(different[at])
         values = bands[at].tolist()
-        own = hasher.shingles(texts[index])
         if index >= near_from:
             candidates = sorted(
                 {other for band, value in zip(seen, values, strict=True) for other in band.get(value, ())}
@@ -71,6 +72,12 @@ def find_copies(
                     members.append(index)
     progress("looking for copies", len(different), len(different))
     return of
+
+
+def _each(hasher: _Hasher, texts: Sequence[str], chosen: NDArray[np.int64]) -> Iterator[Hashes]:
+    """The shingles of each chosen text, worked out for many at once."""
+    for start in range(0, len(chosen), _TEXTS_AT_ONCE):
+        yield from hasher.shingles([texts[index] for index in chosen[start : start + _TEXTS_AT_ONCE]])
 
 
 def _exact_copies(texts: Sequence[str]) -> list[int | None]:
@@ -118,10 +125,12 @@ class _Hasher:
         self._mix = random.integers(0, 2**63, _ROWS, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
         self._numbers = _Numbers()
 
-    def shingles(self, text: str) -> Hashes:
-        """Sorted distinct hashes of every `_WORDS` words in a row; of all words where there are fewer."""
-        found, _ = self._shingles([text])
-        return np.unique(found)
+    def shingles(self, texts: Sequence[str]) -> list[Hashes]:
+        """For each text the sorted distinct hashes of every `_WORDS` words in a row; of all words in a short one."""
+        found, counts = self._shingles(texts)
+        order = np.lexsort((found, np.repeat(np.arange(len(texts)), counts)))
+        sets = np.split(found[order], np.cumsum(counts)[:-1])
+        return [one[np.append(True, one[1:] != one[:-1])] if len(one) else one for one in sets]
 
     def bands(self, texts: Sequence[str]) -> tuple[Hashes, NDArray[np.bool_]]:
         """For each text (d,) one value a band (d, bands), equal values making candidates; and whether it has words."""
@@ -139,9 +148,9 @@ class _Hasher:
     def _shingles(self, texts: Sequence[str]) -> tuple[Hashes, NDArray[np.int64]]:
         """The hashes of all texts' shingles one after the other, repeated ones too, and how many each text has."""
         number = self._numbers.__getitem__
-        split = [[number(word) for word in _WORD.findall(text.lower())] for text in texts]
-        sizes = np.array([len(numbers) for numbers in split], dtype=np.int64)
-        words = np.array([value for numbers in split for value in numbers], dtype=np.uint64)
+        split = [_WORD.findall(text.lower()) for text in texts]
+        sizes = np.array([len(words) for words in split], dtype=np.int64)
+        words = np.fromiter(map(number, chain.from_iterable(split)), dtype=np.uint64, count=int(sizes.sum()))
         widths = np.minimum(sizes, _WORDS)
         counts = np.where(sizes, sizes - widths + 1, 0)
         first_word = np.cumsum(sizes) - sizes

@@ -73,6 +73,29 @@ def read_source(source: Source) -> SourceRead:
     return _not_empty(source, _read_rows(every, found, source, malformed))
 
 
+def first_record(source: Source) -> Record:
+    """The first record of a source, which tells what it is for. Raises what `read_source` raises, of what it sees."""
+    if source.path is not None:
+        found = find_files(source.path)
+        if not _holds_rows(found.files[0], source.format):
+            return Document(found.files[0].name, source.domain or found.files[0].folder, "")
+        malformed = Malformed()
+        rows: Iterable[Row] = (row for file in found.files for row in read_rows(file, malformed))
+    elif source.hub is not None:
+        rows = hub.rows(source)
+    else:
+        return read_source(source).records[0]
+    for row in rows:
+        try:
+            record = parse(row, detect(row) if source.format == "auto" else source.format, source)
+        except RowError:
+            break
+        if record is not None:
+            return record
+    # Nothing, or something malformed, comes first: reading it whole says what.
+    return read_source(source).records[0]
+
+
 def _built_in(source: Source) -> SourceRead:
     """What comes with the interpreter."""
     library = stdlib.read()

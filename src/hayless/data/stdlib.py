@@ -6,7 +6,7 @@ Three domains, in a fixed order:
   lib2to3, the tables of character sets, the text of `pydoc_data` and files generated for this machine.
 - `english`: the language documentation in `pydoc_data/topics`, one document a topic, and for each module its docstrings
   of at least `DOCSTRING_BYTES`, found in the syntax tree. Its docstrings carry the module's name before a `#`, so that
-  they are held out together with the module.
+  they are held out together with the module; the topics, some of which hold others word for word, stay together too.
 - `c`: the interpreter's headers, where they are installed; otherwise the headers that numpy (C) and torch's c10 (C++)
   bring along, and the description says so.
 
@@ -137,7 +137,7 @@ def _topic_documents(library: Path) -> Iterator[Document]:
                 topics = ast.literal_eval(value)
                 for name in sorted(topics):
                     if topics[name].strip():
-                        yield Document(f"topics/{name}", "english", topics[name])
+                        yield Document(f"topics#{name}", "english", topics[name])
 
 
 def _headers(where: Places) -> tuple[list[tuple[str, Path]], str]:

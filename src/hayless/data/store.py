@@ -109,6 +109,16 @@ class TokenStore:
             marks[:1] = False
         return marks
 
+    def marks(self, first: int, last: int) -> NDArray[np.bool_]:
+        """Which tokens of the documents `first` to `last` − 1 are learnt, one document after the other."""
+        start, end = int(self.offsets[first]), int(self.offsets[last])
+        if self._trained is not None:
+            return np.array(self._trained[start:end])
+        marks = np.ones(end - start, dtype=np.bool_)
+        if self.begin is not None:
+            marks[self.offsets[first:last] - start] = False
+        return marks
+
     @cached_property
     def sampling_order(self) -> list[int]:
         """Documents in the order of the hash of their names: any beginning of it is a fair sample."""
