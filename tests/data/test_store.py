@@ -86,6 +86,16 @@ def test_progress_is_told(tmp_path):
     assert all(0 <= done <= total for _, done, total in said)
 
 
+@pytest.mark.parametrize("length", [0, 1, 9, 12_345])
+def test_a_growing_file_is_what_numpy_writes(tmp_path, length):
+    values = np.arange(length, dtype=np.uint16)
+    with encoding._Growing(tmp_path / "grown.npy", np.dtype(np.uint16)) as file:
+        for start in range(0, length, 1000):
+            file.append(values[start : start + 1000])
+    np.save(tmp_path / "saved.npy", values)
+    assert (tmp_path / "grown.npy").read_bytes() == (tmp_path / "saved.npy").read_bytes()
+
+
 @pytest.mark.parametrize(
     "name", ["tokens.npy", "offsets.npy", "bytes.npy", "trained.npy", "reach.npy", "documents.json"]
 )
@@ -150,14 +160,14 @@ def test_killed_half_way_it_starts_again(tmp_path):
     )
     process = subprocess.Popen([sys.executable, "-c", source])
     deadline = time.monotonic() + 60
-    while not list((tmp_path / "stores").glob(".tokens-*/train/tokens.raw")):
+    while not list((tmp_path / "stores").glob(".tokens-*/train/tokens.npy")):
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert not list((tmp_path / "stores").glob("tokens-*"))
     store = made.prepared(tmp_path, folder).train
-    assert len(store) > 20 and not list(store.folder.glob("*.raw"))
+    assert len(store) > 20
 
 
 def test_a_vocabulary_above_16_bits_is_stored_in_32(tmp_path):

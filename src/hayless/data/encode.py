@@ -7,6 +7,7 @@ template's special tokens included; no begin or end token is added to what it wr
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -35,8 +36,6 @@ from hayless.data.tokenizer import (
     encode_with_ends,
     end_token,
 )
-
-_COPY = 1 << 22
 
 END_INSIDE = "end_inside"
 SPECIAL_AS_TEXT = "special_as_text"
@@ -265,19 +264,19 @@ def _parts(record: Record) -> list[_Part]:
 
 
 class _Growing:
-    """An .npy file of unknown length: written raw beside, then copied behind the right header. Memory stays flat."""
+    """An .npy file of a length that is known at its end only: its header is written again then. Memory stays flat."""
 
     def __init__(self, path: Path, dtype: np.dtype[Any], *, wanted: bool = True) -> None:
         self._path = path
         self._dtype = dtype
-        self._raw = path.with_suffix(".raw")
         self._wanted = wanted
         self._file: BinaryIO | None = None
         self._length = 0
 
     def __enter__(self) -> _Growing:
         if self._wanted:
-            self._file = self._raw.open("wb")
+            self._file = self._path.open("wb")
+            self._file.write(self._header(0))
         return self
 
     def append(self, values: Sequence[int] | NDArray[Any]) -> None:
@@ -287,16 +286,14 @@ class _Growing:
             self._length += len(values)
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        if self._file is None:
-            return
-        self._file.close()
-        if error is None and not self._length:
-            np.save(self._path, np.zeros(0, dtype=self._dtype))
-        elif error is None:
-            target = np.lib.format.open_memmap(self._path, mode="w+", dtype=self._dtype, shape=(self._length,))
-            source: NDArray[Any] = np.memmap(self._raw, dtype=self._dtype, mode="r")
-            for start in range(0, self._length, _COPY):
-                target[start : start + _COPY] = source[start : start + _COPY]
-            target.flush()
-            del source, target
-        self._raw.unlink(missing_ok=True)
+        if self._file is not None:
+            with self._file:
+                self._file.seek(0)
+                self._file.write(self._header(self._length))
+
+    def _header(self, length: int) -> bytes:
+        """The header of an array of so many values; numpy leaves room for the length to grow (since 1.23)."""
+        out = io.BytesIO()
+        about = {"descr": np.lib.format.dtype_to_descr(self._dtype), "fortran_order": False, "shape": (length,)}
+        np.lib.format.write_array_header_1_0(out, about)
+        return out.getvalue()
