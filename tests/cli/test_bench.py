@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from hayless.cli import bench, output
+from hayless.cli import bench
 from hayless.core.errors import RequestError
 from hayless.measure import bench as work
 from tests.cli.models import raised, run, saved
@@ -53,10 +53,7 @@ def test_decoding_is_timed_in_a_fresh_process(folder: str) -> None:
     assert document["machine"]["processor"] and result["threads"] >= 1
 
 
-def test_each_batch_size_is_measured_by_itself(
-    folder: str, here: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(output.out, "width", 80)
+def test_each_batch_size_is_measured_by_itself(folder: str, here: list[dict[str, Any]]) -> None:
     shown = run(bench.app, "decode", folder, *DECODE, "--batch", "1,3,1", "--backend", "modules")
     assert shown.exit_code == 0, shown.output
     assert [request["decode"]["batch_size"] for request in here] == [1, 3]
