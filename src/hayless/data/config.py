@@ -37,8 +37,10 @@ class Source(Options):
     """One place that documents or examples come from."""
 
     path: str | None = Field(None, description="A file, a folder (searched for text files) or a glob pattern.")
-    builtin: Literal["stdlib"] | None = Field(
-        None, description="`stdlib`: the running interpreter's own library, documentation and headers."
+    builtin: Literal["stdlib", "stdlib_instructions", "stdlib_preferences"] | None = Field(
+        None,
+        description="`stdlib`: the running interpreter's own library, documentation and headers;"
+        " `stdlib_instructions`: signatures and what they do; `stdlib_preferences`: sentences and heaps of words.",
     )
     hub: str | None = Field(None, description="Id of a dataset on the Hugging Face hub; its code is never run.")
     subset: str | None = Field(None, description="Which configuration of a hub dataset, where it has several.")

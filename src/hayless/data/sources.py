@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from hayless.core.errors import RequestError
 from hayless.core.units import format_bytes
-from hayless.data import hub, stdlib
+from hayless.data import hub, stdlib, stdlib_tasks
 from hayless.data.config import Format, Source
 from hayless.data.documents import (
     ROW_SUFFIXES,
@@ -98,9 +98,15 @@ def first_record(source: Source) -> Record:
 
 def _built_in(source: Source) -> SourceRead:
     """What comes with the interpreter."""
-    library = stdlib.read()
-    records: list[Record] = list(library.documents)
-    description = library.description
+    if source.builtin == "stdlib":
+        library = stdlib.read()
+        records: list[Record] = list(library.documents)
+        description = library.description
+    else:
+        made = stdlib_tasks.instructions if source.builtin == "stdlib_instructions" else stdlib_tasks.preferences
+        records = list(made())
+        size = sum(len(record.text.encode()) for record in records)
+        description = f"{source.builtin}: {len(records):,} records, {format_bytes(size)}, from Python's own library"
     renamed = [replace(record, domain=source.domain) for record in records] if source.domain else records
     return SourceRead(renamed, description)
 

@@ -77,7 +77,7 @@ def fingerprint(where: Places | None = None) -> str:
     """A name for exactly this library: the interpreter's version, and every file's name and SHA-256."""
     where = where or places()
     digest = hashlib.sha256(sys.version.encode())
-    for name, path in [*_modules(where.library), *_topics(where.library), *_headers(where)[0]]:
+    for name, path in [*modules(where.library), *_topics(where.library), *_headers(where)[0]]:
         digest.update(f"\0{name}\0".encode())
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
@@ -87,8 +87,8 @@ def read(where: Places | None = None) -> Library:
     """All documents of the three domains. RequestError where the interpreter has no library as source files."""
     where = where or places()
     python, english = [], list(_topic_documents(where.library))
-    for name, path in _modules(where.library):
-        source = _decoded(path)
+    for name, path in modules(where.library):
+        source = decoded(path)
         if source is None or not source.strip():
             continue
         python.append(Document(f"lib/{name}", "python", source))
@@ -101,7 +101,7 @@ def read(where: Places | None = None) -> Library:
             hint="Give data.sources a path instead of builtin: stdlib.",
         )
     headers, origin = _headers(where)
-    c = [Document(name, "c", text) for name, path in headers if (text := _decoded(path)) and text.strip()]
+    c = [Document(name, "c", text) for name, path in headers if (text := decoded(path)) and text.strip()]
     version = ".".join(map(str, sys.version_info[:3]))
     parts = [_sized("python", python), _sized("english", english), f"{_sized('c', c)} ({origin})"]
     return Library([*python, *english, *c], f"Python {version}'s own library: " + "; ".join(parts))
@@ -109,7 +109,7 @@ def read(where: Places | None = None) -> Library:
 
 def long_docstrings(source: str) -> list[str]:
     """The docstrings of a module, its classes and functions that have at least `DOCSTRING_BYTES` bytes, dedented."""
-    tree = _parsed(source)
+    tree = parsed(source)
     found = []
     for node in ast.walk(tree) if tree else ():
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
@@ -119,7 +119,8 @@ def long_docstrings(source: str) -> list[str]:
     return found
 
 
-def _modules(library: Path) -> list[tuple[str, Path]]:
+def modules(library: Path) -> list[tuple[str, Path]]:
+    """Names inside the library and paths of its modules, in the order of their names."""
     return [(name, path) for name, path in _files(library, ".py") if not path.name.startswith(_GENERATED)]
 
 
@@ -130,7 +131,7 @@ def _topics(library: Path) -> list[tuple[str, Path]]:
 
 def _topic_documents(library: Path) -> Iterator[Document]:
     for _, path in _topics(library):
-        tree = _parsed(_decoded(path) or "")
+        tree = parsed(decoded(path) or "")
         for node in tree.body if tree else ():
             value = node.value if isinstance(node, (ast.Assign, ast.AnnAssign)) else None
             if isinstance(value, ast.Dict):
@@ -166,7 +167,7 @@ def _files(root: Path, suffix: str) -> list[tuple[str, Path]]:
     return sorted(found)
 
 
-def _decoded(path: Path) -> str | None:
+def decoded(path: Path) -> str | None:
     """A source file's text by its own declaration (PEP 263), or None where it is not in it."""
     content = path.read_bytes()
     try:
@@ -178,7 +179,8 @@ def _decoded(path: Path) -> str | None:
     return text
 
 
-def _parsed(source: str) -> ast.Module | None:
+def parsed(source: str) -> ast.Module | None:
+    """The syntax tree of a source, or None where it is not Python (templates, examples of errors)."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
