@@ -12,7 +12,7 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,13 @@ from markupsafe import Markup
 from hayless.core import atomic
 from hayless.core.errors import RequestError
 from hayless.core.measurement import Measurement
+from hayless.core.registry import catalogue, find
 from hayless.recipe.figures import TITLES, in_order, percent, title, unit_of, written
 from hayless.recipe.receipt import machine_words, measured_cell, predicted_cell
 from hayless.recipe.receipt_picture import ratio, reach, ticks
 from hayless.study.record import MOST_POINTS, RunRecord, thinned
 from hayless.study.table import HIGHER_IS_BETTER, QUALITY, Row, Table, difference_text, paired, summary
+from hayless.train.settings import RESUMABLE
 from hayless.version import __version__
 
 _SCRIPTS = ("base.js", "table.js", "plot.js", "curves.js", "compare.js")
@@ -134,7 +136,28 @@ def _data(table: Table, name: str) -> dict[str, Any]:
         },
         "runs": [_run_data(row, most_points) for row in table.rows],
         "pairs": _pairs([row.record for row in table.rows]),
+        "methods": _methods(table),
+        "aside": sorted(RESUMABLE),
     }
+
+
+def _methods(table: Table) -> dict[str, dict[str, str]]:
+    """What the methods of all recipes do and where they were published, in the words of their cards."""
+    names = {name for row in table.rows for name in _method_names(row.record.recipe)}
+    return {
+        name: {"summary": card.summary, "paper": str(card.paper or "")}
+        for name in sorted(names & set(catalogue()))
+        for card in [find(name)]
+    }
+
+
+def _method_names(value: Any) -> Iterator[str]:
+    if isinstance(value, Mapping):
+        if isinstance(name := value.get("method"), str):
+            yield name
+        value = list(value.values())
+    for inner in value if isinstance(value, list | tuple) else ():
+        yield from _method_names(inner)
 
 
 def _run_data(row: Row, most_points: int) -> dict[str, Any]:

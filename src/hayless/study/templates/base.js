@@ -55,6 +55,14 @@ function withUnit(name, value) {
   return written(name, value) + (unit && value !== null ? " " + unit : "");
 }
 
+// On a phone the rows of some tables are laid out as blocks; the roles keep them tables for screen readers.
+const ROLES = { TABLE: "table", THEAD: "rowgroup", TBODY: "rowgroup", TFOOT: "rowgroup", TR: "row", TD: "cell" };
+function stacking(table) {
+  for (const node of [table, ...table.querySelectorAll("thead, tbody, tfoot, tr, td, th")])
+    node.setAttribute("role", ROLES[node.tagName] || (node.scope === "row" ? "rowheader" : "columnheader"));
+  return table;
+}
+
 function say(text) {
   $("said").textContent = text;
 }
@@ -129,6 +137,7 @@ function drawToWidth(node, draw) {
 }
 
 for (const node of document.querySelectorAll(".needs-script")) node.hidden = false;
+document.querySelectorAll("table.stacks").forEach(stacking);
 
 async function copy(text, what) {
   try {

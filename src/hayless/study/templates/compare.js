@@ -1,4 +1,4 @@
-// Two runs side by side: every figure, the difference, and where their recipes differ.
+// Two runs side by side: every figure, the difference, the methods that make it, and where the recipes differ.
 function pairOf(a, b) {
   const found = data.pairs[`${Math.min(a, b)},${Math.max(a, b)}`];
   if (!found) return null;
@@ -34,9 +34,18 @@ function differenceCell(name, a, b, pair) {
   return [`${text} ${good ? "better" : "worse"}`, good ? "good" : "bad"];
 }
 
+// How far apart the two were predicted to be, from their recipes alone.
+function predictedDifference(name, one, two) {
+  const [before, after] = [one, two].map((run) => (figureOf(run, name) ? figureOf(run, name).predicted : null));
+  if (before === null || after === null) return "–";
+  return after === before ? "equal" : signed(written(name, after - before));
+}
+
 // A recipe as paths and values, so that two can be compared field by field.
 function leaves(value, path = "", found = {}) {
-  if (value !== null && typeof value === "object") {
+  const plainList = Array.isArray(value) && value.length > 0 && value.every((inner) => inner === null || typeof inner !== "object");
+  if (plainList) found[path] = value.join(", ");
+  else if (value !== null && typeof value === "object") {
     for (const [key, inner] of Object.entries(value)) leaves(inner, path ? `${path}.${key}` : key, found);
     if (!Object.keys(value).length) found[path] = Array.isArray(value) ? "none" : "as it is";
   } else if (value !== undefined) found[path] = String(value);
@@ -60,42 +69,102 @@ function named(plain) {
   return { ...plain, name: undefined, steps };
 }
 
+// The methods of a recipe with their options: transforms in the order of the steps, parts of training by their slot.
+function methodsOf(plain) {
+  const found = new Map();
+  const add = (slot, config) => {
+    if (!config || typeof config.method !== "string") return;
+    const { method, ...options } = config;
+    let key = `${slot} ${method}`;
+    while (found.has(key)) key += " again";
+    found.set(key, { slot, method, options: leaves(options) });
+  };
+  for (const step of Array.isArray(plain.steps) ? plain.steps : []) {
+    const { apply, train } = step && typeof step === "object" ? step : {};
+    add("apply", apply);
+    if (!train || typeof train !== "object") continue;
+    for (const slot of ["objective", "optimizer"]) add(slot, train[slot]);
+    for (const config of Array.isArray(train.memory) ? train.memory : []) add("memory", config);
+  }
+  return found;
+}
+
+// What the methods of one run do that those of the other do not, in the words of the methods' own cards.
+function methodNotes(one, two) {
+  const [left, right] = [methodsOf(one.plain), methodsOf(two.plain)];
+  const notes = [];
+  for (const key of new Set([...left.keys(), ...right.keys()])) {
+    const [a, b] = [left.get(key), right.get(key)];
+    const { method, slot } = a || b;
+    const changed = a && b ? Object.keys({ ...a.options, ...b.options }).filter((name) => a.options[name] !== b.options[name]) : [];
+    if (a && b && !changed.length) continue;
+    const card = data.methods[method];
+    const options = a && b
+      ? changed.map((name) => `${name} ${a.options[name] ?? "–"} → ${b.options[name] ?? "–"}`)
+      : Object.entries((a || b).options).map(([name, value]) => `${name} ${value}`);
+    const where = a && b ? "set differently" : `only in ${(a ? one : two).label}`;
+    const note = element("li", {}, element("strong", {}, slot === "apply" ? method : `${slot} ${method}`), `, ${where}`);
+    note.append(options.length ? ` (${options.join(", ")}). ` : ". ");
+    if (card) note.append(card.summary, element("span", { class: "small" }, card.paper));
+    notes.push(note);
+  }
+  return notes;
+}
+
+function differencesTable(paths, one, two, left, right) {
+  const differs = element("table", { class: "differs stacks" }, element("caption", { class: "hidden" }, "Where the recipes differ"));
+  const headings = ["Where the recipes differ", one.label, two.label];
+  const head = element("tr", {}, ...headings.map((text) => element("th", { scope: "col", class: "text" }, text)));
+  const fields = element("tbody");
+  for (const path of paths)
+    fields.append(element("tr", {},
+      element("th", { scope: "row", class: "text" }, path.replace(/^steps\./, "")),
+      element("td", { "data-title": one.label }, left[path] ?? "–"),
+      element("td", { "data-title": two.label }, right[path] ?? "–")));
+  differs.append(element("thead", {}, head), fields);
+  return stacking(differs);
+}
+
+// Settings that a run may change while it is resumed: what is learnt does not follow from them.
+const isAside = (path) => path.split(".").some((part) => data.aside.includes(part));
+
 function drawComparison() {
   const [a, b] = [Number($("compare-a").value), Number($("compare-b").value)];
   const [one, two] = [data.runs[a], data.runs[b]];
-  const head = (left, ...texts) =>
-    element("tr", {}, ...texts.map((text, at) => element("th", at && !left ? { scope: "col" } : { scope: "col", class: "text" }, text)));
-  const table = element("table", {}, element("thead", {}, head(false, "Figure", one.label, two.label, "Second − first")));
+  const headings = [one.label, two.label, "Second − first", "as predicted"];
+  const head = element("tr", {}, element("th", { scope: "col", class: "text" }, "Figure"), ...headings.map((text) => element("th", { scope: "col" }, text)));
+  const table = element("table", { class: "stacks", id: "compare-figures" }, element("thead", {}, head));
   const lines = element("tbody");
   const pair = pairOf(b, a);
   for (const name of Object.keys(data.measurements)) {
     if (measured(one, name) === null && measured(two, name) === null) continue;
     const [text, kind] = differenceCell(name, a, b, pair);
+    const cells = [withUnit(name, measured(one, name)), withUnit(name, measured(two, name)), text, predictedDifference(name, one, two)];
     lines.append(element("tr", {},
       element("th", { scope: "row", class: "text" }, metaOf(name).title),
-      element("td", {}, withUnit(name, measured(one, name))),
-      element("td", {}, withUnit(name, measured(two, name))),
-      element("td", { class: `value ${kind}` }, text)));
+      ...cells.map((cell, at) => element("td", { "data-title": headings[at], class: at === 2 ? `value ${kind}` : "" }, cell))));
   }
   table.append(lines);
-  const [left, right] = [leaves(named(one.plain)), leaves(named(two.plain))];
-  const paths = [...new Set([...Object.keys(left), ...Object.keys(right)])].filter((path) => left[path] !== right[path]);
   const out = $("compare-out");
   out.replaceChildren();
-  if (lines.children.length) out.append(table);
+  if (lines.children.length) out.append(stacking(table));
   else out.append(element("p", { class: "note" }, "Neither run has figures."));
   if (a === b) return;
+  const notes = methodNotes(one, two);
+  if (notes.length) out.append(element("h3", {}, "The methods that differ"), element("ul", { class: "methods" }, ...notes));
+  const [left, right] = [leaves(named(one.plain)), leaves(named(two.plain))];
+  const paths = [...new Set([...Object.keys(left), ...Object.keys(right)])].filter((path) => left[path] !== right[path]);
   if (!paths.length) {
     out.append(element("p", { class: "note" }, "Their recipes are the same."));
     return;
   }
-  const differs = element("table", { class: "differs" }, element("caption", { class: "hidden" }, "Where the recipes differ"));
-  differs.append(element("thead", {}, head(true, "Where the recipes differ", one.label, two.label)));
-  const fields = element("tbody");
-  for (const path of paths)
-    fields.append(element("tr", {}, element("th", { scope: "row", class: "text" }, path.replace(/^steps\./, "")), element("td", {}, left[path] ?? "–"), element("td", {}, right[path] ?? "–")));
-  differs.append(fields);
-  out.append(differs);
+  const shaping = paths.filter((path) => !isAside(path));
+  const aside = paths.filter(isAside);
+  if (shaping.length) out.append(differencesTable(shaping, one, two, left, right));
+  if (aside.length) {
+    const words = `${aside.length} more in what is logged, checked and kept, and in how fast it goes`;
+    out.append(element("details", { class: "inner" }, element("summary", {}, words), differencesTable(aside, one, two, left, right)));
+  }
 }
 
 if ($("compare-a")) {

@@ -43,8 +43,7 @@ function drawCurves() {
   }
   const cursor = shape("line", { class: "cursor", y1: box.top, y2: box.height - box.bottom, visibility: "hidden" });
   svg.append(cursor);
-  svg.addEventListener("pointermove", (event) => {
-    const at = ((event.clientX - svg.getBoundingClientRect().left) / svg.clientWidth) * width;
+  const readAt = (at) => {
     cursor.setAttribute("visibility", "visible");
     cursor.setAttribute("x1", at);
     cursor.setAttribute("x2", at);
@@ -52,7 +51,14 @@ function drawCurves() {
       const near = points.reduce((best, point) => (Math.abs(x.place(point[0]) - at) < Math.abs(x.place(best[0]) - at) ? point : best));
       $(`curve-now-${index}`).textContent = `${plain(near[1])} at ${near[0]}`;
     }
-  });
+  };
+  svg.addEventListener("pointermove", (event) => readAt(((event.clientX - svg.getBoundingClientRect().left) / svg.clientWidth) * width));
+  const slider = $("curve-step");
+  [slider.min, slider.max] = [Math.min(...steps), Math.max(...steps)];
+  slider.oninput = () => {
+    readAt(x.place(Number(slider.value)));
+    slider.setAttribute("aria-valuetext", shown.map(({ index, label }) => `${label} ${$(`curve-now-${index}`).textContent}`).join("; "));
+  };
   svg.addEventListener("pointerleave", () => {
     cursor.setAttribute("visibility", "hidden");
     for (const { index } of shown) $(`curve-now-${index}`).textContent = "";

@@ -4,10 +4,10 @@ function drawPlot() {
   const holder = $("plot");
   const found = data.runs
     .map((run, index) => ({ run, index, x: measured(run, nameX), y: measured(run, nameY) }))
-    .filter(({ run, x, y }) => !run.failed && x !== null && y !== null);
+    .filter(({ run, x, y }) => shownRuns.has(run) && !run.failed && x !== null && y !== null);
   holder.replaceChildren();
   if (!found.length) {
-    holder.append(element("p", { class: "note" }, "No finished run has both figures."));
+    holder.append(element("p", { class: "note" }, "No finished run that is shown has both figures."));
     return;
   }
   for (const point of found) {
@@ -121,5 +121,6 @@ if ($("plot")) {
   fill($("plot-x"), axes, data.axes.includes("file_bytes") ? "file_bytes" : data.axes.at(-1));
   fill($("plot-y"), axes, data.axes[0]);
   for (const id of ["plot-x", "plot-y", "plot-predicted"]) $(id).addEventListener("change", drawPlot);
+  document.addEventListener("filtered", drawPlot);
   drawToWidth($("plot"), drawPlot);
 }

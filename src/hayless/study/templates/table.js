@@ -3,6 +3,7 @@ const body = document.querySelector("#table tbody");
 const rows = [...body.rows];
 const heads = [...document.querySelectorAll("#table thead th[data-key]")];
 let sorted = { key: "rank", down: false };
+const shownRuns = new Set();
 
 function sortValue(run, key) {
   if (key === "rank") return run.rank;
@@ -39,21 +40,24 @@ for (const head of heads) {
 }
 
 fill($("sort"), heads.map((head) => [head.dataset.key, head.textContent.trim()]), "rank");
+$("reverse").addEventListener("click", () => sortBy(sorted.key, !sorted.down));
 $("sort").addEventListener("change", () => sortBy($("sort").value, metaOf($("sort").value).better === "higher"));
 heads[0].setAttribute("aria-sort", "ascending");
 
 function filter() {
   const words = $("filter").value.toLowerCase().split(/\s+/).filter(Boolean);
   const state = $("filter-state").value;
-  let shown = 0;
+  shownRuns.clear();
   for (const row of rows) {
     const run = data.runs[row.dataset.run];
     const text = [run.label, ...run.changes].join(" ").toLowerCase();
     const right = !state || (state === "done") === !run.failed;
     row.hidden = !right || !words.every((word) => text.includes(word));
-    shown += !row.hidden;
+    if (!row.hidden) shownRuns.add(run);
   }
-  $("count").textContent = shown === rows.length ? `${rows.length} runs` : `${shown} of ${rows.length} runs`;
+  const { size } = shownRuns;
+  $("count").textContent = size === rows.length ? `${rows.length} runs` : `${size} of ${rows.length} runs`;
+  document.dispatchEvent(new Event("filtered"));
 }
 $("filter").addEventListener("input", filter);
 $("filter-state").addEventListener("change", filter);
