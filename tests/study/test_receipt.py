@@ -16,7 +16,8 @@ from rich.console import Console
 from hayless.core.errors import RequestError
 from hayless.core.measurement import Measurement
 from hayless.recipe.figures import percent, title, written
-from hayless.recipe.receipt import Receipt, measured_cell, predicted_cell, with_section
+from hayless.recipe.receipt import Receipt, measured_cell, predicted_cell
+from hayless.recipe.receipt_card import with_metadata, with_section
 from hayless.recipe.receipt_picture import draw, reach, ticks
 from tests.study import folders
 
@@ -139,11 +140,45 @@ def test_the_model_card_keeps_what_stands_in_it(tmp_path: Path) -> None:
     assert "new" in again and "File size" not in again and "Words." in again and again.endswith("After.\n")
 
 
-def test_model_card_is_read_by_the_hub(tmp_path: Path) -> None:
+def test_model_card_is_read_by_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import ModelCard
 
-    card = ModelCard(with_section("", Receipt(name="a: b").markdown(), "a: b"))
-    assert card.data.library_name == "transformers" and card.data.tags == ["hayless"]
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    for name, content in (("refs/main", "abc"), ("snapshots/abc/config.json", "{}")):
+        cached = tmp_path / "hub" / "models--someone--small-model" / name
+        cached.parent.mkdir(parents=True)
+        cached.write_text(content)
+
+    folder = folders.run(tmp_path / "small", apply={"method": "lora", "rank": 8})
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("path: models/small", "path: someone/small-model"))
+    (folder / "model").mkdir()
+    (folder / "model" / "config.json").write_text('{"model_type": "hayless"}')
+    Receipt.from_run(folder).write(folder)
+    card = ModelCard.load(folder / "model" / "README.md")
+    assert card.data.library_name == "hayless" and card.data.tags == ["hayless", "lora"]
+    assert card.data.base_model == "someone/small-model" and card.text.strip().startswith("# small")
+    (folder / "model" / "adapter_config.json").write_text("{}")
+    (folder / "model" / "README.md").unlink()
+    recipe.write_text(recipe.read_text().replace("someone/small-model", "models/small"))
+    Receipt.from_run(folder).write(folder)
+    data = ModelCard.load(folder / "model" / "README.md").data
+    assert data.library_name == "peft" and data.base_model is None
+
+
+def test_what_people_wrote_in_the_header_stays() -> None:
+    own = "---\nlicense: mit\ntags:\n- mine\nlibrary_name: peft\nodd: [1, 2]\n---\n# Mine\n\nWords.\n"
+    found = with_metadata(own, library="transformers", tags=["kmeans"], base_model="a/b")
+    assert with_metadata(found, library="transformers", tags=["kmeans"]) == found and found.endswith(
+        "# Mine\n\nWords.\n"
+    )
+    from huggingface_hub import ModelCard
+
+    data = ModelCard(found).data.to_dict()
+    expected = {"license": "mit", "tags": ["mine", "hayless", "kmeans"], "library_name": "peft", "odd": [1, 2]}
+    assert data == expected | {"base_model": "a/b"}
+    for broken in ("---\nlicense: [\n---\nx\n", "---\n- a\n---\nx\n"):
+        assert with_metadata(broken, library="transformers") == broken
 
 
 def test_markdown_takes_no_markup_from_names() -> None:

@@ -8,7 +8,6 @@ predicted, a filled dot where measured, a line between) and as a section of the 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,10 +23,9 @@ from hayless.core.errors import FileDamaged, RequestError
 from hayless.core.measurement import Machine, Measurement
 from hayless.recipe import yaml
 from hayless.recipe.figures import in_order, percent, title, written
+from hayless.recipe.receipt_card import base_of, library_of, plain, transforms_of, with_metadata, with_section
 
 STATES = ("new", "running", "done", "failed")
-_SECTION = re.compile(r"\n*<!-- hayless receipt -->.*?<!-- /hayless receipt -->\n?", re.DOTALL)
-_HEADER = re.compile(r"---\n.*?\n---\n", re.DOTALL)
 
 
 class Receipt(BaseModel):
@@ -114,18 +112,18 @@ class Receipt(BaseModel):
         """The receipt as Markdown; `picture` is the path of an image to show above the table."""
         lines = ["## Receipt", ""]
         if self.changes:
-            lines += [f"Made with hayless: {_plain(', '.join(self.changes))}.", ""]
+            lines += [f"Made with hayless: {plain(', '.join(self.changes))}.", ""]
         if picture:
-            lines += [f"![Predicted and measured figures of {_plain(self.name)}]({picture})", ""]
+            lines += [f"![Predicted and measured figures of {plain(self.name)}]({picture})", ""]
         lines += ["| figure | predicted | measured | published |", "|---|---:|---:|---:|"]
         for row in self.rows:
             cells = (predicted_cell(row), measured_cell(row), written(row.name, row.published, row.unit))
-            lines.append(f"| {_plain(title(row.name))} | " + " | ".join(_plain(cell) for cell in cells) + " |")
+            lines.append(f"| {plain(title(row.name))} | " + " | ".join(plain(cell) for cell in cells) + " |")
         remarks = [f"{title(row.name)}: {row.note}." for row in self.rows if row.note and row.value is None]
-        lines += ["", *(_plain(remark) for remark in [*remarks, *self.problems])]
+        lines += ["", *(plain(remark) for remark in [*remarks, *self.problems])]
         if self.machine:
             versions = ", ".join(f"{name} {version}" for name, version in self.machine.versions.items())
-            lines.append(f"Measured on {_plain(machine_words(self.machine))}, {_plain(versions)}, {_plain(self.date)}.")
+            lines.append(f"Measured on {plain(machine_words(self.machine))}, {plain(versions)}, {plain(self.date)}.")
         return "\n".join(lines).rstrip() + "\n"
 
     def write(self, folder: Path) -> None:
@@ -139,14 +137,20 @@ class Receipt(BaseModel):
         if self.rows:
             atomic.write_bytes(folder / "receipt.svg", draw(self, "svg"))
             atomic.write_bytes(folder / "receipt.png", draw(self, "png"))
-        if (folder / "model").is_dir():
+        model = folder / "model"
+        if model.is_dir():
             picture = None
             if self.rows:
-                atomic.write_bytes(folder / "model" / "receipt.png", (folder / "receipt.png").read_bytes())
+                atomic.write_bytes(model / "receipt.png", (folder / "receipt.png").read_bytes())
                 picture = "receipt.png"
-            card = folder / "model" / "README.md"
+            card = model / "README.md"
             before = card.read_text(encoding="utf-8") if card.exists() else ""
-            atomic.write_text(card, with_section(before, self.markdown(picture=picture), self.name))
+            recipe = recipe_of(folder, [])
+            text = with_section(before, self.markdown(picture=picture), self.name)
+            text = with_metadata(
+                text, library=library_of(model), tags=transforms_of(recipe), base_model=base_of(recipe)
+            )
+            atomic.write_text(card, text)
 
 
 class Card:
@@ -218,18 +222,6 @@ def recipe_of(folder: Path, problems: list[str]) -> dict[str, Any]:
         problems.append(f"recipe.yaml cannot be read: {error.message}")
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def with_section(card: str, section: str, name: str) -> str:
-    """A model card with `section` as its receipt: the old receipt replaced, everything else kept."""
-    block = f"<!-- hayless receipt -->\n{section}<!-- /hayless receipt -->\n"
-    if _SECTION.search(card):
-        return _SECTION.sub(lambda match: f"\n\n{block}", card, count=1).lstrip("\n")
-    header = _HEADER.match(card)
-    if card[header.end() :].strip() if header else card.strip():
-        return f"{card.rstrip()}\n\n{block}"
-    start = header[0] if header else "---\nlibrary_name: transformers\ntags:\n- hayless\n---\n"
-    return f"{start}\n# {_plain(name)}\n\n{block}"
 
 
 def _strip(row: Measurement, plain: bool, width: int = 21) -> str:
@@ -326,9 +318,3 @@ def method_words(config: Any) -> str:
 
 def _method_name(config: Any) -> str:
     return str(config.get("method", "")) if isinstance(config, dict) else str(config or "")
-
-
-def _plain(text: str) -> str:
-    """Text for Markdown that may come from anywhere: no markup, no table breaks, no HTML."""
-    text = re.sub(r"\s+", " ", text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*_\[\]|])", r"\\\1", text)
