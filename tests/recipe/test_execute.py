@@ -22,6 +22,7 @@ from hayless.recipe.prediction import predict
 from hayless.train.failures import Interrupted
 from hayless.train.loop import Loop
 from hayless.train.metrics import read
+from tests.data import made
 from tests.recipe.running import CONFIG, TRAIN, quietly, recipe
 
 KMEANS = {"apply": {"method": "kmeans", "bits": 3}}
@@ -242,3 +243,16 @@ def test_the_api_is_the_same_objects(tmp_path: Path) -> None:
     assert hayless.load(tmp_path / "changed").config.hayless["methods"][0]["sparsity"] == 0.2
     with pytest.raises(RequestError, match="Overrides"):
         hayless.run(recipe(tmp_path), tmp_path / "run", overrides=["seed=1"])
+
+
+def test_data_that_would_be_lost_is_refused_unless_allowed(tmp_path: Path) -> None:
+    prompts = ["Hay? ", "How much hay is there in the barn by the river? " * 2]
+    rows = [{"prompt": prompts[number % 4 == 0], "completion": f"{number} bales."} for number in range(24)]
+    path = made.write_lines(tmp_path / "rows.jsonl", rows)
+    data = {"sources": [{"path": str(path)}], "heldout": 0.3, "near_duplicates": False}
+    step = train(objective="sft", sequence_length=20, steps=1)
+    with pytest.raises(WorkError, match=r"answer_cut_off: .*: \d+ of \d+ \(rows\.jsonl:"):
+        quietly(recipe(tmp_path, step, data=data), tmp_path / "refused")
+    allowed = {**data, "allow": ["truncated", "answer_cut_off", "contained"]}
+    _, said = quietly(recipe(tmp_path, step, data=allowed), tmp_path / "allowed")
+    assert "allowed: answer_cut_off" in said and "step 1/1" in said

@@ -20,7 +20,10 @@ from hayless.data.examples import Example, Preference, instruction
 from hayless.data.stdlib import Places
 
 QUESTION = "Say what this part of Python's standard library does."
-_SHORTEST, _LONGEST = 24, 400
+_SHORTEST, _LONGEST = 24, 200
+"""Characters of a summary."""
+_LONGEST_SIGNATURE = 120
+"""Characters of a signature: with short summaries, nearly all tasks fit the 128 tokens of a small model."""
 _FEWEST_WORDS = 5
 
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
@@ -76,9 +79,11 @@ def _described(tree: ast.Module, module: str, id: str) -> Iterator[Described]:
     for path, node in _definitions(tree, ""):
         text = ast.get_docstring(node, clean=False)
         summary = " ".join(inspect.cleandoc(text).split("\n\n")[0].split()) if text else ""
-        if _SHORTEST <= len(summary) <= _LONGEST and path not in seen:
+        signature = f"# {module}\n{_signature(node)}"
+        fits = _SHORTEST <= len(summary) <= _LONGEST and len(signature) <= _LONGEST_SIGNATURE
+        if fits and path not in seen:
             seen.add(path)
-            yield Described(f"{id}#{path}", f"# {module}\n{_signature(node)}", summary)
+            yield Described(f"{id}#{path}", signature, summary)
 
 
 def _definitions(node: ast.Module | ast.ClassDef, before: str) -> Iterator[tuple[str, Definition]]:

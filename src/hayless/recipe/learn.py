@@ -19,6 +19,7 @@ from hayless.core.measurement import Measurement
 from hayless.core.registry import method_of
 from hayless.core.units import format_bytes
 from hayless.data.batches import Batches, one_pass
+from hayless.data.check import LEFT_OUT, problems, refuse
 from hayless.measure.memory import MemoryMeter
 from hayless.model.anatomy import dims_of_model
 from hayless.model.build import build_model
@@ -60,6 +61,7 @@ def learn(
     limit = dims_of_model(model).max_positions
     if limit and train.sequence_length > limit:
         raise bad_value("sequence_length", train.sequence_length, allowed=f"at most {limit}, the model's own limit")
+    _check_data(model, train, start, console)
     trainer = _trainer(model, train, start, folder, predicted_bytes, console)
     if meter is not None:
         meter.restart()
@@ -85,6 +87,22 @@ def rehearse(train: Train, start: Start) -> None:
     with tempfile.TemporaryDirectory(prefix="hayless-") as folder, contextlib.suppress(HaylessError):
         # What is wrong with the data shows, and is said, in the real run.
         _trainer(toy, settings, start, Path(folder), None, Console(file=io.StringIO())).run()
+
+
+def _check_data(model: PreTrainedModel, train: Train, start: Start, console: Console) -> None:
+    """Say what is wrong with the data, and refuse to train on what would be lost without a word."""
+    assert start.recipe.data is not None, "the schema asks for data where a step trains"
+    found = problems(
+        start.data(method_of(train.objective).load().kind),
+        start.tokenizer,
+        sequence_length=train.sequence_length,
+        allow=(*LEFT_OUT, *start.recipe.data.allow),
+        embeddings=dims_of_model(model).vocab_size,
+    )
+    refuse(found)
+    for problem in found:
+        if problem.name not in LEFT_OUT:
+            console.print(f"allowed: {problem}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _trainer(
