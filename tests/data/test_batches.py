@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from hayless.core.errors import RequestError
 from hayless.data.batches import IGNORED, Batch, Batches, attention_mask, one_pass
+from hayless.data.config import DataConfig, Mixture, Source
 from hayless.data.prefetch import prefetched
 from hayless.data.store import TokenStore
 from tests.data import made
@@ -119,6 +120,35 @@ def test_proportions_hold_row_by_row():
     domain = {found.ids[index]: found.domains[found.domain_of[index]] for index in range(len(found))}
     counts = Counter(domain[row[0]] for step in range(30) for row in batches.at(step).documents)
     assert counts == {"d": 150, "dd": 90, "ddd": 60}
+
+
+def test_proportions_that_change_with_the_step():
+    found = store("lm", (300, 200, 100), 2)
+    stages = [Mixture(step=0, shares={"d": 1, "dd": 0}), Mixture(step=4, shares={"d": 1, "dd": 3})]
+    batches = Batches(found, sequence_length=16, batch_size=4, micro_batch_size=2, proportions=stages, seed=1)
+    domain = {found.ids[index]: found.domains[found.domain_of[index]] for index in range(len(found))}
+
+    def domains(step: int) -> list[str]:
+        return sorted(domain[row[0]] for batch in batches.step(step) for row in batch.documents)
+
+    assert [domains(step) for step in range(3, 6)] == [["d"] * 4, ["d", "dd", "dd", "dd"], ["d", "dd", "dd", "dd"]]
+    with pytest.raises(RequestError, match="Unknown domain"):
+        Batches(found, sequence_length=16, batch_size=4, proportions=[*stages, Mixture(step=9, shares={"x": 1})])
+
+
+@pytest.mark.parametrize(
+    ("proportions", "reason"),
+    [
+        ([{"step": 1, "shares": {"d": 1}}], "start at step 0"),
+        ([{"step": 0, "shares": {"d": 1}}, {"step": 0, "shares": {"d": 1}}], "go on in order"),
+        ([{"step": 0, "shares": {"d": 0}}], "must not all be zero"),
+        ({"d": -1.0}, "must not be negative"),
+    ],
+)
+def test_impossible_proportions(proportions, reason):
+    with pytest.raises(ValueError, match=reason):
+        DataConfig(sources=(Source(path="x"),), proportions=proportions)
+    assert DataConfig(sources=(Source(path="x"),), proportions=[]).proportions == ()
 
 
 def test_proportions_of_what_is_not_there():

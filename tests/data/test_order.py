@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hayless.core.errors import RequestError
-from hayless.data.order import Order, shuffled, turn, whole_weights
+from hayless.data.order import Order, dealt, shuffled, turn, whole_weights
 
 
 @given(st.integers(1, 300), st.integers(0, 2**63), st.integers(0, 9))
@@ -75,10 +75,53 @@ def test_three_shares_by_hand():
 
 
 def test_a_pool_with_a_share_has_epochs_of_its_own():
-    order = Order([3, 100], 0, [1, 1])
+    order = Order([3, 100], 0, [(0, [1, 1])])
     small = [index for pool, index in map(order.at, range(60)) if pool == 0]
     assert len(small) == 30
     assert all(sorted(small[at : at + 3]) == [0, 1, 2] for at in range(0, 30, 3))
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=4).filter(any), st.integers(0, 60))
+@settings(max_examples=60, deadline=None)
+def test_dealt_counts_the_turns(weights, rows):
+    pools = [turn(number, weights)[0] for number in range(rows)]
+    assert dealt(rows, weights) == [pools.count(pool) for pool in range(len(weights))]
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 40), st.lists(st.integers(0, 9), min_size=3, max_size=3).filter(any)), max_size=4
+    ),
+    st.lists(st.integers(1, 9), min_size=3, max_size=3),
+    st.integers(0, 99),
+)
+@settings(max_examples=60, deadline=None)
+def test_shares_that_change_repeat_no_row_before_all_of_its_pool_have_come(spans, sizes, seed):
+    stages, start = [(0, [1, 1, 1])], 0
+    for span, weights in spans:
+        start += span
+        stages.append((start, weights))
+    order = Order(sizes, seed, stages)
+    numbers = range(start + 50)
+    found = [order.at(number) for number in numbers]
+    for pool, size in enumerate(sizes):
+        rows = [index for one, index in found if one == pool]
+        for epoch in range(0, len(rows) - size + 1, size):
+            assert sorted(rows[epoch : epoch + size]) == list(range(size))
+    for (begin, weights), end in zip(stages, [*(stage[0] for stage in stages[1:]), start + 50], strict=True):
+        pools = [found[number][0] for number in range(begin, end)]
+        assert [pools.count(pool) for pool in range(3)] == dealt(end - begin, weights)
+    # What came before a change does not depend on it.
+    assert [Order(sizes, seed, stages[:1]).at(number) for number in range(stages[1][0] if spans else 50)] == found[
+        : stages[1][0] if spans else 50
+    ]
+
+
+def test_stages_come_in_order():
+    with pytest.raises(ValueError, match="not 0"):
+        Order([3], 0, [(4, [1])])
+    with pytest.raises(ValueError, match="cannot follow"):
+        Order([3], 0, [(0, [1]), (0, [1])])
 
 
 def test_proportions_of_no_domain_are_refused():

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from hayless.core.errors import RequestError, bad_value
+from hayless.data.config import Mixture
 from hayless.data.facts import learnt_within
 from hayless.data.order import Order, whole_weights
 from hayless.data.packing import Pieces, Rows, pack, split_pieces
@@ -96,7 +97,8 @@ class Batches:
     are packed inside each domain: whole documents, longer ones split (`lm`) or truncated (`sft`). For preferences a row
     is one answer, padded, the beginning cut off where it is too long, and the sizes count pairs.
 
-    `proportions` are shares of rows by domain; without them each epoch has every row once. `positions` are those of all
+    `proportions` are shares of rows by domain, the same throughout or changing with the step; without them each epoch
+    has every row once. They, the seed and the step are all that a batch depends on. `positions` are those of all
     rows, and `fill` the share of them that is used (for pairs, as if each answer were padded to `sequence_length`).
 
     RequestError where the store has nothing to learn at this length, and for proportions of unknown or empty domains.
@@ -110,7 +112,7 @@ class Batches:
         batch_size: int,
         micro_batch_size: int | None = None,
         seed: int = 0,
-        proportions: Mapping[str, float] | None = None,
+        proportions: Mapping[str, float] | Sequence[Mixture] | None = None,
     ) -> None:
         micro_batch_size = micro_batch_size or batch_size
         if batch_size < 1 or batch_size % micro_batch_size:
@@ -128,11 +130,18 @@ class Batches:
         self.rows = sum(sizes)
         if not self.rows:
             raise RequestError("The training documents have nothing to learn.", hint=plan.description)
-        weights = whole_weights(store.domains, proportions) if proportions else None
-        for domain, size, weight in zip(store.domains, sizes, weights or [], strict=False):
-            if weight and not size:
-                raise RequestError(f"proportions names {domain}, but the domain has no training rows at this length.")
-        self._order = Order(sizes, seed, weights)
+        if isinstance(proportions, Mapping):
+            proportions = [Mixture(step=0, shares=dict(proportions))] if proportions else None
+        stages = []
+        for mixture in proportions or ():
+            weights = whole_weights(store.domains, mixture.shares)
+            for domain, size, weight in zip(store.domains, sizes, weights, strict=True):
+                if weight and not size:
+                    raise RequestError(
+                        f"proportions names {domain}, but the domain has no training rows at this length."
+                    )
+            stages.append((mixture.step * batch_size, weights))
+        self._order = Order(sizes, seed, stages)
         used = sum(int(pool.pieces.length.sum()) for pool in self._pools)
         self.positions = sum(len(pool) * pool.capacity for pool in self._pools)
         self.fill = used / self.positions

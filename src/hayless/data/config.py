@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -78,13 +79,35 @@ class Source(Options):
         return self.path or self.builtin or f"{self.hub}{f' ({self.subset})' if self.subset else ''}, {self.split}"
 
 
+class Mixture(Options):
+    """The shares of domains from a training step on."""
+
+    step: int = Field(ge=0, description="The first step with these shares, counted from 0.")
+    shares: dict[str, float] = Field(min_length=1, description="Share of rows that a domain gets, in any scale.")
+
+    @model_validator(mode="after")
+    def _sane(self) -> Self:
+        _check_shares("shares", self.shares)
+        return self
+
+
+def _check_shares(field: str, shares: dict[str, float]) -> None:
+    for name, share in shares.items():
+        if share < 0:
+            raise ValueError(f"{field}.{name} = {share} must not be negative")
+    if shares and not sum(shares.values()):
+        raise ValueError(f"{field} must not all be zero")
+
+
 class DataConfig(Options):
     """The data of a recipe: where it comes from and what is held out."""
 
     sources: tuple[Source, ...] = Field(min_length=1, description="Where documents or examples come from.")
     domains: tuple[str, ...] = Field((), description="Only these domains; empty takes all.")
-    proportions: dict[str, float] = Field(
-        default_factory=dict, description="Share of tokens a domain gets; empty takes domains by their size."
+    proportions: dict[str, float] | tuple[Mixture, ...] = Field(
+        default_factory=dict,
+        description="Share of rows that a domain gets, or a list of {step, shares} where that changes; empty takes"
+        " domains by their size.",
     )
     heldout: float = Field(
         0.05, gt=0, lt=1, description="Share of documents held out, chosen by a hash of their names."
@@ -99,9 +122,10 @@ class DataConfig(Options):
 
     @model_validator(mode="after")
     def _sane(self) -> Self:
-        for name, share in self.proportions.items():
-            if share < 0:
-                raise ValueError(f"proportions.{name} = {share} must not be negative")
-        if self.proportions and not sum(self.proportions.values()):
-            raise ValueError("proportions must not all be zero")
+        if isinstance(self.proportions, dict):
+            _check_shares("proportions", self.proportions)
+            return self
+        steps = [mixture.step for mixture in self.proportions]
+        if steps and (steps[0] != 0 or any(later <= earlier for earlier, later in pairwise(steps))):
+            raise ValueError(f"proportions must start at step 0 and go on in order; the steps are {steps}")
         return self

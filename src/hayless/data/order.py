@@ -4,11 +4,13 @@ Within an epoch the rows of a domain come in an order given by a Feistel permuta
 (Black and Rogaway, Ciphers with Arbitrary Finite Domains, 2002, with cycle walking). Each epoch has its own order.
 
 Domains take turns by a low-discrepancy sequence: after r rows a domain with share p has had p·r of them, give or take
-less than the number of domains, and exactly p·r whenever that and the shares before it come out whole.
+less than the number of domains, and exactly p·r whenever that and the shares before it come out whole. Where shares
+change, the sequence starts anew, and each domain goes on with the rows that it has not had.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from math import gcd, inf, lcm
@@ -40,19 +42,23 @@ def shuffled(position: int, size: int, *key: int) -> int:
 class Order:
     """Row numbers 0, 1, 2, … → (pool, index in the pool).
 
-    `sizes` are rows a pool (a domain) has. Without `weights` all rows form one sequence that is reshuffled each epoch;
-    with them each pool has its own epochs, and the pools take turns by their weights.
+    `sizes` are rows a pool (a domain) has. Without `stages` all rows form one sequence that is reshuffled each epoch;
+    with them each pool has its own epochs, and the pools take turns by weights. A stage is the number of the row it
+    starts with and the pools' weights from there on; the first starts with row 0.
     """
 
-    def __init__(self, sizes: Sequence[int], seed: int, weights: Sequence[int] | None = None) -> None:
+    def __init__(self, sizes: Sequence[int], seed: int, stages: Sequence[tuple[int, Sequence[int]]] = ()) -> None:
         self._sizes = list(sizes)
         self._seed = seed
-        self._weights = None if weights is None else list(weights)
         self._total = sum(self._sizes)
+        self._stages: list[tuple[int, list[int]]] = []
+        self._had: list[list[int]] = []
+        for start, weights in stages:
+            self._begin(start, weights)
 
     def at(self, number: int) -> tuple[int, int]:
         """The row that comes as `number`: its pool and its index there."""
-        if self._weights is None:
+        if not self._stages:
             epoch, position = divmod(number, self._total)
             index = shuffled(position, self._total, self._seed, 0, epoch)
             for pool, size in enumerate(self._sizes):
@@ -60,9 +66,34 @@ class Order:
                     return pool, index
                 index -= size
             raise AssertionError("the sizes of all pools add up to the total")
-        pool, count = turn(number, self._weights)
-        epoch, position = divmod(count, self._sizes[pool])
+        stage = bisect_right(self._stages, number, key=lambda stage: stage[0]) - 1
+        start, weights = self._stages[stage]
+        pool, count = turn(number - start, weights)
+        epoch, position = divmod(self._had[stage][pool] + count, self._sizes[pool])
         return pool, shuffled(position, self._sizes[pool], self._seed, pool + 1, epoch)
+
+    def _begin(self, start: int, weights: Sequence[int]) -> None:
+        """Add a stage, and count what each pool has had before it."""
+        had = [0] * len(self._sizes)
+        if self._stages:
+            last, before = self._stages[-1]
+            if start <= last:
+                raise ValueError(f"a stage from row {start} cannot follow one from row {last}")
+            had = [one + other for one, other in zip(self._had[-1], dealt(start - last, before), strict=True)]
+        elif start:
+            raise ValueError(f"the first stage starts with row {start}, not 0")
+        self._stages.append((start, list(weights)))
+        self._had.append(had)
+
+
+def dealt(rows: int, weights: Sequence[int]) -> list[int]:
+    """How many of the first `rows` turns each pool has."""
+    found, rest = [], sum(weights)
+    for weight in weights:
+        count = rows if weight == rest else rows * weight // rest
+        found.append(count)
+        rows, rest = rows - count, rest - weight
+    return found
 
 
 def turn(number: int, weights: Sequence[int]) -> tuple[int, int]:

@@ -53,10 +53,10 @@ def add_tokens(
     sites = _tables(model)
     former = [tokenizer(token, add_special_tokens=False)["input_ids"] for token in new]
     tokenizer.add_tokens(
-        [AddedToken(token, special=special, normalized=False) for token in new],  # type: ignore[misc]
-        special_tokens=special,
+        [AddedToken(token, special=special, normalized=False) for token in new], special_tokens=special
     )
-    first, end = (int(tokenizer.convert_tokens_to_ids(token)) for token in (new[0], new[-1]))
+    places = tokenizer.get_vocab()
+    first, end = places[new[0]], places[new[-1]]
     rows = int(sites[0].weight(model).shape[0])
     if end >= rows:
         rows = end + 1
@@ -82,7 +82,7 @@ def only_new_rows(model: PreTrainedModel, added: Added) -> Iterator[list[nn.Para
     try:
         for site in sites:
             parametrize.register_parametrization(site.module(model), site.parameter, _Rows(added.first, added.end))
-            held: Any = site.module(model).parametrizations[site.parameter]  # type: ignore[index, union-attr]
+            held: Any = site.module(model).parametrizations[site.parameter]  # type: ignore[index]
             if site.row.tied_to:
                 # One table in two places has one pair of parts.
                 held.original0, held.original1 = parts[0]
