@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Sequence
 
@@ -12,6 +13,8 @@ import transformers
 from hayless.decode.engine import Engine
 from hayless.decode.options import SamplingOptions
 from hayless.measure.speed import Spread
+
+_ROUNDING = 1e-3
 
 
 def llama_7b() -> transformers.PreTrainedModel:
@@ -78,22 +81,42 @@ def generate_time(
     return spread([(run(tokens + 1) - run(1)) / tokens * 1e3 for _ in range(repeats)])
 
 
-@torch.inference_mode()
-def check_same(engine: Engine, prompts: Sequence[list[int]], tokens: int, tolerance: float) -> None:
-    """Refuse to time an engine that computes something else than transformers' modules.
+class Gate:
+    """Refuses to time an engine that computes something else than the model.
 
-    Its greedy tokens go through the modules, whose log-probabilities must be the engine's and whose likeliest tokens
-    must be no likelier than the engine's, both within `tolerance` nats.
+    The judge is the model in float32. A 16-bit engine may be as far from it as transformers' own modules are in 16
+    bits (twice, for chance); a float32 engine may be as far as `_ROUNDING`.
     """
-    options = SamplingOptions(max_tokens=tokens, ignore_end=True)
-    found = engine.generate(prompts, options, batch_size=len(prompts))
-    worst = 0.0
-    for prompt, one in zip(prompts, found, strict=True):
-        ids = torch.tensor([[*prompt, *one.tokens]], device=engine.model.device)
-        logprobs = engine.model(ids, logits_to_keep=tokens + 1).logits[0, :-1].float().log_softmax(-1).cpu()
-        chosen = logprobs.gather(-1, torch.tensor(one.tokens)[:, None])[:, 0]
-        worst = max(worst, (chosen - torch.tensor(one.logprobs)).abs().max().item())
-        worst = max(worst, (logprobs.amax(-1) - chosen).max().item())
-    if not worst <= tolerance:
-        raise SystemExit(f"The engine differs from transformers by {worst:.3g} nats; allowed: {tolerance}.")
-    print(f"{engine.path.backend} differs from transformers by {worst:.2g} nats", flush=True)
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        exact = engine.model.dtype is torch.float32
+        self._exact = engine.model if exact else copy.deepcopy(engine.model).float()
+
+    @torch.inference_mode()
+    def passes(self, prompts: Sequence[list[int]], tokens: int) -> bool:
+        """Whether the engine's greedy tokens are the likeliest, and its log-probabilities right; says by how much.
+
+        All prompts are decoded side by side; at most eight are judged.
+        """
+        options = SamplingOptions(max_tokens=tokens, ignore_end=True)
+        found = self._engine.generate(prompts, options, batch_size=len(prompts))
+        ours, theirs, short = [], [], []
+        for prompt, one in list(zip(prompts, found, strict=True))[:: max(1, len(prompts) // 8)]:
+            ids = torch.tensor([[*prompt, *one.tokens]], device=self._exact.device)
+            chosen = torch.tensor(one.tokens)[:, None]
+            judge, modules = (
+                model(ids, logits_to_keep=tokens + 1).logits[0, :-1].float().log_softmax(-1).cpu()
+                for model in (self._exact, self._engine.model)
+            )
+            right = judge.gather(-1, chosen)
+            ours.append(torch.tensor(one.logprobs)[:, None] - right)
+            theirs.append(modules.gather(-1, chosen) - right)
+            short.append(judge.amax(-1, keepdim=True) - right)
+        error, allowed = (torch.cat(each).square().mean().sqrt().item() for each in (ours, theirs))
+        worst = torch.cat(short).max().item()
+        print(
+            f"  nats from float32: engine {error:.2g}, modules {allowed:.2g}; chosen token short by {worst:.2g}",
+            flush=True,
+        )
+        return error <= 2 * allowed + _ROUNDING and worst <= 6 * allowed + _ROUNDING

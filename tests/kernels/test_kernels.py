@@ -112,9 +112,12 @@ def test_attention_over_rows_of_every_length(dtype, kv_heads, group, dim, splits
     assert not scratch.done.any()
 
 
-@pytest.mark.parametrize(("rows", "kv_heads", "expected"), [(1, 32, 8), (1, 2, 32), (32, 32, 1), (4, 8, 8), (1, 1, 32)])
-def test_splits_fill_the_processors(rows, kv_heads, expected):
-    assert attention.splits_for(rows, kv_heads, 132) == expected
+@pytest.mark.parametrize(
+    ("rows", "kv_heads", "capacity", "expected"),
+    [(1, 32, 4096, 8), (1, 2, 4096, 32), (1, 2, 256, 4), (32, 32, 4096, 1), (4, 8, 8192, 8), (1, 1, 48, 1)],
+)
+def test_splits_fill_the_processors(rows, kv_heads, capacity, expected):
+    assert attention.splits_for(rows, kv_heads, capacity, 132) == expected
 
 
 @pytest.mark.parametrize("entries", [7, 96, 5000])

@@ -83,7 +83,7 @@ class Session:
         self.host = [torch.zeros(3 * rows, dtype=torch.int32, pin_memory=True) for _ in range(_SLOTS)]
         self.events = [torch.cuda.Event() for _ in range(_SLOTS)]
         processors = torch.cuda.get_device_properties(device).multi_processor_count
-        splits = splits_for(rows, dims.num_kv_heads, processors)
+        splits = splits_for(rows, dims.num_kv_heads, capacity, processors)
         self._scratch = Scratch(rows, dims.num_heads, dims.num_kv_heads, dims.head_dim, splits, device)
         cos, sin = program.rope(capacity)
         half = dims.head_dim // 2
@@ -135,7 +135,7 @@ class Session:
     def choose(self, choice: Choice) -> None:
         """From logits to the next tokens and their log-probabilities."""
         if choice == "greedy":
-            likeliest(self.logits_bv, self.tokens_b, self.logprobs_b)
+            likeliest(self.logits_bv, self.tokens_b, self.logprobs_b, overlap=self._overlap and self.rows == 1)
             return
         probs_bv = self.options.distribution(self.logits_bv, sort=choice == "filtered")
         uniforms_b = self.uniforms_bn.index_select(1, self.draws)[:, 0]

@@ -16,6 +16,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from hayless.kernels.linear import LINE_BYTES, Norm, prefetch
 
 _MIN_DOT = 16
+_BLOCK = 64
 
 
 class Scratch:
@@ -29,9 +30,9 @@ class Scratch:
         self.done = torch.zeros(rows, kv_heads, dtype=torch.int32, device=device)
 
 
-def splits_for(rows: int, kv_heads: int, processors: int) -> int:
-    """Programs a head so that about two run on every processor; a power of 2, at most 32."""
-    wanted = max(1, 2 * processors // (rows * kv_heads))
+def splits_for(rows: int, kv_heads: int, capacity: int, processors: int) -> int:
+    """Programs a head so that about two run on every processor, or one block of keys in each; a power of 2 to 32."""
+    wanted = max(1, min(2 * processors // (rows * kv_heads), capacity // _BLOCK))
     return min(32, 1 << (wanted.bit_length() - 1))
 
 
@@ -100,6 +101,11 @@ def _attention(
     cos = tl.load(cos_ptr + length * HALF + h, mask=h < HALF, other=0.0)
     sin = tl.load(sin_ptr + length * HALF + h, mask=h < HALF, other=0.0)
     dtype = k_cache_ptr.dtype.element_ty
+    # The new token's key and value are used by the last split only, but loaded here, while the queries are.
+    new_at = k_ptr + row * k_stride + head * DIM + h
+    k_new_low = tl.load(new_at, mask=h < HALF, other=0.0).to(tl.float32)
+    k_new_high = tl.load(new_at + HALF, mask=h < HALF, other=0.0).to(tl.float32)
+    v_new = tl.load(v_ptr + row * v_stride + head * DIM + d, mask=d < DIM, other=0.0).to(dtype)
     a_low = (q_low * cos[None, :] - q_high * sin[None, :]).to(dtype)
     a_high = (q_high * cos[None, :] + q_low * sin[None, :]).to(dtype)
 
@@ -127,16 +133,14 @@ def _attention(
 
     if split == SPLITS - 1:
         # The new token: its key and value go into the cache, and are attended from here.
-        k_at = k_ptr + row * k_stride + head * DIM + h
-        k_low = tl.load(k_at, mask=h < HALF, other=0.0).to(tl.float32)
-        k_high = tl.load(k_at + HALF, mask=h < HALF, other=0.0).to(tl.float32)
         if QK_NORM:
-            key_inverse = 1.0 / tl.sqrt((tl.sum(k_low * k_low, 0) + tl.sum(k_high * k_high, 0)) / DIM + eps)
-            k_low *= key_inverse * tl.load(k_gain_ptr + h, mask=h < HALF, other=0.0).to(tl.float32)
-            k_high *= key_inverse * tl.load(k_gain_ptr + HALF + h, mask=h < HALF, other=0.0).to(tl.float32)
-        new_low = (k_low * cos - k_high * sin).to(dtype)
-        new_high = (k_high * cos + k_low * sin).to(dtype)
-        v_new = tl.load(v_ptr + row * v_stride + head * DIM + d, mask=d < DIM, other=0.0).to(dtype)
+            key_inverse = 1.0 / tl.sqrt(
+                (tl.sum(k_new_low * k_new_low, 0) + tl.sum(k_new_high * k_new_high, 0)) / DIM + eps
+            )
+            k_new_low *= key_inverse * tl.load(k_gain_ptr + h, mask=h < HALF, other=0.0).to(tl.float32)
+            k_new_high *= key_inverse * tl.load(k_gain_ptr + HALF + h, mask=h < HALF, other=0.0).to(tl.float32)
+        new_low = (k_new_low * cos - k_new_high * sin).to(dtype)
+        new_high = (k_new_high * cos + k_new_low * sin).to(dtype)
         at = base + length.to(tl.int64) * DIM
         tl.store(k_cache_ptr + at + h, new_low, mask=h < HALF)
         tl.store(k_cache_ptr + at + HALF + h, new_high, mask=h < HALF)
@@ -162,25 +166,20 @@ def _attention(
         if before == SPLITS - 1:
             tl.debug_barrier()
             s = tl.arange(0, SPLITS)
-            every = heads[:, None] * SPLITS + s[None, :]
-            mask = (g < GROUP)[:, None] & (s < SPLITS)[None, :]
-            tops = tl.load(maxima_ptr + every, mask=mask, other=0.0, cache_modifier=".cg")
-            sums = tl.load(sums_ptr + every, mask=mask, other=1.0, cache_modifier=".cg")
-            highest = tl.max(tops, 1)
-            total = tl.sum(tl.exp(tops - highest[:, None]) * sums, 1)
-            result = tl.zeros((GROUP_PADDED, DIM_PADDED), tl.float32)
-            for i in range(SPLITS):
-                part = heads * SPLITS + i
-                weight = tl.exp(tl.load(maxima_ptr + part, mask=g < GROUP, other=0.0, cache_modifier=".cg") - highest)
-                piece = tl.load(
-                    parts_ptr + part[:, None].to(tl.int64) * DIM + d[None, :],
-                    mask=out_mask,
+            for i in tl.static_range(GROUP):
+                every = (row * KV_HEADS * GROUP + head * GROUP + i) * SPLITS + s
+                tops = tl.load(maxima_ptr + every, cache_modifier=".cg")
+                sums = tl.load(sums_ptr + every, cache_modifier=".cg")
+                pieces = tl.load(
+                    parts_ptr + every[:, None].to(tl.int64) * DIM + d[None, :],
+                    mask=(d < DIM)[None, :],
                     other=0.0,
                     cache_modifier=".cg",
                 )
-                result += weight[:, None] * piece
-            y = (result / total[:, None]).to(out_ptr.dtype.element_ty)
-            tl.store(out_ptr + heads[:, None] * DIM + d[None, :], y, mask=out_mask)
+                weights = tl.exp(tops - tl.max(tops, 0))
+                y = tl.sum(weights[:, None] * pieces, 0) / tl.sum(weights * sums, 0)
+                at = (row * KV_HEADS * GROUP + head * GROUP + i) * DIM + d
+                tl.store(out_ptr + at, y.to(out_ptr.dtype.element_ty), mask=d < DIM)
             tl.store(done_ptr + row * KV_HEADS + head, 0)
     else:
         y = (result / total[:, None]).to(out_ptr.dtype.element_ty)
@@ -240,7 +239,7 @@ def decode_attention(
         DIM=dim,
         HALF_PADDED=max(_MIN_DOT, triton.next_power_of_2(dim // 2)),
         DIM_PADDED=max(_MIN_DOT, triton.next_power_of_2(dim)),
-        BLOCK=64,
+        BLOCK=_BLOCK,
         SPLITS=scratch.splits,
         QK_NORM=q_norm is not None,
         OVERLAP=overlap,

@@ -44,9 +44,9 @@ class Norm:
 def tiles_for(out_features: int, in_features: int, gated: bool) -> Tiles:
     """What was fastest on an H200 among those tried (benchmarks/decode.py)."""
     if in_features <= 512:
-        return Tiles(2, 512, 1) if gated else Tiles(4, 512, 1)
+        return Tiles(4, 1024, 4) if gated else Tiles(4, 512, 1)
     if in_features <= 2048:
-        return Tiles(2, 512, 2)
+        return Tiles(4, 1024, 4)
     if gated:
         return Tiles(2, 2048, 4, ahead=2048)
     return Tiles(8, 256, 1, ahead=2048) if out_features > 2 * in_features else Tiles(2, 1024, 4, ahead=4096)
