@@ -76,6 +76,36 @@ def test_a_budget_of_tokens_sets_every_training_step() -> None:
     assert both[0] == pytest.approx(3 * both[1], abs=3) and sum(both) * 8 * 512 == pytest.approx(2e6, rel=0.01)
 
 
+def test_a_budget_of_flops_buys_each_row_what_its_own_ledger_says(tmp_path: Path) -> None:
+    """A row that starts from what another makes is priced by that one's shape, before the model is there."""
+    sizes = {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 2, "num_attention_heads": 4}
+    model = {"config": {"model_type": "llama", "vocab_size": 300, **sizes}, "tokenizer": {"vocab_size": 300}}
+    start = {"path": str(tmp_path / "base" / "model")}
+    train = {"tokens": 5000, "batch_size": 1, "sequence_length": 16}
+    rows = [
+        ("base", model, [{"train": train}]),
+        ("frozen", start, [{"apply": {"method": "lora", "rank": 1}}, {"train": train}]),
+        ("again", start, [{"train": {**train, "memory": ["checkpointing"]}}]),
+        ("twice", start, [{"train": train}, {"train": {**train, "tokens": 10_000}}]),
+        ("packed", start, [{"apply": "kmeans"}, {"measure": {}}]),
+    ]
+    data = {"sources": [{"path": "texts"}]}
+    asked = [
+        {"label": label, "recipe": {"name": label, "model": where, "data": data, "steps": steps}}
+        for label, where, steps in rows
+    ]
+    found = contenders(load({"name": "flops", "rows": asked, "budget": {"flops": 2e9}, "folder": str(tmp_path)}))
+    spent = [[step.train.tokens or 0 for step in each.recipe.steps if isinstance(step, TrainStep)] for each in found]
+    weights = 2 * (4 * 64 * 64 + 3 * 64 * 160) + 300 * 64  # matrices that multiply: blocks and head
+    attention = 2 * 2 * 64 * (16 + 1)  # FLOPs of a token forward: QK' and PV over the positions a causal mask leaves
+    price = 6 * weights + 3 * attention
+    assert spent[0][0] == pytest.approx(2e9 / price, rel=1e-3)
+    assert spent[1][0] > 1.3 * spent[0][0], "frozen weights have no gradient of their own"
+    assert spent[2][0] < 0.85 * spent[0][0], "what is computed again is paid for"
+    assert spent[3][1] == pytest.approx(2 * spent[3][0], abs=2) and sum(spent[3]) == pytest.approx(spent[0][0], abs=3)
+    assert spent[4] == []
+
+
 def test_quoted_overrides_stay_text() -> None:
     given_ = study()
     given_["rows"][0]["overrides"] = {"model.path": "odd: [path] # é 'x'", "train.prompts": ["a", "- b"]}
@@ -93,8 +123,9 @@ def test_quoted_overrides_stay_text() -> None:
         ({"rows": [{"label": "a", "recipe": "x", "grid": {"seed": []}}]}, "seed has no values"),
         ({"rows": [{"label": "a", "recipe": "x"}, {"label": "a", "recipe": "x"}]}, "'a' stands twice"),
         ({"baseline": "bass"}, "Did you mean 'base'?"),
-        ({"budget": {}}, "exactly one of tokens, seconds and memory"),
-        ({"budget": {"tokens": 5, "seconds": 5}}, "exactly one of tokens, seconds and memory"),
+        ({"budget": {}}, "exactly one of tokens, flops, seconds and memory"),
+        ({"budget": {"tokens": 5, "seconds": 5}}, "exactly one of tokens, flops, seconds and memory"),
+        ({"budget": {"flops": 0}}, "budget.flops"),
         ({"budget": {"tokens": 0}}, "budget.tokens"),
         ({"budget": {"memory": "4 horses"}}, "4GB|24GB"),
         ({"seeds": [1, 1]}, "seeds must be different"),
@@ -142,5 +173,6 @@ def test_any_folders_are_read_together(tmp_path: Path) -> None:
 
 def test_budgets_in_words() -> None:
     assert budget_words(Budget(tokens=2_000_000)) == "2,000,000 tokens of training a run"
+    assert budget_words(Budget(flops=3e14)) == "3e14 FLOPs of training a run"
     assert budget_words(Budget(seconds=90)) == "1 min 30 s a run"
     assert budget_words(Budget(memory=24 * 10**9)) == "24.0 GB of memory a run" and budget_words(None) == ""

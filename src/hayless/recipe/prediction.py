@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hayless.core.compose import predict as rewrite
-from hayless.core.cost import TrainShape, decode_cost, is_packed, training_cost
+from hayless.core.cost import TrainShape, backward_flops, decode_cost, forward_flops, is_packed, training_cost
 from hayless.core.dims import ModelDims
 from hayless.core.errors import NotSupported, RequestError
 from hayless.core.families import dims_of, ledger_of, read_config
@@ -72,6 +72,20 @@ def predict(recipe: Recipe, device: DeviceKind | None = None) -> Prediction:
         context = measuring.prompt_tokens + measuring.decode_tokens
         figures["decode_peak_bytes"] = decode_cost(saved, 1, context, device=device).peak.total
     return Prediction(ledger, saved, figures)
+
+
+def flops_per_token(recipe: Recipe) -> list[float]:
+    """FLOPs of a trained token in each training step of a recipe, forward and backward, by its own ledger.
+
+    Blocks that are computed again count; what an objective computes besides the trained model (a teacher, a reference)
+    does not. RequestError as in `predict`.
+    """
+    found = []
+    for stage in _walk(recipe)[0]:
+        shape = train_shape(stage.train, "cpu")
+        passes = forward_flops(stage.ledger, shape.batch, shape.sequence) + backward_flops(stage.ledger, shape)
+        found.append(passes / (shape.batch * shape.sequence))
+    return found
 
 
 def device_kind(name: str) -> DeviceKind:

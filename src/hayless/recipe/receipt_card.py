@@ -43,12 +43,13 @@ def with_metadata(card: str, *, library: str, tags: Sequence[str] = (), base_mod
         return f"---\n{found.to_yaml()}\n---\n\n{card}"
     try:
         read = ModelCard(card)
+        data: Any = read.data
     except (ValueError, TypeError, YAMLError):
         return card
-    own = read.data.tags if isinstance(read.data.tags, list) else []
-    read.data.tags = list(dict.fromkeys([*own, "hayless", *tags]))
-    read.data.library_name = read.data.library_name or library
-    read.data.base_model = read.data.base_model or base_model
+    own = data.tags if isinstance(data.tags, list) else []
+    data.tags = list(dict.fromkeys([*own, "hayless", *tags]))
+    data.library_name = data.library_name or library
+    data.base_model = data.base_model or base_model
     return str(read.content)
 
 

@@ -119,6 +119,8 @@ def budget_words(budget: Budget | None) -> str:
         return ""
     if budget.tokens is not None:
         return f"{budget.tokens:,} tokens of training a run"
+    if budget.flops is not None:
+        return f"{budget.flops:.3g} FLOPs of training a run".replace("e+", "e")
     if budget.seconds is not None:
         return f"{format_seconds(budget.seconds)} a run"
     return f"{format_bytes(budget.memory or 0)} of memory a run"

@@ -34,7 +34,7 @@ from hayless.recipe.receipt import Receipt
 from hayless.recipe.schema import Recipe, TrainStep
 from hayless.study.process import Process
 from hayless.study.results import FILE, Outcome, Outcomes, Results, State, read_outcomes, read_study
-from hayless.study.schema import Budget, Contender, Study, contenders
+from hayless.study.schema import Budget, Contender, Study, contenders, starts_from
 
 _POLL_SECONDS = 0.1
 _RUNTIME_BYTES = 600_000_000
@@ -132,7 +132,7 @@ class _Runner:
             path = self.folder / "recipes" / f"{contender.slug}.yaml"
             atomic.write_text(path, yaml.write(contender.recipe.model_dump(mode="json", exclude_none=True)))
             recipe = load_recipe(path)
-            needs = [job for job in jobs if _starts_from(recipe.model.path, job.folder)]
+            needs = [job for job in jobs if starts_from(recipe, job.folder)]
             parts = [digest(recipe), *(keys[job.contender.slug] for job in needs)]
             keys[contender.slug] = hashlib.sha256("\n".join(parts).encode()).hexdigest()
             outcome = Outcome(
@@ -259,10 +259,6 @@ class _Runner:
         progress.update(
             bar, completed=settled, doing=words[0] if len(words) == 1 else f"{len(words)} at once" if words else ""
         )
-
-
-def _starts_from(path: str | None, folder: Path) -> bool:
-    return path is not None and Path(path).resolve().is_relative_to(folder.resolve())
 
 
 def _floor(recipe: Recipe) -> int:

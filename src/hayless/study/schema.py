@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -15,19 +15,24 @@ from pydantic import Field, field_validator, model_validator
 
 from hayless.core.errors import RequestError, unknown
 from hayless.core.options import ByteCount, Count, Options
+from hayless.core.registry import method_of
 from hayless.recipe import yaml
 from hayless.recipe.load import load as load_recipe
 from hayless.recipe.load import validate
-from hayless.recipe.schema import Recipe, Train, TrainStep
+from hayless.recipe.prediction import flops_per_token
+from hayless.recipe.schema import ApplyStep, Recipe, Train, TrainStep
 
 RESERVED = frozenset({"data", "logs", "recipes"})
 """Names in a study's folder that no row's folder may have."""
 
 
 class Budget(Options):
-    """What a row may spend: exactly one of tokens, seconds and memory."""
+    """What a row may spend: exactly one of tokens, flops, seconds and memory."""
 
     tokens: Count | None = Field(None, ge=1, description="Tokens a row trains on, whatever its recipe says.")
+    flops: float | None = Field(
+        None, gt=0, description="FLOPs a row trains for: tokens follow from its own model and methods."
+    )
     seconds: float | None = Field(None, gt=0, description="Wall time a row may take in all; it is then stopped.")
     memory: ByteCount | None = Field(
         None, ge=1, description="Bytes; a row whose measured peak is above it is marked and takes no rank."
@@ -35,8 +40,8 @@ class Budget(Options):
 
     @model_validator(mode="after")
     def _one(self) -> Self:
-        if sum(value is not None for value in (self.tokens, self.seconds, self.memory)) != 1:
-            raise ValueError("give exactly one of tokens, seconds and memory")
+        if sum(value is not None for value in (self.tokens, self.flops, self.seconds, self.memory)) != 1:
+            raise ValueError("give exactly one of tokens, flops, seconds and memory")
         return self
 
 
@@ -129,7 +134,8 @@ def contenders(study: Study) -> list[Contender]:
                 label = f"{row.label} ({', '.join(words)})" if words else row.label
                 try:
                     recipe = load_recipe(row.recipe, [_override(*item) for item in (row.overrides | point).items()])
-                    recipe = _seeded(_within(recipe, study.budget if row.budgeted else None), seed)
+                    budget = study.budget if row.budgeted else None
+                    recipe = _seeded(_within(recipe, budget, [(study.path / c.slug, c.recipe) for c in found]), seed)
                 except RequestError as error:
                     raise RequestError(f"Row {label!r}: {error.message}", hint=error.hint) from None
                 slug = slug_of(label)
@@ -160,16 +166,45 @@ def _override(key: str, value: Any) -> str:
     return f"{key}={json.dumps(value, ensure_ascii=False)}"
 
 
-def _within(recipe: Recipe, budget: Budget | None) -> Recipe:
-    """The recipe with its training lengthened or shortened to a budget of tokens.
+def starts_from(recipe: Recipe, folder: Path) -> bool:
+    """Whether a recipe's model lies in the folder of another run."""
+    path = recipe.model.path
+    return path is not None and Path(path).resolve().is_relative_to(folder.resolve())
 
-    Several training steps share the budget in proportion to their own lengths.
+
+def _within(recipe: Recipe, budget: Budget | None, earlier: Sequence[tuple[Path, Recipe]]) -> Recipe:
+    """The recipe with its training lengthened or shortened to a budget of tokens or FLOPs.
+
+    Several training steps share the budget in proportion to what they would spend by themselves. `earlier` are the
+    rows, by folder, that this one may start from.
     """
-    if budget is None or budget.tokens is None:
-        return recipe
     lengths = [_own_tokens(step.train) for step in recipe.steps if isinstance(step, TrainStep)]
-    shares = iter([max(1, budget.tokens * length // sum(lengths)) for length in lengths])
+    if budget is None or not lengths:
+        return recipe
+    if budget.tokens is not None:
+        shares = iter([max(1, budget.tokens * length // sum(lengths)) for length in lengths])
+    elif budget.flops is not None:
+        prices = flops_per_token(_from_the_start(recipe, earlier))[-len(lengths) :]
+        scale = budget.flops / sum(length * price for length, price in zip(lengths, prices, strict=True))
+        shares = iter([max(1, int(scale * length)) for length in lengths])
+    else:
+        return recipe
     return _with_train(recipe, lambda train: train.model_copy(update={"tokens": next(shares), "steps": None}))
+
+
+def _from_the_start(recipe: Recipe, earlier: Sequence[tuple[Path, Recipe]]) -> Recipe:
+    """The recipe with what made its model put before it, so that the model's shape is known before it is there."""
+    for folder, base in earlier:
+        if starts_from(recipe, folder):
+            whole = _from_the_start(base, earlier)
+            kept = [
+                step
+                for step in whole.steps
+                if isinstance(step, ApplyStep) and not (base.saving.merge and method_of(step.apply).peft_type)
+            ]
+            model = whole.model.model_copy(update={"task": recipe.model.task})
+            return recipe.model_copy(update={"model": model, "steps": (*kept, *recipe.steps)})
+    return recipe
 
 
 def _own_tokens(train: Train) -> int:
