@@ -16,13 +16,11 @@ from tests.data import made
 
 SHOWN_BY_OTHERS = {"lm", "adamw"}
 """In every row that trains."""
-WITHOUT_DATA = {"sft", "reward"}
-"""They learn from examples and preferences, which the demo's corpus has none of."""
 
 
 def test_every_method_has_a_row() -> None:
     found = {entry.method for entry in demo.ENTRIES} | SHOWN_BY_OTHERS
-    assert found == set(catalogue()) - WITHOUT_DATA | SHOWN_BY_OTHERS
+    assert found == set(catalogue())
     assert len({entry.label for entry in demo.ENTRIES}) == len(demo.ENTRIES)
 
 

@@ -115,15 +115,16 @@ def test_the_difference_is_the_paired_bootstrap(tmp_path: Path) -> None:
     assert found.high - found.low < (alone.high - alone.low) / 3
 
 
-def test_other_documents_give_no_difference_but_a_remark(tmp_path: Path) -> None:
-    runs = [folders.run(tmp_path / name, bits=bits) for name, bits in (("a", 2.0), ("b", 2.1), ("c", 2.2))]
+def test_other_documents_give_no_rank_and_no_difference_but_a_remark(tmp_path: Path) -> None:
+    runs = [folders.run(tmp_path / name, bits=bits) for name, bits in (("a", 2.0), ("b", 1.1), ("c", 2.2))]
     rows = json.loads((runs[1] / "documents.json").read_text(encoding="utf-8"))
     (runs[1] / "documents.json").write_text(json.dumps(rows[1:]), encoding="utf-8")
     (runs[2] / "documents.json").unlink()
     found = table.build(record.read_all(runs), "a")
     remarks = {row.label: row.remark for row in found.rows}
     assert "same documents" in remarks["b"] and "no losses by document" in remarks["c"] and remarks["a"] == ""
-    assert [row.rank for row in found.rows] == [1, 2, 3]
+    assert {row.label: row.rank for row in found.rows} == {"a": 1, "c": 2, "b": None}
+    assert "Best quality: a" in table.summary(found)[0]
     with pytest.raises(RequestError, match="Did you mean 'a'"):
         table.build(record.read_all(runs), "aa")
 

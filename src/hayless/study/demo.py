@@ -1,7 +1,8 @@
 """The demo: a small model trained on the interpreter's own library, and what each technique makes of it.
 
 Two models are trained first, a target and a smaller draft. Then each row starts from the target, may spend the same
-tokens of training, and is measured on the same held-out documents. Beside them stands what a model reaches that knows
+tokens of training, and is measured on the same held-out documents (those that learn instructions or preferences on
+theirs, without a rank). Beside them stands what a model reaches that knows
 nothing but how often each token occurs.
 """
 
@@ -45,6 +46,9 @@ class Entry:
     method: str
     steps: tuple[dict[str, Any], ...]
     first: bool = False
+    data: str = "stdlib"
+    """The builtin source it learns from and is measured on."""
+    task: str = "causal"
 
 
 def _apply(method: str, **options: Any) -> dict[str, Any]:
@@ -65,6 +69,8 @@ ENTRIES = (
     Entry("LoRA rank 8", "adapters", "lora", (_apply("lora", rank=8), _train(2e-3)), first=True),
     Entry("k-means 4 bits", "quantize", "kmeans", (_apply("kmeans", bits=4),), first=True),
     Entry("half the weights zero", "prune", "magnitude", (_apply("magnitude", sparsity=0.5), _train()), first=True),
+    Entry("instructions", "objectives", "sft", (_train(1e-3, objective="sft"),), True, "stdlib_instructions"),
+    Entry("reward", "objectives", "reward", (_train(1e-3, objective="reward"),), False, "stdlib_preferences", "reward"),
 )
 """Later techniques add their rows here; `tests/study` holds that every method has one."""
 
@@ -82,12 +88,12 @@ def run(folder: Path, *, everything: bool = False, fresh: bool = False, console:
 
 def study(folder: Path, *, everything: bool = False) -> Study:
     """The demo as a study."""
-    start = {"name": "row", "model": {"path": str(folder / "target" / "model")}, "data": _DATA}
+    target = str(folder / "target" / "model")
     rows = [
         {"label": "target", "recipe": _pretraining("target", 128, 4, TARGET_TOKENS), "budgeted": False},
         {"label": "draft", "recipe": _pretraining("draft", 64, 2, DRAFT_TOKENS), "budgeted": False},
         *(
-            {"label": entry.label, "recipe": {**start, "steps": [*entry.steps, _MEASURE]}}
+            {"label": entry.label, "recipe": _from_target(target, entry)}
             for entry in ENTRIES
             if everything or entry.first
         ),
@@ -95,6 +101,12 @@ def study(folder: Path, *, everything: bool = False) -> Study:
     return load(
         {"name": "demo", "rows": rows, "baseline": "target", "budget": {"tokens": BUDGET_TOKENS}, "folder": str(folder)}
     )
+
+
+def _from_target(target: str, entry: Entry) -> dict[str, Any]:
+    data = _DATA if entry.data == "stdlib" else {"sources": [{"builtin": entry.data}]}
+    model = {"path": target, "task": entry.task}
+    return {"name": "row", "model": model, "data": data, "steps": [*entry.steps, _MEASURE]}
 
 
 def _pretraining(name: str, width: int, layers: int, tokens: int) -> dict[str, Any]:

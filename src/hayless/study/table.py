@@ -156,13 +156,20 @@ class Table:
 
 
 def build(records: Sequence[RunRecord], baseline: str | None = None) -> Table:
-    """Rank `records` and compare them with the one labelled `baseline` (the first that has a quality, if None)."""
+    """Rank `records` and compare them with the one labelled `baseline` (the first that has a quality, if None).
+
+    A run that was measured on other documents than the baseline takes no rank: its quality is of another kind.
+    """
     labels = [record.label for record in records]
     if baseline is not None and baseline not in labels:
         raise unknown("baseline", baseline, labels)
     good = [record for record in records if not record.failed and not record.over_budget]
-    ranked = sorted((r for r in good if _quality(r) is not None), key=lambda record: _quality(record) or 0.0)
-    against = next((r for r in records if (r.label == baseline if baseline else r in ranked)), None)
+    rated = [record for record in good if _quality(record) is not None]
+    against = next((r for r in records if (r.label == baseline if baseline else r in rated)), None)
+    ranked = sorted(
+        (record for record in rated if against is None or not _elsewhere(record, against)),
+        key=lambda record: _quality(record) or 0.0,
+    )
     rows = [Row(record, rank, remark=record.remark) for record, rank in zip(ranked, _ranks(ranked), strict=True)]
     rows += [Row(record, remark=record.remark) for record in good if record not in ranked]
     rows += [Row(record, remark=record.remark) for record in records if record.over_budget and not record.failed]
@@ -172,15 +179,27 @@ def build(records: Sequence[RunRecord], baseline: str | None = None) -> Table:
     return Table(tuple(rows), against.label if against else None)
 
 
+def _elsewhere(one: RunRecord, other: RunRecord) -> bool:
+    """Whether two runs are known to have been measured on different documents."""
+    if one.documents is None or other.documents is None:
+        return False
+    return _sizes(one.documents) != _sizes(other.documents)
+
+
+def _sizes(documents: Documents) -> dict[str, int]:
+    """Each document and its bytes: tokens may differ between tokenizers, documents may not."""
+    return {name: row[2] for name, row in documents.rows.items()}
+
+
 def paired(one: RunRecord, other: RunRecord) -> Interval:
     """Bits per byte of `one` minus `other`, over the same documents. RequestError where there are no such documents."""
     if one.documents is None or other.documents is None:
         lacking = one if one.documents is None else other
         raise RequestError(f"{lacking.label} has no losses by document.")
-    mine, theirs = one.documents.rows, other.documents.rows
-    if {name: row[2] for name, row in mine.items()} != {name: row[2] for name, row in theirs.items()}:
+    if _sizes(one.documents) != _sizes(other.documents):
         raise RequestError(f"{one.label} and {other.label} were not measured on the same documents.")
-    return interval.difference(_figures(one.documents, sorted(mine)), _figures(other.documents, sorted(mine)))
+    ids = sorted(one.documents.rows)
+    return interval.difference(_figures(one.documents, ids), _figures(other.documents, ids))
 
 
 def difference_text(found: Interval | None) -> str:
@@ -241,6 +260,7 @@ def _cell(text: str) -> str:
 def summary(table: Table) -> list[str]:
     """What the table says, in a few sentences that follow from its figures alone."""
     done = [row for row in table.rows if not row.record.failed and not row.record.over_budget]
+    ranked = [row for row in done if row.rank is not None]
     base = next((row for row in table.rows if row.label == table.baseline), None)
     found = []
     for name, words, less in (
@@ -250,7 +270,7 @@ def summary(table: Table) -> list[str]:
         ("ms_per_token", "Fastest decoding", "faster"),
     ):
         best = min(
-            (row for row in done if row.record.receipt.measured(name) is not None),
+            (row for row in (ranked or done) if row.record.receipt.measured(name) is not None),
             key=lambda row: row.record.receipt.measured(name) or 0.0,
             default=None,
         )
