@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 
+from hayless.data import check
 from hayless.data.batches import IGNORED, Batches, one_pass
 from hayless.data.config import DataConfig, Source
 from hayless.data.sources import read_source
@@ -74,3 +75,19 @@ def test_preferences_give_pairs(tmp_path):
         seen.update(name.partition("#")[0] for row in batch.documents for name in row)
     assert len(seen) > 100 and set(seen.values()) == {2}
     assert not {name.partition("#")[0] for name in prepared.train.ids} & set(seen)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "refused"),
+    [
+        ("shakespeare/input.txt", "lm", []),
+        ("gsm8k/train.jsonl", "sft", []),
+        ("alpaca/alpaca_3000.json", "sft", ["nothing_to_learn"]),
+        ("sst2/train.tsv", "lm", []),
+    ],
+)
+def test_what_the_check_finds(tmp_path, name, kind, refused):
+    prepared = prepare(DataConfig(sources=(source(name),)), made.tokenizer(), tmp_path, kind=kind)
+    problems = check.problems(prepared, made.tokenizer(), sequence_length=2048)
+    assert [problem.name for problem in problems if problem.refused] == refused
+    assert not {"contained", "end_never_trained", "begin_missing"} & {problem.name for problem in problems}

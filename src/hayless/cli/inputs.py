@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from hayless.core.drawing import Form
     from hayless.data.config import Source
 
-Builtin = typer.Option("", "--builtin", metavar="stdlib", help="stdlib: Python's own library and documentation.")
+Builtin = typer.Option(
+    "", "--builtin", help="stdlib: Python's own library; or stdlib_instructions, stdlib_preferences."
+)
 Heldout = typer.Option(0.05, "--heldout", help="Share of documents held out, by a hash of their names.")
 
 
