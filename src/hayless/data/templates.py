@@ -10,7 +10,8 @@ leaves the earlier text as it is; a template that rewrites earlier turns is refu
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
@@ -55,7 +56,7 @@ class ChatTemplate:
 
         Refused where the template refuses the messages (roles in an order it does not know, for one).
         """
-        try:
+        with _refusals():
             text = self._tokenizer.apply_chat_template(
                 list(messages),
                 tools=tools,  # type: ignore[arg-type]
@@ -63,8 +64,6 @@ class ChatTemplate:
                 add_generation_prompt=prompt,
                 tokenize=False,
             )
-        except (TemplateError, TypeError, ValueError, KeyError) as error:
-            raise Refused(f"the chat template refuses it: {' '.join(str(error).split())[:200]}") from None
         assert isinstance(text, str)
         return text
 
@@ -82,18 +81,17 @@ class ChatTemplate:
         return found
 
     def _by_marks(self, conversation: Conversation) -> Rendered:
-        text = self.render(conversation.messages, conversation.tools)
         settings: dict[str, Any] = dict(self._tokenizer.special_tokens_map)
-        found: Any = render_jinja_template(
-            conversations=[conversation.messages],
-            tools=conversation.tools,  # type: ignore[arg-type]
-            chat_template=self._source(conversation.tools),
-            return_assistant_tokens_mask=True,
-            **settings,
-        )
-        [again], [marks] = found
-        if again != text:
-            raise Refused("the chat template gives another text each time it is rendered")
+        with _refusals():
+            # What apply_chat_template calls, which does not give the marks' places in the text.
+            found: Any = render_jinja_template(
+                conversations=[conversation.messages],
+                tools=conversation.tools,  # type: ignore[arg-type]
+                chat_template=self._source(conversation.tools),
+                return_assistant_tokens_mask=True,
+                **settings,
+            )
+        [text], [marks] = found
         turns = [at for at, message in enumerate(conversation.messages) if message["role"] == "assistant"]
         if len(marks) == len(turns):
             for at, (start, end) in zip(turns, marks, strict=True):
@@ -136,6 +134,15 @@ class ChatTemplate:
         """Where a turn ends that starts at `start`: behind its closing special token, else at the end of the text."""
         bare = text.rstrip()
         return len(bare) if len(bare) > start and bare.endswith(self._specials) else len(text)
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """What a template raises as a refusal in its own words."""
+    try:
+        yield
+    except (TemplateError, TypeError, ValueError, KeyError) as error:
+        raise Refused(f"the chat template refuses it: {' '.join(str(error).split())[:200]}") from None
 
 
 def refuse(found: Sequence[tuple[str, str]], tokenizer: PreTrainedTokenizerBase) -> None:
