@@ -14,6 +14,7 @@ from hayless.measure.quality import (
     Document,
     DocumentLoss,
     Quality,
+    batch_drift,
     paired_difference,
     pairwise_accuracy,
     quality,
@@ -62,6 +63,19 @@ def test_the_batch_size_does_not_change_the_result(context, stride):
     for found in results[1:]:
         assert found.loss.value == pytest.approx(results[0].loss.value, rel=1e-6)
         assert found.tokens == results[0].tokens == 118
+
+
+def test_drift_is_what_another_batch_size_changes():
+    model, documents = tiny.model("gpt2"), _documents([1, 40, 2, 17, 17, 9, 33])
+    found = quality(model, documents, begin=BEGIN, batch_size=4)
+    drift = batch_drift(model, documents, found, begin=BEGIN, batch_size=4, tokens=50)
+    assert (drift.documents, drift.batch_sizes) == (4, (4, 1)) and 0 <= drift.loss <= drift.largest < 1e-5
+    one = found.documents[1]
+    wrong = one.model_copy(update={"nats": one.nats + 0.6})
+    shifted = found.model_copy(update={"documents": (found.documents[0], wrong, *found.documents[2:])})
+    moved = batch_drift(model, documents, shifted, begin=BEGIN, batch_size=1, tokens=50)
+    assert moved.loss == pytest.approx(0.6 / 60, rel=1e-3) and moved.largest == pytest.approx(0.6 / 40, rel=1e-3)
+    assert moved.batch_sizes == (1, 8)
 
 
 def test_figures_are_token_and_byte_weighted():

@@ -80,6 +80,7 @@ def test_a_folder_is_measured_in_a_fresh_process(tmp_path, tokenizer, heldout):
         row = by_name[name]
         assert (row.value, row.low, row.high) == pytest.approx((found.value, found.low, found.high), rel=1e-6)
     assert by_name["perplexity"].value == pytest.approx(expected.perplexity.value, rel=1e-5)
+    assert by_name["batch_drift"].value < 1e-4 and "batches of 8 and 1 windows" in by_name["batch_drift"].note
     written = json.loads((tmp_path / "documents.json").read_text())
     assert [row["id"] for row in written] == [document.id for document in documents]
     assert sum(row["tokens"] for row in written) == expected.tokens

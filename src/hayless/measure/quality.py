@@ -153,6 +153,42 @@ def quality(
     return _over(rows, too_short=len(documents) - len(rows), context=context, stride=stride)
 
 
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """How far a loss differs by rounding alone: `loss` in nats a token over `documents` documents, `largest` of one."""
+
+    loss: float
+    largest: float
+    documents: int
+    batch_sizes: tuple[int, int]
+
+
+def batch_drift(
+    model: PreTrainedModel,
+    documents: Sequence[Document],
+    found: Quality,
+    *,
+    begin: int | None,
+    batch_size: int,
+    tokens: int,
+) -> Drift:
+    """Measure the first documents, about `tokens` tokens of them, again in batches of another size than `found` had.
+
+    In exact arithmetic nothing would change; differences between models that are as small as this say nothing. One
+    window at a time stands against `batch_size`, or 8 against 1. RequestError where no document of `found` is there.
+    """
+    first: list[Document] = []
+    measured = {row.id: row for row in found.documents}
+    for document in documents:
+        if document.id in measured and sum(len(each.tokens) for each in first) < tokens:
+            first.append(document)
+    other = 1 if batch_size > 1 else 8
+    again = quality(model, first, begin=begin, context=found.context, stride=found.stride, batch_size=other)
+    changes = [row.nats - measured[row.id].nats for row in again.documents]
+    largest = max(abs(change) / row.tokens for change, row in zip(changes, again.documents, strict=True))
+    return Drift(abs(sum(changes)) / again.tokens, largest, len(changes), (batch_size, other))
+
+
 def paired_difference(
     one: Quality, other: Quality, what: Literal["loss", "bits_per_byte"] = "bits_per_byte"
 ) -> Interval:

@@ -27,7 +27,7 @@ from hayless.measure.files import file_bytes
 from hayless.measure.interval import Interval
 from hayless.measure.memory import MemoryMeter
 from hayless.measure.process import answer, in_fresh_process
-from hayless.measure.quality import Document, Quality, quality, window_size
+from hayless.measure.quality import Document, Drift, Quality, batch_drift, quality, window_size
 from hayless.measure.rehearsal import rehearse_decoding
 from hayless.measure.reward import reward_accuracy
 from hayless.measure.rows import decode_rows
@@ -89,15 +89,21 @@ def _measure(request: dict[str, Any]) -> dict[str, Any]:
     if settings.quality and rewards:
         rows.append(_reward_row(model, store, settings))
     elif settings.quality:
+        sample = [as_document(document) for document in store.sample(settings.heldout_tokens)]
         found = quality(
             model,
-            [as_document(document) for document in store.sample(settings.heldout_tokens)],
+            sample,
             begin=store.begin,
             context=settings.context,
             stride=settings.stride,
             batch_size=settings.batch_size,
         )
         rows += _quality_rows(found)
+        if settings.drift_tokens:
+            tokens, size = settings.drift_tokens, settings.batch_size
+            rows.append(
+                _drift_row(batch_drift(model, sample, found, begin=store.begin, batch_size=size, tokens=tokens))
+            )
         documents = [document.model_dump() for document in found.documents]
     return {"rows": [row.model_dump(mode="json", exclude={"error"}) for row in rows], "documents": documents}
 
@@ -145,6 +151,12 @@ def _quality_rows(found: Quality) -> list[Measurement]:
     if found.perplexity is None:
         return [*rows, Measurement(name="perplexity", unit="", note="too large for a number", better="lower")]
     return [*rows, _interval("perplexity", "", found.perplexity, note)]
+
+
+def _drift_row(found: Drift) -> Measurement:
+    sizes = " and ".join(str(size) for size in found.batch_sizes)
+    note = f"loss in batches of {sizes} windows, {found.documents} documents; {found.largest:.1e} in one of them"
+    return Measurement(name="batch_drift", unit="nats/token", value=found.loss, note=note, better="lower")
 
 
 def _reward_row(model: PreTrainedModel, store: TokenStore, settings: MeasureSettings) -> Measurement:

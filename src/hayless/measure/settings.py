@@ -17,6 +17,9 @@ class MeasureSettings(Options):
     context: int | None = Field(None, ge=2, description="Tokens of context; the model's own limit if not given.")
     stride: int | None = Field(None, ge=1, description="Tokens between windows; half the context if not given.")
     batch_size: int = Field(8, ge=1, description="Windows computed at once; changes speed and memory, not the result.")
+    drift_tokens: Count = Field(
+        2048, ge=0, description="Held-out tokens measured again in batches of another size, for the drift; 0 for none."
+    )
     decode: bool = Field(True, description="First-token time, ms a token, and peak memory while generating.")
     prompt_tokens: int = Field(32, ge=1, description="Length of the prompt when decoding is timed.")
     decode_tokens: int = Field(64, ge=2, description="Tokens generated when decoding is timed.")

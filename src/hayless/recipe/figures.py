@@ -12,6 +12,7 @@ TITLES = {
     "bits_per_byte": "Bits per byte",
     "loss": "Loss",
     "perplexity": "Perplexity",
+    "batch_drift": "Batch-size drift",
     "pairwise_accuracy": "Pairwise accuracy",
     "train_peak_bytes": "Training peak",
     "decode_peak_bytes": "Decoding peak",
@@ -32,6 +33,7 @@ TITLES = {
 _UNITS = {
     "bits_per_byte": "bits/byte",
     "loss": "nats/token",
+    "batch_drift": "nats/token",
     "train_tokens_per_second": "tokens/s",
     "ms_per_token": "ms/token",
     "joules_per_token": "J/token",
