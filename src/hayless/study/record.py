@@ -19,6 +19,7 @@ from hayless.train import metrics
 MOST_POINTS = 400
 _MOST_SAMPLES = 24
 _MOST_LETTERS = 4000
+_NUMBERS = (int, float)  # and not bool, which is an int too
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +131,7 @@ def _metrics(folder: Path, problems: list[str]) -> tuple[dict[str, list[tuple[in
             elif line.get("kind") in ("train", "validation"):
                 before = "validation_" if line["kind"] == "validation" else ""
                 for key, value in line.items():
-                    if key != "step" and isinstance(value, int | float) and not isinstance(value, bool):
+                    if type(value) in _NUMBERS and key != "step":
                         # A resumed run repeats the steps after its last checkpoint: the later line counts.
                         curves.setdefault(before + key, {})[offset + step] = float(value)
         offset = last
