@@ -23,7 +23,7 @@ def _demo(rows: int) -> Work:
         piece="token",
         pieces=_TOKENS,
         tokens=rows,
-        repeats=15,
+        repeats=40,
         warmup=2,
         rehearse=partial(rehearse_decoding, "cpu"),
     )

@@ -38,6 +38,8 @@ def close(*, absolute: float = 0.0, relative: float = 0.0) -> Same:
                 return f"{name} has shape {found.shape} instead of {wanted.shape}"
             if not np.isfinite(found).all():
                 return f"{name} is not finite"
+            if not np.isfinite(wanted).all():
+                return f"{name} of the reference is not finite"
             off = np.abs(found - wanted)
             if not (off <= absolute + relative * np.abs(wanted)).all():
                 worst = np.unravel_index(np.argmax(off), off.shape)
