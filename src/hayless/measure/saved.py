@@ -156,7 +156,7 @@ def _quality_rows(found: Quality) -> list[Measurement]:
 def _drift_row(found: Drift) -> Measurement:
     sizes = " and ".join(str(size) for size in found.batch_sizes)
     note = f"loss in batches of {sizes} windows, {found.documents} documents; {found.largest:.1e} in one of them"
-    return Measurement(name="batch_drift", unit="nats/token", value=found.loss, note=note, better="lower")
+    return Measurement(name="batch_drift", unit="nats/token", value=found.loss, note=note)
 
 
 def _reward_row(model: PreTrainedModel, store: TokenStore, settings: MeasureSettings) -> Measurement:

@@ -37,7 +37,7 @@ _MOST_PAIRED = 30
 _ALL_POINTS = 60_000
 """Points of all curves together, so that a page of many runs stays small."""
 _PNG = b"\x89PNG\r\n\x1a\n"
-_NEITHER = frozenset({"parameters", "trainable_parameters", "nonzero_parameters"})
+_NEITHER = frozenset({"parameters", "trainable_parameters", "nonzero_parameters", "batch_drift"})
 
 
 def write(
