@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING
 import torch
 import transformers
 from stories import load_stories
-from timing import Gate, device_time, engine_time, generate_time, llama_7b, spread
+from timing import Gate, copy_rate, device_time, engine_time, generate_time, llama_7b, spread
 
 from hayless.core.measurement import Goal
 from hayless.decode.engine import Engine
 from hayless.decode.program import Program, plan
-from hayless.measure import machine
 from hayless.measure.speed import Spread
 from hayless.study.bench.results import Row, write
 
@@ -35,9 +34,10 @@ SEED = 0
 
 def gpu(models: Path) -> list[Row]:
     """Rows of the 7B shape and of the trained target on this GPU."""
-    rate = machine.copy_bandwidth("cuda", fresh=True)
-    one = Spread(rate / 1e12, rate / 1e12, rate / 1e12)
-    rows = [Row("device copy, read and written bytes counted", "torch", "rate", "TB/s", one)]
+    copied = copy_rate()
+    rate = copied.median
+    work = "device copy, read and written bytes counted"
+    rows = [Row(work, "torch", "rate", "TB/s", copied.scaled(1e-12), better="higher")]
     model = llama_7b()
     program, engine = planned(model), Engine(model, backend="graphs")
     gate = Gate(engine)

@@ -34,15 +34,22 @@ SMALL_LAYERS = {
     "16M head": (384, (8192,), False),
 }
 TILES = [
-    Tiles(rows, columns, warps, ahead)
-    for (rows, columns, warps), ahead in itertools.product(
-        [(2, 1024, 4), (4, 1024, 4), (4, 512, 2), (8, 512, 2), (8, 256, 1), (4, 256, 1), (4, 2048, 8), (2, 2048, 4)],
-        (0, 2048, 4096),
+    Tiles(rows, columns, warps, stages)
+    for (rows, columns, warps), stages in itertools.product(
+        [(2, 1024, 4), (4, 1024, 4), (8, 512, 4), (4, 512, 4), (4, 512, 2), (8, 256, 2)], (2, 3, 4)
     )
 ]
 SMALL_TILES = [
     Tiles(rows, columns, warps)
-    for rows, columns, warps in [(4, 256, 1), (8, 256, 1), (2, 512, 1), (4, 512, 1), (2, 512, 2), (4, 512, 2)]
+    for rows, columns, warps in [
+        (2, 512, 1),
+        (4, 512, 1),
+        (4, 512, 2),
+        (4, 512, 4),
+        (8, 512, 4),
+        (2, 1024, 4),
+        (4, 1024, 4),
+    ]
 ]
 
 
@@ -67,7 +74,7 @@ def tune() -> None:
                     for weights in sets:  # noqa: B023
                         gemv(x, weights, out, norm=norm, gated=gated, tiles=tiles, overlap=overlap)  # noqa: B023
 
-                label = f"{tiles.rows}x{tiles.columns}w{tiles.warps}a{tiles.ahead}{'+' if overlap else ''}"
+                label = f"{tiles.rows}x{tiles.columns}w{tiles.warps}s{tiles.stages}{'+' if overlap else ''}"
                 took[label] = _graphed(run) / count * 1e3
             shown = "  ".join(
                 f"{label} {micro:.1f}" for label, micro in sorted(took.items(), key=lambda one: one[1])[:10]

@@ -50,6 +50,13 @@ def device_time(run: Callable[[], object], repeats: int = 30, warmup: int = 5) -
     return spread([start.elapsed_time(end) for start, end in pairs])
 
 
+def copy_rate() -> Spread:
+    """Bytes a second of a large device copy, read and written both counted."""
+    source = torch.randn(2**30, device="cuda")
+    target = torch.empty_like(source)
+    return device_time(lambda: target.copy_(source), 20).rate(2e3 * source.nbytes)
+
+
 def engine_time(engine: Engine, prompts: Sequence[list[int]], tokens: int, repeats: int) -> Spread:
     """Milliseconds a token after the first of the engine, greedy, as its caller sees them; one figure a repeat."""
     options = SamplingOptions(max_tokens=tokens + 1, ignore_end=True)

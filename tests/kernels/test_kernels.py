@@ -50,7 +50,7 @@ def test_gemv(dtype, width, sizes, gated, extras):
     residual = _random(1, total, dtype=dtype) if extras in ("residual", "all") else None
     options = {"biases": biases, "norm": norm, "gated": gated, "residual": residual}
     expected = linear.gemv_reference(x, weights, **options)
-    for tiles in (linear.Tiles(4, 32, 1), linear.Tiles(16, 128, 1)):
+    for tiles in (linear.Tiles(4, 32, 1), linear.Tiles(16, 128, 1), linear.Tiles(2, 32, 1, stages=2)):
         found = linear.gemv(x, weights, _poisoned(1, total, dtype=dtype), tiles=tiles, **options)
         _close(found, expected, dtype)
 

@@ -13,10 +13,11 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from hayless.kernels.linear import LINE_BYTES, Norm, prefetch
+from hayless.kernels.linear import Norm
 
 _MIN_DOT = 16
 _BLOCK = 64
+_LINE_BYTES: tl.constexpr = tl.constexpr(128)
 
 
 class Scratch:
@@ -34,6 +35,14 @@ def splits_for(rows: int, kv_heads: int, capacity: int, processors: int) -> int:
     """Programs a head so that about two run on every processor, or one block of keys in each; a power of 2 to 32."""
     wanted = max(1, min(2 * processors // (rows * kv_heads), capacity // _BLOCK))
     return min(32, 1 << (wanted.bit_length() - 1))
+
+
+@triton.jit
+def _prefetch(pointers):
+    """Bring the cache lines at `pointers` into the L2 cache."""
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [pointers], dtype=tl.int32, is_pure=False, pack=1
+    )
 
 
 @triton.jit
@@ -85,9 +94,9 @@ def _attention(
         # Lengths and older entries of the cache are not from the kernel before: the first block is fetched meanwhile.
         if start < end:
             ahead = base + tl.minimum(start + tl.arange(0, BLOCK), end - 1).to(tl.int64) * DIM
-            for piece in tl.static_range(0, DIM, LINE_BYTES * 8 // k_cache_ptr.dtype.element_ty.primitive_bitwidth):
-                prefetch(k_cache_ptr + ahead + piece)
-                prefetch(v_cache_ptr + ahead + piece)
+            for piece in tl.static_range(0, DIM, _LINE_BYTES * 8 // k_cache_ptr.dtype.element_ty.primitive_bitwidth):
+                _prefetch(k_cache_ptr + ahead + piece)
+                _prefetch(v_cache_ptr + ahead + piece)
         gdc_wait()
 
     q_at = q_ptr + row * q_stride + (head * GROUP + g)[:, None] * DIM + h[None, :]

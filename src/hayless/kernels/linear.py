@@ -1,9 +1,9 @@
 """y = Wx for one token: matrix times vector at the speed of memory, with what stands around it folded in.
 
 A token's step reads every weight once, so these kernels do nothing but stream weights: each program takes a few rows
-of W whole, and adds up products in registers. Folded in: the RMSNorm before (its scale is one number, multiplied in
-at the end), several matrices of one input side by side (q, k, v; no merged copy is made), SwiGLU, bias, residual.
-Sums are in float32. With `overlap` a kernel starts, and loads its first weights, while the one before it still runs
+of W whole, through asynchronous copies, and adds up products in registers. Folded in: the RMSNorm before (its scale is
+one number, multiplied in at the end), several matrices of one input side by side (q, k, v; no merged copy is made),
+SwiGLU, bias, residual. Sums are in float32. With `overlap` a kernel starts while the one before it still runs
 (programmatic dependent launch, compute capability 9 and newer).
 """
 
@@ -22,15 +22,15 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 @dataclass(frozen=True, slots=True)
 class Tiles:
-    """Rows and columns of W that a program holds at once, and its warps.
+    """Rows and columns of W that a program takes at a time, its warps, and how many such tiles are on their way.
 
-    With overlap, as many columns as `ahead` are brought into the L2 cache while the kernel before still runs.
+    A row that fits into one tile is loaded while the kernel before still runs; `stages` means nothing then.
     """
 
     rows: int
     columns: int
     warps: int
-    ahead: int = 0
+    stages: int = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,27 +41,21 @@ class Norm:
     eps: float
 
 
-def tiles_for(out_features: int, in_features: int, gated: bool) -> Tiles:
-    """What was fastest on an H200 among those tried (benchmarks/decode.py)."""
-    if in_features <= 512:
-        return Tiles(4, 1024, 4) if gated else Tiles(4, 512, 1)
-    if in_features <= 2048:
-        return Tiles(4, 1024, 4)
-    if gated:
-        return Tiles(2, 2048, 4, ahead=2048)
-    return Tiles(8, 256, 1, ahead=2048) if out_features > 2 * in_features else Tiles(2, 1024, 4, ahead=4096)
-
-
-LINE_BYTES: tl.constexpr = tl.constexpr(128)
-"""Bytes of a cache line."""
+def tiles_for(in_features: int, gated: bool) -> Tiles:
+    """What made whole steps fastest on an H200, of what docs/log.md tells."""
+    if in_features <= 512 and not gated:
+        return Tiles(4, 512, 1)
+    return Tiles(4, 1024, 4) if in_features <= 8192 else Tiles(2, 1024, 4, stages=4)
 
 
 @triton.jit
-def prefetch(pointers):
-    """Bring the cache lines at `pointers` into the L2 cache."""
-    tl.inline_asm_elementwise(
-        "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [pointers], dtype=tl.int32, is_pure=False, pack=1
-    )
+def _input(x_ptr, gain_ptr, column, width, NORM: tl.constexpr):
+    """A piece of x times the norm's gain, and its squares."""
+    x = tl.load(x_ptr + column, mask=column < width, other=0.0).to(tl.float32)
+    squares = x * x
+    if NORM:
+        x *= tl.load(gain_ptr + column, mask=column < width, other=0.0).to(tl.float32)
+    return x, squares
 
 
 @triton.jit
@@ -87,7 +81,8 @@ def _gemv(
     RESIDUAL: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
-    AHEAD: tl.constexpr,
+    STAGES: tl.constexpr,
+    WHOLE: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
     if OVERLAP:
@@ -106,37 +101,34 @@ def _gemv(
     column = tl.arange(0, COLUMNS)
     offset = row[:, None].to(tl.int64) * width + column[None, :]
     inside = (row < n)[:, None]
-    w = tl.load(w_ptr + offset, mask=inside & (column < width)[None, :], other=0.0, eviction_policy="evict_first")
-    total = tl.zeros((ROWS, COLUMNS), tl.float32)
-    if GATED:
-        up = tl.load(w1_ptr + offset, mask=inside & (column < width)[None, :], other=0.0, eviction_policy="evict_first")
-        up_total = tl.zeros((ROWS, COLUMNS), tl.float32)
-    squares = tl.zeros((COLUMNS,), tl.float32)
-    if OVERLAP:
+    if WHOLE:
         # Weights do not depend on the kernel before; its output does.
-        if AHEAD > 0:
-            LINE: tl.constexpr = LINE_BYTES * 8 // w0_ptr.dtype.element_ty.primitive_bitwidth
-            at = tl.minimum(COLUMNS + LINE * tl.arange(0, AHEAD // LINE), width - 1)
-            line = tl.minimum(row, n - 1)[:, None].to(tl.int64) * width + at[None, :]
-            prefetch(w_ptr + line)
+        mask = inside & (column < width)[None, :]
+        w = tl.load(w_ptr + offset, mask=mask, other=0.0, eviction_policy="evict_first")
+        if GATED:
+            up = tl.load(w1_ptr + offset, mask=mask, other=0.0, eviction_policy="evict_first")
+        if OVERLAP:
+            gdc_wait()
+        x, squares = _input(x_ptr, gain_ptr, column, width, NORM)
+        total = w.to(tl.float32) * x[None, :]
+        if GATED:
+            up_total = up.to(tl.float32) * x[None, :]
+    else:
+        if OVERLAP:
+            gdc_wait()
+        total = tl.zeros((ROWS, COLUMNS), tl.float32)
+        if GATED:
+            up_total = tl.zeros((ROWS, COLUMNS), tl.float32)
+        squares = tl.zeros((COLUMNS,), tl.float32)
+        for start in tl.range(0, width, COLUMNS, num_stages=STAGES):
+            mask = inside & (start + column < width)[None, :]
+            w = tl.load(w_ptr + offset + start, mask=mask, other=0.0, eviction_policy="evict_first")
+            x, more = _input(x_ptr, gain_ptr, start + column, width, NORM)
+            squares += more
+            total += w.to(tl.float32) * x[None, :]
             if GATED:
-                prefetch(w1_ptr + line)
-        gdc_wait()
-    for start in range(0, width, COLUMNS):
-        here = start + column < width
-        mask = inside & (start + COLUMNS + column < width)[None, :]
-        w_next = tl.load(w_ptr + offset + start + COLUMNS, mask=mask, other=0.0, eviction_policy="evict_first")
-        if GATED:
-            up_next = tl.load(w1_ptr + offset + start + COLUMNS, mask=mask, other=0.0, eviction_policy="evict_first")
-        x = tl.load(x_ptr + start + column, mask=here, other=0.0).to(tl.float32)
-        if NORM:
-            squares += x * x
-            x *= tl.load(gain_ptr + start + column, mask=here, other=0.0).to(tl.float32)
-        total += w.to(tl.float32) * x[None, :]
-        w = w_next
-        if GATED:
-            up_total += up.to(tl.float32) * x[None, :]
-            up = up_next
+                up = tl.load(w1_ptr + offset + start, mask=mask, other=0.0, eviction_policy="evict_first")
+                up_total += up.to(tl.float32) * x[None, :]
     scale = 1.0
     if NORM:
         scale = 1.0 / tl.sqrt(tl.sum(squares, 0) / width + eps)
@@ -172,7 +164,7 @@ def gemv(
     """
     width = x.shape[-1]
     sizes = [weight.shape[0] for weight in weights]
-    tiles = tiles or tiles_for(sizes[0], width, gated)
+    tiles = tiles or tiles_for(width, gated)
     rows = sizes[:1] if gated else sizes
     padded = [*weights, *[weights[0]] * (3 - len(weights))]
     with_bias = any(bias is not None for bias in biases)
@@ -196,7 +188,8 @@ def gemv(
         RESIDUAL=residual is not None,
         ROWS=tiles.rows,
         COLUMNS=tiles.columns,
-        AHEAD=tiles.ahead,
+        STAGES=tiles.stages,
+        WHOLE=width <= tiles.columns,
         OVERLAP=overlap,
         num_warps=tiles.warps,
         **_launch(overlap),
