@@ -223,6 +223,19 @@ def test_everything_works_from_the_keyboard(view: Page) -> None:
     assert style == "solid"
 
 
+def test_a_phone_sorts_without_heads_and_its_tables_stay_tables(view: Page) -> None:
+    view.set_viewport_size({"width": 390, "height": 844})
+    assert view.locator("#table thead").is_hidden()
+    view.get_by_label("Sort by").select_option("file_bytes")
+    assert shown(view) == ["four bits", "thin", "base", "out of memory"]
+    view.get_by_role("button", name="Reverse order").click()
+    assert shown(view) == ["base", "thin", "four bits", "out of memory"]
+    for name in ("#table", "#compare-figures", "#run-0 table"):
+        table = view.locator(name)
+        assert table.get_attribute("role") == "table"
+        assert table.get_by_role("rowheader").count() == table.locator("tbody tr").count()
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize(("width", "height"), [(1280, 900), (390, 844)])
 def test_nothing_overflows_and_axe_finds_nothing(

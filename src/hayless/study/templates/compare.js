@@ -98,7 +98,7 @@ function methodNotes(one, two) {
     const { method, slot } = a || b;
     const changed = a && b ? Object.keys({ ...a.options, ...b.options }).filter((name) => a.options[name] !== b.options[name]) : [];
     if (a && b && !changed.length) continue;
-    const card = data.methods[method];
+    const card = Object.hasOwn(data.methods, method) && data.methods[method];
     const options = a && b
       ? changed.map((name) => `${name} ${a.options[name] ?? "–"} → ${b.options[name] ?? "–"}`)
       : Object.entries((a || b).options).map(([name, value]) => `${name} ${value}`);
