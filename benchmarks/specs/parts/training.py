@@ -6,6 +6,7 @@ clipping. What they must agree on are the losses and gradient norms of their fir
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -80,7 +81,10 @@ class Training:
         objective = method_of(configure("lm")).load()(configure("lm"))
         updater = make_updater(model, settings.precision, optimizer)
         if settings.compile:
-            ExitStack().enter_context(compiled(model))  # for as long as the process lives
+            # Blocks are compiled while the context is open: as long as the process lives.
+            opened = ExitStack()
+            opened.enter_context(compiled(model))
+            atexit.register(opened.close)
 
         def step() -> tuple[float, float]:
             figures = update(model, objective, updater, [batch], settings, step=1, share=1.0)
