@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 import transformers
 from stories import load_stories
-from timing import Gate, copy_rate, device_time, engine_time, generate_time, llama_7b, spread
+from timing import Gate, copy_rate, device_time, engine_time, generate_time, llama_7b
 
 from hayless.core.measurement import Goal
 from hayless.decode.engine import Engine
@@ -81,7 +81,7 @@ def cpu(models: Path, stories: Path) -> list[Row]:
             (engine_time(engine, [prompt], 200, 1).median, generate_time(model, [prompt], 200, 1).median)
             for _ in range(9)
         ]
-        ours, theirs = (spread([pair[side] for pair in both]) for side in (0, 1))
+        ours, theirs = (Spread.of([pair[side] for pair in both]) for side in (0, 1))
         rows.append(Row(work, PEER, "time a token", "ms", theirs))
         rows.append(Row(work, "hayless", "time a token", "ms", ours, Goal(op=">=", against=PEER, ratio=2.5)))
     return rows

@@ -6,7 +6,6 @@ import copy
 import time
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 import transformers
 
@@ -31,12 +30,6 @@ def llama_7b() -> transformers.PreTrainedModel:
     return model.eval()
 
 
-def spread(values: Sequence[float]) -> Spread:
-    """Median, 20th and 80th percentile."""
-    p20, median, p80 = np.percentile(values, [20, 50, 80])
-    return Spread(float(median), float(p20), float(p80))
-
-
 def device_time(run: Callable[[], object], repeats: int = 30, warmup: int = 5) -> Spread:
     """Milliseconds of `run` by device events."""
     for _ in range(warmup):
@@ -47,7 +40,7 @@ def device_time(run: Callable[[], object], repeats: int = 30, warmup: int = 5) -
         run()
         end.record()
     torch.cuda.synchronize()
-    return spread([start.elapsed_time(end) for start, end in pairs])
+    return Spread.of([start.elapsed_time(end) for start, end in pairs])
 
 
 def copy_rate() -> Spread:
@@ -67,7 +60,7 @@ def engine_time(engine: Engine, prompts: Sequence[list[int]], tokens: int, repea
         return seconds * 1e3
 
     run()
-    return spread([run() for _ in range(repeats)])
+    return Spread.of([run() for _ in range(repeats)])
 
 
 def generate_time(
@@ -85,7 +78,7 @@ def generate_time(
         return time.perf_counter() - start
 
     run(4)
-    return spread([(run(tokens + 1) - run(1)) / tokens * 1e3 for _ in range(repeats)])
+    return Spread.of([(run(tokens + 1) - run(1)) / tokens * 1e3 for _ in range(repeats)])
 
 
 class Gate:

@@ -30,6 +30,12 @@ class Spread:
     p20: float
     p80: float
 
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """That of repeated timings."""
+        p20, median, p80 = np.percentile(values, [20, 50, 80])
+        return cls(float(median), float(p20), float(p80))
+
     def scaled(self, factor: float) -> Spread:
         """The same in another unit."""
         return Spread(self.median * factor, self.p20 * factor, self.p80 * factor)
@@ -104,9 +110,9 @@ def decode_speed(
     # Captured graphs are made for a number of tokens, so there the warm-up has as many.
     run(tokens if engine.path.backend == "graphs" else min(tokens, _WARMUP_TOKENS))
     runs = [run(tokens) for _ in range(repeats)]
-    token = _spread([later - earlier for times in runs for earlier, later in itertools.pairwise(times)])
+    token = Spread.of([later - earlier for times in runs for earlier, later in itertools.pairwise(times)])
     return DecodeSpeed(
-        first_token=_spread([times[0] for times in runs]),
+        first_token=Spread.of([times[0] for times in runs]),
         token=token,
         tokens_per_second=token.rate(len(prompts)),
         rows=len(prompts),
@@ -152,16 +158,11 @@ def train_speed(model: PreTrainedModel, batch_bs: Tensor, steps: int = 10) -> Tr
     try:
         for _ in range(_WARMUP_STEPS):
             step()
-        spread = _spread([step() for _ in range(steps)])
+        spread = Spread.of([step() for _ in range(steps)])
     finally:
         for module, mode in before.items():
             module.training = mode
     return TrainSpeed(spread, spread.rate(batch_bs.numel()), batch_bs.numel(), steps, torch.get_num_threads())
-
-
-def _spread(seconds: Sequence[float]) -> Spread:
-    p20, median, p80 = np.percentile(seconds, [20, 50, 80])
-    return Spread(float(median), float(p20), float(p80))
 
 
 def _synchronize(device: torch.device) -> None:

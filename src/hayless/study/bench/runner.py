@@ -18,7 +18,7 @@ from hayless.measure.speed import Spread
 from hayless.study.bench import gate, worker
 from hayless.study.bench.results import Row
 from hayless.study.bench.spec import PEAK, RATE, TIME, Contender, Prepared, Spec, Work
-from hayless.study.bench.timing import Stopwatch, in_turn, spread
+from hayless.study.bench.timing import Stopwatch, in_turn
 
 Say = Callable[[str], object]
 
@@ -125,7 +125,7 @@ def _rows(work: Work, found: _Found, *, paired: bool) -> Iterator[Row]:
                 name,
                 metric,
                 unit,
-                spread(samples) if samples else None,
+                Spread.of(samples) if samples else None,
                 contender.goals.get(metric),
                 better=better,
                 reason=reason,

@@ -9,8 +9,6 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from hayless.measure.speed import Spread
-
 Run = Callable[[], object]
 _RESAMPLES = 2000
 
@@ -64,12 +62,6 @@ def in_turn(runs: Mapping[str, Run], stopwatch: Stopwatch, repeats: int) -> dict
         for name in names[first:] + names[:first]:
             found[name].append(stopwatch(runs[name]))
     return found
-
-
-def spread(values: Sequence[float]) -> Spread:
-    """Median, 20th and 80th percentile."""
-    p20, median, p80 = np.percentile(values, [20, 50, 80])
-    return Spread(float(median), float(p20), float(p80))
 
 
 def ratio(above: Sequence[float], below: Sequence[float], *, paired: bool) -> tuple[float, float, float]:
