@@ -83,11 +83,13 @@ _Part = _Text | Conversation
 
 @dataclass(frozen=True, slots=True)
 class _Tokens:
-    """One document as it is stored: tokens, which are learnt, bytes reached at each (empty if unwanted), bytes."""
+    """One document as it is stored: tokens; which are learnt, and bytes reached at each (empty where that is not
+    written); how many are learnt, and the bytes of them."""
 
     tokens: Sequence[int]
     trained: Sequence[bool] | NDArray[np.bool_]
     reach: Sequence[int] | NDArray[np.int64]
+    learnt: int
     bytes: int
 
 
@@ -130,7 +132,7 @@ def encode_records(
                 encoded.domains.append(part.domain)
                 encoded.bytes.append(made.bytes)
                 encoded.offsets.append(encoded.offsets[-1] + len(made.tokens))
-                encoded.learnt += int(np.count_nonzero(made.trained))
+                encoded.learnt += made.learnt
             done += taken
             progress("tokenizing", done, len(records))
     return encoded
@@ -163,7 +165,9 @@ class _Encoder:
         return [next(texts) if isinstance(part, _Text) else next(chats) for part in batch]
 
     def _texts(self, batch: Sequence[_Text]) -> Iterator[_Tokens]:
-        prompts = encode(self._tokenizer, [text.prompt for text in batch])
+        prompts: list[list[int]] = [[]] * len(batch)
+        if not self._whole:
+            prompts = encode(self._tokenizer, [text.prompt for text in batch])
         learnt = [text.learnt for text in batch]
         if self._reach:
             bodies, ends = encode_with_ends(self._tokenizer, learnt)
@@ -179,8 +183,9 @@ class _Encoder:
                 self._notes.add(BEGIN_SPELT if begins else SPECIAL_AS_TEXT, text.id)
             yield _Tokens(
                 [*self._lead, *prompt, *body, self._end],
-                [False] * before + [True] * (len(body) + 1),
+                () if self._whole else [False] * before + [True] * (len(body) + 1),
                 [0] * before + [*body_ends, size] if self._reach else (),
+                len(body) + 1,
                 size,
             )
 
@@ -226,15 +231,14 @@ class _Encoder:
         if self._whole:
             before, after = ids[:1] != self._lead, ids[-1:] != [self._end]
             ids = [*self._lead * before, *ids, *[self._end] * after]
-            trained = np.ones(len(ids), dtype=np.bool_)
-            trained[0] = False
             if self._reach:
                 reach = np.pad(reach, (int(before), int(after)), constant_values=(0, reached[-1]))
-        return _Tokens(ids, trained, reach, int(reached[-1]))
+        learnt = len(ids) - 1 if self._whole else int(np.count_nonzero(trained))
+        return _Tokens(ids, trained, reach, learnt, int(reached[-1]))
 
 
 def _batches(records: Iterable[Record]) -> Iterator[tuple[int, list[_Part]]]:
-    """(records, their parts), about a million characters at a time: enough for all cores, little for memory."""
+    """(records, their parts), some million characters at a time: enough for all cores, little for memory."""
     batch: list[_Part] = []
     size = taken = 0
     for record in records:
