@@ -20,10 +20,25 @@ app = typer.Typer(
 
 
 def _register() -> None:
-    from hayless.cli import bench, compare, data, demo, doctor, eval, generate, inspect, methods, report, run, tokenize
+    from hayless.cli import (
+        bench,
+        compare,
+        data,
+        demo,
+        doctor,
+        eval,
+        generate,
+        inspect,
+        methods,
+        plan,
+        report,
+        run,
+        tokenize,
+    )
 
     app.command("doctor")(doctor.doctor)
     app.command("methods")(methods.methods)
+    app.add_typer(plan.app, name="plan")
     app.add_typer(data.app, name="data")
     app.add_typer(tokenize.app, name="tokenize")
     app.command("run")(run.run)

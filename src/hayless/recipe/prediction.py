@@ -53,7 +53,7 @@ def predict(recipe: Recipe, device: DeviceKind | None = None) -> Prediction:
     RequestError where the model's shape cannot be known, and for a recipe that trains nothing it could train.
     """
     device = device or device_kind(recipe.device)
-    stages, dims, done = _walk(recipe)
+    stages, dims, done = walk(recipe)
     ledger, saved = rewrite(ledger_of(dims), done), _saved(dims, done, recipe.saving)
     files = saved.files()
     figures: dict[str, float] = {
@@ -81,7 +81,7 @@ def flops_per_token(recipe: Recipe) -> list[float]:
     does not. RequestError as in `predict`.
     """
     found = []
-    for stage in _walk(recipe)[0]:
+    for stage in walk(recipe)[0]:
         shape = train_shape(stage.train, "cpu")
         passes = forward_flops(stage.ledger, shape.batch, shape.sequence) + backward_flops(stage.ledger, shape)
         found.append(passes / (shape.batch * shape.sequence))
@@ -109,7 +109,7 @@ def train_shape(train: Train, device: DeviceKind) -> TrainShape:
     return shape
 
 
-def _walk(recipe: Recipe) -> tuple[list[Stage], ModelDims, list[MethodConfig]]:
+def walk(recipe: Recipe) -> tuple[list[Stage], ModelDims, list[MethodConfig]]:
     """Every training step with the ledger it meets; in the end, the model's dims and the transforms it has had."""
     dims, done = starting_point(recipe.model)
     stages: list[Stage] = []

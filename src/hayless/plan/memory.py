@@ -1,0 +1,233 @@
+"""What training and running a model will need and take: bytes by cause at each phase's peak, seconds, energy.
+
+Bytes are those of `hayless.core.cost`, which are held against live tensors. Two allowances stand beside them, and are
+no predictions: what the CUDA context takes, and what the allocator keeps beyond what is in use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from hayless.core.compose import compose
+from hayless.core.compose import predict as rewrite
+from hayless.core.cost import PRECISIONS, Bytes, Cost, TrainShape, decode_cost, training_cost
+from hayless.core.devices import H200_MEASURED, Device, find, step_seconds, token_seconds
+from hayless.core.dims import ModelDims
+from hayless.core.errors import NotSupported, RequestError, bad_value
+from hayless.core.families import dims_of, ledger_of
+from hayless.core.ledger import Ledger
+from hayless.core.method import MethodConfig, Part
+from hayless.core.registry import configure, method_of
+from hayless.plan.presets import config_of
+
+CONTEXT_BYTES = 500_000_000
+"""Allowance for the CUDA context and its libraries' handles; 300 MB and more are seen."""
+SLACK = 0.05
+"""Allowance for what the allocator keeps beyond what is in use, as a share of it; 5 to 15 percent are seen."""
+
+WATTS: dict[str, int] = {
+    "B200": 1000,
+    "H200": 700,
+    "H100 PCIe": 350,
+    "H100": 700,
+    "A100 80GB": 400,
+    "A100": 400,
+    "L40S": 350,
+    "L4": 72,
+    "A10G": 300,
+    "V100": 300,
+    "T4": 70,
+    "RTX 5090": 575,
+    "RTX 4090": 450,
+    "RTX 3090": 350,
+}
+"""A board's power limit by its data sheet: what it draws at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One way to train a model (or to run it: `train` is None): its ledger, its costs and where they are met.
+
+    `arithmetic` is the dtype of products while it trains. `notes` say why a cost is missing.
+    """
+
+    name: str
+    ledger: Ledger
+    device: Device
+    train: Cost | None
+    decode: Cost | None
+    arithmetic: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def costs(self) -> dict[str, Cost]:
+        """`train` and `decode`, as far as there are costs."""
+        return {name: cost for name, cost in (("train", self.train), ("decode", self.decode)) if cost}
+
+    def step_seconds(self) -> float | None:
+        """Seconds of an update."""
+        return step_seconds(self.train, self.device, self.arithmetic) if self.train else None
+
+    def train_tokens_per_second(self) -> float | None:
+        """Tokens trained a second."""
+        seconds = self.step_seconds()
+        return self.train.tokens / seconds if self.train and seconds else None
+
+    def token_seconds(self) -> float | None:
+        """Seconds of a decoding step."""
+        return token_seconds(self.decode, self.device, self.ledger.dims.dtype) if self.decode else None
+
+    def to_json(self, data_tokens: int = 0) -> dict[str, Any]:
+        """Plain data with units in its names; cost of `data_tokens` trained tokens, if there are any."""
+        found: dict[str, Any] = {
+            "name": self.name,
+            "parameters": self.ledger.parameters,
+            "trainable_parameters": self.ledger.trainable,
+            "notes": list(dict.fromkeys([*self.notes, *(note for cost in self.costs.values() for note in cost.notes)])),
+        }
+        for name, cost in self.costs.items():
+            phases = {phase: by_cause_in_json(held) for phase, held in cost.phases.items()}
+            held = needed(cost.peak)
+            found[name] = {
+                "phases": phases,
+                "peak_phase": cost.peak_phase,
+                "peak_bytes": cost.peak.total,
+                "needed_bytes": held["total"],
+                "left_bytes": self.device.memory_bytes - held["total"],
+                "fits": held["total"] <= self.device.memory_bytes,
+            }
+        if "train" in found:
+            found["train"] |= {
+                "step_seconds": self.step_seconds(),
+                "tokens_per_second": self.train_tokens_per_second(),
+                **(spent(self, data_tokens) if data_tokens else {}),
+            }
+        if "decode" in found:
+            seconds = self.token_seconds()
+            assert seconds and self.decode
+            found["decode"] |= {"ms_per_token": 1e3 * seconds, "tokens_per_second": self.decode.tokens / seconds}
+        return found
+
+
+def by_cause_in_json(held: Bytes) -> dict[str, int]:
+    """Cause → bytes with the unit in the name, allowances and the total included."""
+    return {f"{cause}_bytes": size for cause, size in needed(held).items()}
+
+
+def needed(held: Bytes) -> dict[str, int]:
+    """Cause → bytes, with both allowances and `total`."""
+    slack = round(SLACK * held.total)
+    causes = {**held.by_cause(), "context": CONTEXT_BYTES, "slack": slack}
+    return {**causes, "total": sum(causes.values())}
+
+
+def spent(plan: Plan, tokens: int) -> dict[str, float]:
+    """GPU-hours and, where the device's power is known, the most kWh that training on `tokens` takes."""
+    rate = plan.train_tokens_per_second()
+    if not rate:
+        raise RequestError(f"{plan.name} trains nothing.")
+    hours = tokens / rate / 3600
+    watts = WATTS.get(plan.device.name)
+    return {"tokens": tokens, "gpu_hours": hours, **({"kwh": hours * watts / 1e3} if watts else {})}
+
+
+def device(name: str) -> Device:
+    """A device by name; the H200 with the rates this project measured, others with their data sheet's."""
+    found = find(name)
+    return H200_MEASURED if found.name == H200_MEASURED.name else found
+
+
+def dims_from(model: str, preset: str) -> tuple[ModelDims, list[MethodConfig]]:
+    """Dims of a preset, or of a model's folder, config.json or hub id, and the transforms it has had already."""
+    if bool(model) == bool(preset):
+        raise RequestError("Give a model, or a preset, and not both.", hint="For example: --preset llama-7b.")
+    if preset:
+        return dims_of(config_of(preset)), []
+    from hayless.recipe.prediction import starting_point
+    from hayless.recipe.schema import ModelSection
+
+    path = Path(model)
+    if path.is_file():
+        if path.name != "config.json":
+            raise RequestError(f"{path} is no model.", hint="Give a model's folder or its config.json.")
+        model = str(path.parent)
+    return starting_point(ModelSection(path=model))
+
+
+def variant(
+    name: str, dims: ModelDims, before: Sequence[MethodConfig], shape: TrainShape, on: Device, *, decode: bool = True
+) -> Plan:
+    """A plan by name: `full`, or methods joined by +, such as `kmeans+lora`, `sgd` or `lora+checkpointing`.
+
+    Transforms change the model, optimizers and memory methods the training; without an optimizer it is AdamW.
+    """
+    transforms, slots = list(before), [configure("adamw")]
+    for part in [] if name == "full" else name.split("+"):
+        config = configure(part)
+        kind = method_of(config).part
+        if kind not in (Part.TRANSFORM, Part.OPTIMIZER, Part.MEMORY):
+            raise RequestError(
+                f"{part} is no way to train a model: it is part of {kind.kind}ing, its {kind.value}.",
+                hint="Give full, or transforms, optimizers and memory methods joined by +, such as kmeans+lora.",
+            )
+        (transforms if kind is Part.TRANSFORM else slots).append(config)
+    transforms = [*before, *compose(transforms[len(before) :])]
+    for config in slots:
+        shape = method_of(config).predict_training(shape, config)
+    return plan(name, rewrite(ledger_of(dims), transforms), shape, on, decode=decode)
+
+
+def plan(name: str, ledger: Ledger, shape: TrainShape | None, on: Device, *, decode: bool = True) -> Plan:
+    """The plan of a model as `ledger` has it, trained by `shape` (None: only run).
+
+    It is run with the batch and sequence it is trained with. RequestError where positions end before the sequence.
+    """
+    notes = []
+    dims = ledger.dims
+    if shape and dims.family in ("gpt2", "opt", "bert") and shape.sequence > dims.max_positions:
+        raise bad_value("sequence", shape.sequence, allowed=f"up to {dims.max_positions:,}, the model's positions")
+    arithmetic = "float32"
+    train = run = None
+    if shape:
+        arithmetic = PRECISIONS[shape.precision][1] or PRECISIONS[shape.precision][0]
+        train = training_cost(ledger, shape)
+        if decode:
+            try:
+                run = decode_cost(ledger, shape.batch, shape.sequence, attention=shape.attention, device=shape.device)
+            except NotSupported as error:
+                notes.append(error.message)
+    return Plan(name, ledger, on, train, run, arithmetic, tuple(notes))
+
+
+def of_recipe(
+    path: str, model: str, preset: str, on: Device, *, batch: int | None, sequence: int | None, checkpointing: bool
+) -> list[Plan]:
+    """A plan for each training step of a recipe, on its own model or another; batch and sequence may be replaced."""
+    from hayless.recipe.load import load
+    from hayless.recipe.prediction import train_shape, walk
+    from hayless.recipe.schema import ModelSection
+
+    recipe = load(path)
+    if preset:
+        config = config_of(preset)
+        section = ModelSection(config=config, tokenizer=preset, dtype=config["dtype"])
+        recipe = recipe.model_copy(update={"model": section})
+    elif model:
+        recipe = recipe.model_copy(update={"model": ModelSection(path=model)})
+    stages, _, _ = walk(recipe)
+    if not stages:
+        raise RequestError(f"{path} trains nothing.", hint="Give a recipe with a train step, or none.")
+    plans = []
+    for stage in stages:
+        shape = train_shape(stage.train, "cuda")
+        changes: dict[str, Any] = {
+            "batch": batch,
+            "sequence": sequence,
+            "checkpoint_every": 1 if checkpointing else None,
+        }
+        shape = replace(shape, **{field: value for field, value in changes.items() if value is not None})
+        plans.append(plan(f"{recipe.name}, step {stage.position + 1}", stage.ledger, shape, on))
+    return plans

@@ -1,0 +1,125 @@
+"""`hayless plan` from the command line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from hayless.cli.plan import app
+from hayless.core.errors import RequestError
+from hayless.recipe import yaml
+from tests import tiny
+from tests.recipe.running import TRAIN, recipe
+
+TABLES = ["zero", "vram", "lomo", "flash", "speculative", "opt", "scaling"]
+
+
+def run(*arguments: object, code: int = 0) -> Any:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if isinstance(result.exception, RequestError):
+        raise result.exception
+    assert result.exit_code == code, (result.output, result.exception)
+    return result
+
+
+def document(*arguments: object) -> Any:
+    return json.loads(run(*arguments, "--json").stdout)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_published_tables_are_printed_with_their_source(name: str) -> None:
+    assert "Printed figures: " in run(name).stdout
+    tables = document(name)["tables"]
+    assert all(table["rows"] for table in tables) and any(table["source"] for table in tables)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("zero", "--preset", "llama-7b", "--ranks", "8", "--device", "L4"), "8 × L4"),
+        (("zero", "--parameters", "70B", "--ranks", "64"), "70.0B on 64 × V100"),
+        (("vram", "--preset", "gpt2-xl"), "24.9"),
+        (("lomo", "--preset", "gpt2", "--batch", "1", "--seq", "64"), "train gpt2, batch 1"),
+        (("flash", "--n", "4096", "--m", "50000"), "N 4,096"),
+        (("speculative", "--alpha", "0.8", "--gamma", "4"), "best"),
+        (("speculative", "--draft", "0.8,0.9", "--target", "0.9,0.3"), "2.333"),
+        (("scaling", "--parameters", "70B"), "1.9366"),
+        (("scaling", "--points", "1M:4.1,10M:3.4,100M:2.95"), "L(N) = "),
+    ],
+)
+def test_tables_of_ones_own_numbers(arguments: tuple[str, ...], words: str) -> None:
+    assert words in run(*arguments).stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--preset", "llama-7c"), "llama-7b"),
+        (("--preset", "llama-7b", "--batch", "0"), "batch = 0"),
+        (("--preset", "llama-7b", "--seq", "-5"), "sequence = -5"),
+        (("--preset", "llama-7b", "--precision", "int3"), "bf16"),
+        (("--preset", "llama-7b", "--device", "H20"), "H200"),
+        (("--preset", "llama-7b", "--compare", "full,qlorra"), "qlorra"),
+        (("--preset", "llama-7b", "--data-tokens", "many"), "data_tokens"),
+        (("--preset", "llama-7b", "./there"), "not both"),
+        (("zero", "--ranks", "0"), "ranks"),
+        (("vram", "--parameters", "0"), "above 0"),
+        (("speculative", "--draft", "a", "--target", "0.5"), "draft"),
+        (("scaling", "--points", "1M"), "N:LOSS"),
+    ],
+)
+def test_wrong_requests_say_what_is_possible(arguments: tuple[str, ...], words: str) -> None:
+    with pytest.raises(RequestError, match=words):
+        run(*arguments)
+
+
+def test_a_model_whose_heads_do_not_divide_is_refused(tmp_path: Path) -> None:
+    config = tiny.config("llama").to_dict() | {"num_attention_heads": 3, "num_key_value_heads": 3, "head_dim": None}
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(RequestError, match="num_attention_heads"):
+        run(tmp_path)
+
+
+def test_one_model_by_phase_and_several_ways_side_by_side(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(tiny.config("llama").to_dict()), encoding="utf-8")
+    shown = run(tmp_path, "--seq", "32").stdout
+    for words in ("forward", "backward", "prefill", "KV cache", "CUDA context (allowed)", "tokens/s", "yes, "):
+        assert words in shown
+    by_file = document("model", tmp_path / "config.json", "--seq", "32")
+    assert by_file["plans"] == document(tmp_path, "--seq", "32")["plans"]
+    picture = tmp_path / "memory.png"
+    found = document("--preset", "llama-7b", "--compare", "full,kmeans+lora", "--device", "A100", "--out", picture)
+    full, packed = found["plans"]
+    assert not full["train"]["fits"] and packed["train"]["fits"]
+    assert full["train"]["left_bytes"] == found["device"]["memory_bytes"] - full["train"]["needed_bytes"] < 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    run("--preset", "gpt2", "--out", tmp_path / "memory.doc", code=2)
+
+
+def test_a_recipe_is_planned_by_its_training_steps(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    content = recipe(tmp_path, {"apply": {"method": "lora"}}, {"train": TRAIN}).model_dump(
+        mode="json", exclude_none=True
+    )
+    path.write_text(yaml.write(content), encoding="utf-8")
+    (own,) = document("--recipe", path)["plans"]
+    assert own["name"].endswith("step 2") and 0 < own["trainable_parameters"] < own["parameters"]
+    (other,) = document("--recipe", path, "--preset", "llama-7b", "--batch", "4", "--checkpointing")["plans"]
+    (more,) = document("--recipe", path, "--preset", "llama-7b", "--batch", "4")["plans"]
+    assert other["parameters"] > 6.7e9 and other["train"]["peak_bytes"] < more["train"]["peak_bytes"]
+
+
+@pytest.mark.slow
+def test_a_preset_is_planned_without_torch() -> None:
+    code = (
+        "import sys; from hayless.cli import main; main._register(); "
+        "main.app(['plan', '--preset', 'llama-7b', '--json'], standalone_mode=False); "
+        "sys.exit('torch' in sys.modules or 'numpy' in sys.modules or 'matplotlib' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
