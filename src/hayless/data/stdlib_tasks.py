@@ -62,16 +62,18 @@ def preferences(where: Places | None = None) -> list[Preference]:
 
 def _all(where: Places | None) -> list[Described]:
     where = where or stdlib.places()
-    found = []
+    found: dict[tuple[str, str], Described] = {}
     for name, path in stdlib.modules(where.library):
         source = stdlib.decoded(path)
         tree = stdlib.parsed(source) if source else None
         if tree is not None:
             module = name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
-            found += list(_described(tree, module, f"lib/{name}"))
+            for each in _described(tree, module, f"lib/{name}"):
+                # Classes of one module often share a method's signature and docstring.
+                found.setdefault((each.signature, each.summary), each)
     if not found:
         raise RequestError(f"This interpreter has no library as source files (looked in {where.library}).")
-    return found
+    return list(found.values())
 
 
 def _described(tree: ast.Module, module: str, id: str) -> Iterator[Described]:
