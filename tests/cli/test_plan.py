@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from hayless.cli.plan import app
 from hayless.core.errors import RequestError
 from hayless.recipe import yaml
+from hayless.recipe.load import load
 from tests import tiny
 from tests.recipe.running import TRAIN, recipe
 
@@ -113,6 +114,35 @@ def test_a_recipe_is_planned_by_its_training_steps(tmp_path: Path) -> None:
     (other,) = document("--recipe", path, "--preset", "llama-7b", "--batch", "4", "--checkpointing")["plans"]
     (more,) = document("--recipe", path, "--preset", "llama-7b", "--batch", "4")["plans"]
     assert other["parameters"] > 6.7e9 and other["train"]["peak_bytes"] < more["train"]["peak_bytes"]
+
+
+def test_the_recommended_recipe_is_written_and_accepted(tmp_path: Path) -> None:
+    file = tmp_path / "planned.yaml"
+    asked = ("--memory", "6GB", "--preset", "llama-1b", "--data-tokens", "10M", "--seq", "256", "--batch", "4")
+    found = document(*asked, "--gpus", "4", "--write", file)
+    assert found["fitting"][0]["fits"] and not found["others"][0]["fits"] and "4 × H200" in found["notes"][-1]
+    assert load(file).model_dump(mode="json")["name"] == "planned"
+    shown = run(*asked).stdout
+    for words in ("best first", "Does not fit", "optimizer state", "micro_batch_size"):
+        assert words in shown
+    with pytest.raises(RequestError, match="--data-tokens"):
+        run(*asked[:4])
+    with pytest.raises(RequestError, match="needs"):
+        run("--memory", "1GB", *asked[2:])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--memory", "6GB", "--compare", "full"),
+        ("--memory", "6GB", "--checkpointing"),
+        ("--recipe", "r.yaml", "--compare", "full"),
+        ("--write", "r.yaml"),
+        ("--gpus", "0"),
+    ],
+)
+def test_options_that_would_be_ignored_are_refused(arguments: tuple[str, ...]) -> None:
+    run("--preset", "llama-1b", *arguments, code=2)
 
 
 @pytest.mark.slow

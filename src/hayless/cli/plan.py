@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -12,7 +12,8 @@ from hayless.cli.output import Json, emit, out
 from hayless.cli.output import table as show_table
 
 if TYPE_CHECKING:
-    from hayless.plan.memory import Plan
+    from hayless.core.devices import Device
+    from hayless.core.dims import ModelDims
     from hayless.plan.table import Table
 
 
@@ -42,40 +43,64 @@ def model(
     model: str = Model,
     preset: str = Preset,
     recipe: str = typer.Option("", "--recipe", help="A recipe; its training steps are planned."),
-    batch: int = typer.Option(None, "--batch", help="Sequences computed at once; 1, or the recipe's."),
+    batch: int = typer.Option(None, "--batch", help="Sequences computed at once; with --memory, of an update."),
     seq: int = typer.Option(None, "--seq", help="Tokens of a sequence; 2048 (or all positions), or the recipe's."),
     precision: str = typer.Option(
-        "master", "--precision", help="fp32, autocast, master, bf16 or fp16; not of recipes."
+        "", "--precision", help="fp32, autocast, master, bf16 or fp16; master, or the recipe's."
     ),
     checkpointing: bool = typer.Option(False, "--checkpointing", help="Compute every block again going backward."),
     device: str = typer.Option("H200", "--device", help="A GPU by name, such as H200, A100 or RTX 4090."),
     compare: str = typer.Option(
-        "full", "--compare", help="Ways to train, side by side: full,lora,kmeans+lora,sgd; + joins methods."
+        "", "--compare", help="Ways to train, side by side, such as full,lora,kmeans+lora,sgd; + joins; full alone."
     ),
     data_tokens: str = typer.Option("", "--data-tokens", help="Tokens to train on, such as 1B: GPU-hours and kWh."),
     out_file: str = typer.Option("", "--out", help="Also draw the bars to this .png or .svg."),
+    memory_budget: str = typer.Option("", "--memory", help="Recommend ways to train in so much, such as 24GB."),
+    gpus: int = typer.Option(1, "--gpus", min=1, help="With --memory: GPUs there are."),
+    data: str = typer.Option("", "--data", help="With --memory: training text of the recommended recipe; texts/."),
+    write: str = typer.Option("", "--write", help="With --memory: write the recommended recipe to this file."),
     json: bool = Json,
 ) -> None:
     """Predict memory by cause, time and cost of training and running a model. The word `model` may be left out."""
+    from hayless.cli import plan_pages as pages
     from hayless.core.cost import TrainShape
     from hayless.core.units import parse_count
     from hayless.plan import memory
 
     on = memory.device(device)
     tokens = parse_count(data_tokens, "data_tokens") if data_tokens else 0
+    alone = {"--recipe": recipe, "--compare": compare, "--precision": precision, "--out": out_file}
+    if memory_budget:
+        _not_with("--memory", alone | {"--checkpointing": checkpointing})
+        _recommend(model, preset, on, memory_budget, gpus, batch, seq, tokens, data or "texts/", write, json)
+        return
+    for name, given in {"--gpus": gpus != 1, "--data": data, "--write": write}.items():
+        if given:
+            raise typer.BadParameter("needs --memory", param_hint=name)
     if recipe:
-        plans = memory.of_recipe(recipe, model, preset, on, batch=batch, sequence=seq, checkpointing=checkpointing)
+        _not_with("--recipe", {"--compare": compare})
+        asked = {
+            "batch": batch,
+            "sequence": seq,
+            "precision": precision or None,
+            "checkpoint_every": 1 if checkpointing else None,
+        }
+        changes = {field: value for field, value in asked.items() if value is not None}
+        plans = memory.of_recipe(recipe, model, preset, on, changes)
     else:
         dims, before = memory.dims_from(model, preset)
-        sequence = seq if seq is not None else min(2048, dims.max_positions or 2048)
+        sequence = _sequence(seq, dims)
         shape = TrainShape(
-            1 if batch is None else batch, sequence, precision=precision, checkpoint_every=int(checkpointing)
+            1 if batch is None else batch,
+            sequence,
+            precision=precision or "master",
+            checkpoint_every=int(checkpointing),
         )
-        names = list(dict.fromkeys(name.strip() for name in compare.split(",")))
+        names = list(dict.fromkeys(name.strip() for name in (compare or "full").split(",")))
         plans = [memory.variant(name, dims, before, shape, on) for name in names]
     title = preset or model or recipe
     if out_file:
-        _draw(plans, title, out_file)
+        pages.picture(plans, title, out_file)
     if json:
         allowances = {"context_bytes": memory.CONTEXT_BYTES, "slack_share": memory.SLACK}
         about = {"name": on.name, "memory_bytes": on.memory_bytes, "rates": on.source}
@@ -88,7 +113,7 @@ def model(
             }
         )
         return
-    _show_plans(plans, title, tokens)
+    pages.show_plans(plans, title, tokens)
 
 
 @app.command("zero")
@@ -284,69 +309,55 @@ def _numeric(cell: str) -> bool:
     return cell[:1].isdigit() or cell[:1] in "+−="
 
 
-def _show_plans(plans: Sequence[Plan], title: str, tokens: int) -> None:
-    from hayless.core.units import format_bytes, format_count, format_seconds
-    from hayless.plan.memory import needed, spent
-    from hayless.plan.picture import CAUSES, terminal
-    from hayless.recipe.figures import number
-
-    first = plans[0]
-    size = f"{format_count(first.ledger.parameters)} parameters"
-    out.print(f"{title}: {size}; {first.device.name}, {format_bytes(first.device.memory_bytes)}, {first.device.source}")
-    if len(plans) == 1:
-        columns = {phase: needed(held) for cost in first.costs.values() for phase, held in cost.phases.items()}
-    else:
-        columns = {f"{plan.name}: {name}": needed(cost.peak) for plan in plans for name, cost in plan.costs.items()}
-    rows = [
-        [CAUSES[cause][0], *(format_bytes(held[cause]) if held[cause] else "" for held in columns.values())]
-        for cause in CAUSES
-        if any(held[cause] for held in columns.values())
-    ]
-    rows.append(["all", *(format_bytes(held["total"]) for held in columns.values())])
-    show_table(["at the peak of", *columns], rows, right=len(columns))
-    out.print(terminal(plans, out.width))
-    out.print()
-    speeds = []
-    for plan in plans:
-        seconds, rate, decoding = plan.step_seconds(), plan.train_tokens_per_second(), plan.token_seconds()
-        cost = spent(plan, tokens) if tokens else {}
-        speeds.append(
-            [
-                plan.name,
-                format_count(plan.ledger.trainable),
-                format_seconds(seconds) if seconds else "",
-                number(rate) if rate else "",
-                f"{1e3 * decoding:.2f}" if decoding else "",
-                number(cost["gpu_hours"]) if cost else "",
-                number(cost["kwh"]) if "kwh" in cost else "",
-                _verdict(plan),
-            ]
-        )
-    titles = ["", "trained", "step", "tokens/s", "ms/token decoding", "GPU-hours", "kWh at most", "fits"]
-    kept = [place for place in range(len(titles)) if place == 0 or any(row[place] for row in speeds)]
-    show_table(
-        [titles[place] for place in kept], [[row[place] for place in kept] for row in speeds], right=len(kept) - 1
-    )
-    for note in dict.fromkeys(note for plan in plans for note in plan.to_json()["notes"]):
-        out.print(note, style="dim", markup=False)
-    out.print("Times are a roofline's: a bound that is not yet compared with measurements.", style="dim")
+def _not_with(option: str, others: Mapping[str, object]) -> None:
+    """Options that would be ignored beside another are refused."""
+    for name, given in others.items():
+        if given:
+            raise typer.BadParameter(f"cannot be given with {option}", param_hint=name)
 
 
-def _verdict(plan: Plan) -> str:
-    from hayless.core.units import format_bytes
-    from hayless.plan.memory import needed
-
-    left = plan.device.memory_bytes - max(needed(cost.peak)["total"] for cost in plan.costs.values())
-    return f"yes, {format_bytes(left)} left" if left >= 0 else f"no, {format_bytes(-left)} short"
+def _sequence(given: int | None, dims: ModelDims) -> int:
+    """What was asked for, or 2048, or all positions where there are fewer."""
+    return given if given is not None else min(2048, dims.max_positions or 2048)
 
 
-def _draw(plans: Sequence[Plan], title: str, file: str) -> None:
+def _recommend(
+    model: str,
+    preset: str,
+    on: Device,
+    budget: str,
+    gpus: int,
+    batch: int | None,
+    seq: int | None,
+    tokens: int,
+    data: str,
+    write: str,
+    json: bool,
+) -> None:
     from pathlib import Path
 
-    from hayless.core.atomic import write_bytes
-    from hayless.plan.picture import draw
+    from hayless.cli import plan_pages as pages
+    from hayless.core.atomic import write_text
+    from hayless.core.errors import RequestError
+    from hayless.core.families import ledger_of
+    from hayless.core.units import format_bytes, parse_bytes
+    from hayless.plan import memory, recommend, zero
+    from hayless.recipe import yaml
 
-    form = Path(file).suffix.removeprefix(".")
-    if form not in ("png", "svg"):
-        raise typer.BadParameter("ends in .png or .svg", param_hint="--out")
-    write_bytes(Path(file), draw(plans, title, "png" if form == "png" else "svg"))
+    if not tokens:
+        raise RequestError("--memory needs --data-tokens.", hint="Say how many tokens to train on, such as 100M.")
+    dims, before = memory.dims_from(model, preset)
+    sequence, batch = _sequence(seq, dims), 32 if batch is None else batch
+    on = recommend.budgeted(on, parse_bytes(budget))
+    advice = recommend.advise(dims, before, on, batch=batch, sequence=sequence, tokens=tokens)
+    notes = [f"Times are those of one {on.name} ({on.source}); its memory is taken as {format_bytes(on.memory_bytes)}."]
+    if gpus != 1:
+        notes.append("The recipes train on one GPU; sharing states out is not built yet. On paper, by ZeRO's count:")
+        notes.append(zero.claim(ledger_of(dims).parameters, gpus, on))
+    content = recommend.recipe(advice.fitting[0], model, preset, data, sequence, tokens)
+    if write:
+        write_text(Path(write), yaml.write(content))
+    if json:
+        emit({**advice.to_json(), "recipe": content, "notes": notes})
+    else:
+        pages.show_advice(advice, content, notes, write)

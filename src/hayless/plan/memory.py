@@ -6,7 +6,7 @@ no predictions: what the CUDA context takes, and what the allocator keeps beyond
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -202,10 +202,8 @@ def plan(name: str, ledger: Ledger, shape: TrainShape | None, on: Device, *, dec
     return Plan(name, ledger, on, train, run, arithmetic, tuple(notes))
 
 
-def of_recipe(
-    path: str, model: str, preset: str, on: Device, *, batch: int | None, sequence: int | None, checkpointing: bool
-) -> list[Plan]:
-    """A plan for each training step of a recipe, on its own model or another; batch and sequence may be replaced."""
+def of_recipe(path: str, model: str, preset: str, on: Device, changes: Mapping[str, Any]) -> list[Plan]:
+    """A plan for each training step of a recipe, on its own model or another; `changes` replace fields of TrainShape."""
     from hayless.recipe.load import load
     from hayless.recipe.prediction import train_shape, walk
     from hayless.recipe.schema import ModelSection
@@ -222,12 +220,6 @@ def of_recipe(
         raise RequestError(f"{path} trains nothing.", hint="Give a recipe with a train step, or none.")
     plans = []
     for stage in stages:
-        shape = train_shape(stage.train, "cuda")
-        changes: dict[str, Any] = {
-            "batch": batch,
-            "sequence": sequence,
-            "checkpoint_every": 1 if checkpointing else None,
-        }
-        shape = replace(shape, **{field: value for field, value in changes.items() if value is not None})
+        shape = replace(train_shape(stage.train, "cuda"), **changes)
         plans.append(plan(f"{recipe.name}, step {stage.position + 1}", stage.ledger, shape, on))
     return plans
