@@ -69,6 +69,7 @@ def test_tables_of_ones_own_numbers(arguments: tuple[str, ...], words: str) -> N
         (("--preset", "llama-7b", "--compare", "full,qlorra"), "qlorra"),
         (("--preset", "llama-7b", "--data-tokens", "many"), "data_tokens"),
         (("--preset", "llama-7b", "./there"), "not both"),
+        (("llama-7b",), "--preset llama-7b"),
         (("zero", "--ranks", "0"), "ranks"),
         (("vram", "--parameters", "0"), "above 0"),
         (("speculative", "--draft", "a", "--target", "0.5"), "draft"),

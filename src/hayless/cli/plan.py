@@ -336,7 +336,7 @@ def _recommend(
 ) -> None:
     from pathlib import Path
 
-    from hayless.cli import plan_pages as pages
+    from hayless.cli import plan_advice
     from hayless.core.atomic import write_text
     from hayless.core.errors import RequestError
     from hayless.core.families import ledger_of
@@ -360,4 +360,4 @@ def _recommend(
     if json:
         emit({**advice.to_json(), "recipe": content, "notes": notes})
     else:
-        pages.show_advice(advice, content, notes, write)
+        plan_advice.show_advice(advice, content, notes, write)

@@ -21,7 +21,7 @@ from hayless.core.families import dims_of, ledger_of
 from hayless.core.ledger import Ledger
 from hayless.core.method import MethodConfig, Part
 from hayless.core.registry import configure, method_of
-from hayless.plan.presets import config_of
+from hayless.plan.presets import PRESETS, config_of
 
 CONTEXT_BYTES = 500_000_000
 """Allowance for the CUDA context and its libraries' handles; 300 MB and more are seen."""
@@ -150,6 +150,8 @@ def dims_from(model: str, preset: str) -> tuple[ModelDims, list[MethodConfig]]:
     from hayless.recipe.schema import ModelSection
 
     path = Path(model)
+    if model in PRESETS and not path.exists():
+        raise RequestError(f"There is no folder {model}.", hint=f"There is a preset of this name: --preset {model}.")
     if path.is_file():
         if path.name != "config.json":
             raise RequestError(f"{path} is no model.", hint="Give a model's folder or its config.json.")
@@ -203,7 +205,7 @@ def plan(name: str, ledger: Ledger, shape: TrainShape | None, on: Device, *, dec
 
 
 def of_recipe(path: str, model: str, preset: str, on: Device, changes: Mapping[str, Any]) -> list[Plan]:
-    """A plan for each training step of a recipe, on its own model or another; `changes` replace fields of TrainShape."""
+    """A plan for each training step of a recipe, on its own model or another, with `changes` to its TrainShape."""
     from hayless.recipe.load import load
     from hayless.recipe.prediction import train_shape, walk
     from hayless.recipe.schema import ModelSection
