@@ -6,7 +6,7 @@ import contextlib
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hayless.core.errors import RequestError
@@ -222,6 +222,7 @@ _values = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(_values)
 def test_any_data_is_a_recipe_or_a_request_error(value: object) -> None:
     if isinstance(value, dict):
@@ -229,6 +230,7 @@ def test_any_data_is_a_recipe_or_a_request_error(value: object) -> None:
             load(value)
 
 
+@settings(deadline=None)
 @given(st.text(max_size=200))
 def test_any_text_parses_or_is_a_request_error(text: str) -> None:
     with contextlib.suppress(RequestError):
