@@ -6,11 +6,11 @@ distance between the dots is the error of the prediction. A figure without a pre
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from hayless.core.drawing import BLUE, INK, MUTED, ORANGE, RULE, STYLE, Form, plain, save
 from hayless.core.measurement import Measurement
 from hayless.recipe.figures import title, written
 
@@ -20,26 +20,11 @@ if TYPE_CHECKING:
 
     from hayless.recipe.receipt import Receipt
 
-INK, MUTED, RULE, BLUE, ORANGE = "#1c1b19", "#6b6963", "#d9d6cf", "#0b5c9e", "#b5490b"
-"""Colours that stay apart for colour-blind readers and in grey; shape carries the meaning as well."""
-
 _TICKS = (0.01, 0.1, 0.25, 0.5, 0.8, 0.9, 0.95, 1, 1.05, 1.1, 1.25, 2, 4, 10, 100)
 _ROW_INCHES = 0.36
-STYLE: dict[Any, Any] = {
-    "font.family": ["DejaVu Sans"],
-    "font.size": 9,
-    "text.color": INK,
-    "text.parse_math": False,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "hayless",
-    "axes.edgecolor": RULE,
-    "axes.labelcolor": INK,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-}
 
 
-def draw(receipt: Receipt, form: Literal["svg", "png"]) -> bytes:
+def draw(receipt: Receipt, form: Form) -> bytes:
     """The picture of a receipt that has rows; the same receipt gives the same bytes."""
     import matplotlib
     from matplotlib.figure import Figure
@@ -60,13 +45,6 @@ def draw(receipt: Receipt, form: Literal["svg", "png"]) -> bytes:
         )
         _legend(figure, height)
         return save(figure, form)
-
-
-def save(figure: Figure, form: Literal["svg", "png"]) -> bytes:
-    """A matplotlib figure as bytes, without the date, so that equal figures are equal files."""
-    out = io.BytesIO()
-    figure.savefig(out, format=form, dpi=160, metadata={"Date": None} if form == "svg" else {"Software": None})
-    return out.getvalue()
 
 
 def shortened(text: str, length: int) -> str:
@@ -104,9 +82,7 @@ def _scale(axes: Axes, rows: tuple[Measurement, ...]) -> None:
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xticks([math.log(tick) for tick in ticks(limit)], [f"×{tick:g}" for tick in ticks(limit)])
     axes.set_yticks([])
-    axes.tick_params(length=0, labelsize=8)
-    for side in ("left", "right", "top"):
-        axes.spines[side].set_visible(False)
+    plain(axes)
     axes.axvline(0, color=RULE, linewidth=1, zorder=0)
 
 

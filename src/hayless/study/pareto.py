@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from hayless.core import atomic
+from hayless.core.drawing import BLUE, INK, MUTED, RULE, STYLE, save
 from hayless.core.errors import RequestError
 from hayless.recipe.figures import TITLES, title, unit_of, written
-from hayless.recipe.receipt_picture import BLUE, INK, MUTED, RULE, STYLE, save, shortened
+from hayless.recipe.receipt_picture import shortened
 from hayless.study.record import RunRecord
 from hayless.study.table import HIGHER_IS_BETTER, QUALITY
 
