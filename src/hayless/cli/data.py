@@ -137,8 +137,7 @@ def _tokenizer(model: str, tokenizer: str) -> tuple[PreTrainedTokenizerBase, int
         raise RequestError("Neither a model nor a tokenizer is named.", hint="Give --model M, or --tokenizer T.")
     embeddings = None
     if model:
-        found = fetch_config(model)
-        embeddings = dims_of(found.get("base_config") or found).vocab_size
+        embeddings = dims_of(fetch_config(model)).vocab_size
     return load_tokenizer(tokenizer or model), embeddings
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from hayless.cli.inputs import Builtin, sources
 from hayless.cli.output import Device, Dtype, Json, Model, emit, err, table
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def evaluate(
     format: str = typer.Option(
         "auto", help="How to read it (text, jsonl, alpaca, preference, ...); auto looks at the content."
     ),
-    builtin: str = typer.Option(None, help="stdlib: the running Python's own library, in three domains."),
+    builtin: str = Builtin,
     heldout_only: bool = typer.Option(
         False, "--heldout-only/--all", help="Only what a recipe with this data holds out, or every document."
     ),
@@ -52,7 +53,7 @@ def evaluate(
 
     if heldout_share is not None and not heldout_only:
         raise RequestError(f"--heldout-share {heldout_share} is for --heldout-only.", hint="Give both, or neither.")
-    sources = _data(data or [], builtin, format, heldout_share)
+    documents_of = _data(data or [], builtin, format, heldout_share)
     settings = checked(
         MeasureSettings,
         {"heldout_tokens": tokens, "context": context, "stride": stride, "batch_size": batch_size},
@@ -62,7 +63,7 @@ def evaluate(
     with shown(err) as progress:
         found = measured(
             model,
-            sources,
+            documents_of,
             settings,
             everything=not heldout_only,
             tokenizer=tokenizer,
@@ -80,19 +81,13 @@ def evaluate(
             err.print(f"Figures of each document are in {target}.", soft_wrap=True)
 
 
-def _data(paths: list[str], builtin: str | None, format: str, share: float | None) -> DataConfig:
-    from hayless.core.errors import RequestError
+def _data(paths: list[str], builtin: str, format: str, share: float | None) -> DataConfig:
     from hayless.core.options import checked
-    from hayless.data.config import DataConfig, Source
+    from hayless.data.config import DataConfig
 
-    names = {"format": "--format", "builtin": "--builtin", "heldout": "--heldout-share"}
-    sources = [checked(Source, {"path": path, "format": format}, names) for path in paths]
-    if builtin is not None:
-        sources.append(checked(Source, {"builtin": builtin}, names))
-    if not sources:
-        raise RequestError("There are no documents to measure on.", hint="Give --data PATH or --builtin stdlib.")
+    found = sources(paths, builtin, format, option="--data")
     held_out = {} if share is None else {"heldout": share}
-    return checked(DataConfig, {"sources": tuple(sources), **held_out}, names)
+    return checked(DataConfig, {"sources": found, **held_out}, {"heldout": "--heldout-share"})
 
 
 def _target(path: str) -> Path | None:

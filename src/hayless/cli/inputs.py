@@ -20,16 +20,23 @@ Builtin = typer.Option(
 Heldout = typer.Option(0.05, "--heldout", help="Share of documents held out, by a hash of their names.")
 
 
-def sources(files: Sequence[str], builtin: str) -> tuple[Source, ...]:
-    """Sources for files, folders and patterns, and for what is built in. RequestError where there is none."""
+def sources(files: Sequence[str], builtin: str, format: str = "auto", *, option: str = "FILE") -> tuple[Source, ...]:
+    """Sources for files, folders and patterns, and for what is built in. RequestError where there is none.
+
+    `option` is what the verb calls its files.
+    """
     from hayless.core.options import checked
     from hayless.data.config import Source
 
-    found = [checked(Source, {"path": file}, {"path": "FILE"}) for file in files]
+    names = {"path": option, "format": "--format"}
+    found = [checked(Source, {"path": file, "format": format}, names) for file in files]
     if builtin:
         found.append(checked(Source, {"builtin": builtin}, {"builtin": "--builtin"}))
     if not found:
-        raise RequestError("There is no data.", hint="Give files, folders or patterns, or --builtin stdlib.")
+        raise RequestError(
+            "There is no data: no documents are named.",
+            hint=f"Give files, folders or patterns ({option}), or --builtin stdlib.",
+        )
     return tuple(found)
 
 

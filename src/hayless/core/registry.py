@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from hayless.core.errors import RequestError, nearest, unknown
+from hayless.core.errors import FileDamaged, RequestError, nearest, unknown
 from hayless.core.method import Method, MethodConfig, Part
 
 
@@ -45,6 +45,22 @@ def configure(name: str, **options: Any) -> MethodConfig:
         return method.config(method=name, **options)
     except ValidationError as error:
         raise RequestError("\n".join(_explain(method, item) for item in error.errors())) from None
+
+
+def record_of(noted: Any) -> list[MethodConfig]:
+    """The transforms of a record, which is what a config has under `hayless`.
+
+    FileDamaged for what is no record; RequestError for methods and options that this version does not have.
+    """
+    if noted is None:
+        return []
+    entries = noted.get("methods") if isinstance(noted, dict) else None
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) and "method" in entry for entry in entries):
+        raise FileDamaged(f"hayless in the model's config is no record of methods: {str(noted)[:100]}.")
+    return [
+        configure(str(entry["method"]), **{name: value for name, value in entry.items() if name != "method"})
+        for entry in entries
+    ]
 
 
 def method_of(config: MethodConfig) -> Method:

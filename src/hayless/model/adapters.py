@@ -18,11 +18,11 @@ from hayless.core import atomic
 from hayless.core.errors import FileDamaged, NotSupported, RequestError
 from hayless.core.families import labels_of, read_config
 from hayless.core.method import Method, MethodConfig, Part
-from hayless.core.registry import method_of, methods
+from hayless.core.registry import method_of, methods, record_of
 from hayless.model.anatomy import dims_of_model
 from hayless.model.source import local_folder
 from hayless.model.tensors import fingerprint, listed, read_tensors, tensor_names, write_tensors
-from hayless.model.transform import note, record, record_of
+from hayless.model.transform import note, record
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -97,7 +97,7 @@ def checked_base(model: PreTrainedModel, base: str | Path, target: Path) -> str:
     if folder.resolve().is_relative_to(target.resolve()):
         raise RequestError(f"The base {base} would be replaced by its adapter.", hint="Save to another folder.")
     found = read_config(folder)
-    if labels_of(found.get("base_config") or found) != dims_of_model(model).labels:
+    if labels_of(found) != dims_of_model(model).labels:
         raise RequestError(
             f"{base} has another head than this {type(model).__name__}.",
             hint="Leave base out, and the base with its head is saved beside the adapter.",

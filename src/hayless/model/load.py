@@ -77,7 +77,7 @@ def task_of(source: str | Path, revision: str | None = None) -> Task:
     if (folder / adapters.CONFIG).is_file():
         folder = adapters.base_of(folder)
     found = read_config(folder)
-    return "reward" if labels_of(found.get("base_config") or found) else "causal"
+    return "reward" if labels_of(found) else "causal"
 
 
 def load_tokenizer(source: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:

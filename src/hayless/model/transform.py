@@ -11,10 +11,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hayless.core.compose import compose
-from hayless.core.errors import FileDamaged
 from hayless.core.method import MethodConfig
 from hayless.core.progress import Progress, no_progress
-from hayless.core.registry import configure, method_of
+from hayless.core.registry import method_of, record_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,22 +97,6 @@ def apply(model: PreTrainedModel, configs: Iterable[MethodConfig], context: Cont
 def record(model: PreTrainedModel) -> list[MethodConfig]:
     """The transforms a model has had, in order, from its config."""
     return record_of(getattr(model.config, "hayless", None))
-
-
-def record_of(noted: Any) -> list[MethodConfig]:
-    """The transforms of a record, which is what a config has under `hayless`.
-
-    FileDamaged for what is no record; RequestError for methods and options that this version does not have.
-    """
-    if noted is None:
-        return []
-    entries = noted.get("methods") if isinstance(noted, dict) else None
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) and "method" in entry for entry in entries):
-        raise FileDamaged(f"hayless in the model's config is no record of methods: {str(noted)[:100]}.")
-    return [
-        configure(str(entry["method"]), **{name: value for name, value in entry.items() if name != "method"})
-        for entry in entries
-    ]
 
 
 def note(model: PreTrainedModel, config: MethodConfig) -> None:

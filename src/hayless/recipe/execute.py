@@ -21,7 +21,6 @@ from hayless.core import atomic
 from hayless.core.errors import HaylessError, NotSupported, RequestError
 from hayless.core.measurement import Measurement
 from hayless.core.method import MethodConfig
-from hayless.core.registry import method_of
 from hayless.data.corpus import Kind
 from hayless.measure.machine import describe
 from hayless.measure.memory import MemoryMeter
@@ -30,11 +29,11 @@ from hayless.measure.weights import parameter_rows
 from hayless.model.save import save_model
 from hayless.model.transform import Context, apply, merge_adapters
 from hayless.recipe.folder import RunFolder, digest
-from hayless.recipe.learn import TrainFigures, learn, rehearse, training_rows
+from hayless.recipe.learn import TrainFigures, data_kind, learn, rehearse, training_rows
 from hayless.recipe.prediction import Prediction, predict
 from hayless.recipe.progress import shown
 from hayless.recipe.receipt import Receipt
-from hayless.recipe.schema import ApplyStep, Recipe, Train, TrainStep
+from hayless.recipe.schema import ApplyStep, Recipe, TrainStep
 from hayless.recipe.start import Start
 
 
@@ -98,38 +97,28 @@ class _Execution:
     def _work(self, start: Start, prediction: Prediction, context: Context) -> list[Measurement]:
         meter = _meter(start)
         model = start.model()
+        predicted = prediction.figures.get("train_peak_bytes")
         trained: list[TrainFigures] = []
         for position, step in enumerate(self.recipe.steps):
             self._note("running", step=position)
             if isinstance(step, ApplyStep):
                 self._apply(model, step.apply, context)
             elif isinstance(step, TrainStep):
-                trained.append(self._train(model, step.train, position, start, meter, prediction))
+                figures = learn(
+                    model,
+                    step.train,
+                    start,
+                    self.place.training(position),
+                    meter=meter,
+                    predicted_bytes=None if predicted is None else int(predicted),
+                    console=self.console,
+                )
+                trained.append(figures)
         self._save(model, start)
         rows = training_rows(trained) + parameter_rows(model)
         # Measuring needs the memory: the model is loaded again, in another process.
         del model
         return rows + self._measured(start)
-
-    def _train(
-        self,
-        model: PreTrainedModel,
-        train: Train,
-        position: int,
-        start: Start,
-        meter: MemoryMeter | None,
-        prediction: Prediction,
-    ) -> TrainFigures:
-        predicted = prediction.figures.get("train_peak_bytes")
-        return learn(
-            model,
-            train,
-            start,
-            self.place.training(position),
-            meter=meter,
-            predicted_bytes=int(predicted) if predicted is not None else None,
-            console=self.console,
-        )
 
     def _apply(self, model: PreTrainedModel, config: MethodConfig, context: Context) -> None:
         for change in apply(model, [config], context):
@@ -182,9 +171,7 @@ class _Execution:
 
 def _kinds(recipe: Recipe) -> list[Kind]:
     """The kinds of data that the steps of a recipe read, the one that is measured last."""
-    found: list[Kind] = [
-        method_of(step.train.objective).load().kind for step in recipe.steps if isinstance(step, TrainStep)
-    ]
+    found = [data_kind(step.train) for step in recipe.steps if isinstance(step, TrainStep)]
     if recipe.measuring is not None and not found:
         found.append("preference" if recipe.model.task == "reward" else "lm")
     return found

@@ -20,6 +20,7 @@ from hayless.core.registry import method_of
 from hayless.core.units import format_bytes
 from hayless.data.batches import Batches, one_pass
 from hayless.data.check import LEFT_OUT, problems, refuse
+from hayless.data.corpus import Kind
 from hayless.measure.memory import MemoryMeter
 from hayless.model.anatomy import dims_of_model
 from hayless.model.build import build_model
@@ -75,6 +76,12 @@ def learn(
     return figures
 
 
+def data_kind(train: Train) -> Kind:
+    """The kind of data that a training step's objective learns from."""
+    kind: Kind = method_of(train.objective).load().kind
+    return kind
+
+
 def rehearse(train: Train, start: Start) -> None:
     """Train a toy for a step, validation, samples and saving included, so that what libraries set up on first use is
     not taken for the model's memory."""
@@ -93,7 +100,7 @@ def _check_data(model: PreTrainedModel, train: Train, start: Start, console: Con
     """Say what is wrong with the data, and refuse to train on what would be lost without a word."""
     assert start.recipe.data is not None, "the schema asks for data where a step trains"
     found = problems(
-        start.data(method_of(train.objective).load().kind),
+        start.data(data_kind(train)),
         start.tokenizer,
         sequence_length=train.sequence_length,
         allow=(*LEFT_OUT, *start.recipe.data.allow),
@@ -108,7 +115,7 @@ def _check_data(model: PreTrainedModel, train: Train, start: Start, console: Con
 def _trainer(
     model: PreTrainedModel, train: Train, start: Start, folder: Path, predicted_bytes: int | None, console: Console
 ) -> Trainer:
-    data = start.data(method_of(train.objective).load().kind)
+    data = start.data(data_kind(train))
     assert start.recipe.data is not None, "the schema asks for data where a step trains"
     batches = Batches(
         data.train,

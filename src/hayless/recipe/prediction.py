@@ -15,7 +15,7 @@ from hayless.core.errors import NotSupported, RequestError
 from hayless.core.families import dims_of, ledger_of, read_config
 from hayless.core.ledger import Ledger
 from hayless.core.method import MethodConfig
-from hayless.core.registry import configure, method_of
+from hayless.core.registry import method_of, record_of
 from hayless.core.roles import Role
 from hayless.recipe.schema import ApplyStep, ModelSection, Recipe, Save, TokenizerSection, Train, TrainStep
 
@@ -144,11 +144,8 @@ def starting_point(section: ModelSection) -> tuple[ModelDims, list[MethodConfig]
     else:
         assert section.path is not None
         found = _config_of(section.path, section.revision)
-        for entry in found.get("hayless", {}).get("methods", []):
-            before.append(
-                configure(entry["method"], **{name: value for name, value in entry.items() if name != "method"})
-            )
-        dims = dims_of(found.get("base_config") or found)
+        before = record_of(found.get("hayless"))
+        dims = dims_of(found)
         dims = dims.with_dtype(section.dtype) if section.dtype else dims
     return (replace(dims, labels=1) if section.task == "reward" else dims), before
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from rich.console import Console
 
+from hayless.core import atomic
 from hayless.core.measurement import Measurement
 from hayless.recipe.receipt import Receipt
 from hayless.study.publish import publish
@@ -83,7 +84,7 @@ def run(folder: Path, *, everything: bool = False, fresh: bool = False, console:
     console = console or Console(stderr=True)
     results = run_study(study(folder, everything=everything), fresh=fresh, console=console)
     results = replace(results, records=[*results.records, *_unigram(folder)])
-    return publish(results, folder, picture=_palette())
+    return publish(results, folder, picture=_palette(folder, fresh=fresh))
 
 
 def study(folder: Path, *, everything: bool = False) -> Study:
@@ -166,10 +167,13 @@ def _unigram(folder: Path) -> Iterator[RunRecord]:
     )
 
 
-def _palette() -> bytes:
-    """The picture of one image at few colours, by the k-means that packs weights."""
-    from hayless.methods.quantize.kmeans.picture import draw
+def _palette(folder: Path, *, fresh: bool) -> bytes:
+    """The picture of one image at few colours, by the k-means that packs weights; kept in the demo's folder."""
+    kept = folder / "palette.png"
+    if fresh or not kept.is_file():
+        from hayless.methods.quantize.kmeans.picture import draw
 
-    with tempfile.TemporaryDirectory(prefix="hayless-") as folder:
-        draw(Path(folder) / "palette.png")
-        return (Path(folder) / "palette.png").read_bytes()
+        with tempfile.TemporaryDirectory(prefix="hayless-") as made:
+            draw(Path(made) / kept.name)
+            atomic.write_bytes(kept, (Path(made) / kept.name).read_bytes())
+    return kept.read_bytes()

@@ -61,7 +61,12 @@ def dims_of(config: Mapping[str, Any]) -> ModelDims:
 
 
 def labels_of(config: Mapping[str, Any]) -> int:
-    """Outputs of a sequence classifier's head, 0 for a model whose `architectures` name no classifier."""
+    """Outputs of a sequence classifier's head, 0 for a model whose `architectures` name no classifier.
+
+    As in `dims_of`, a packed model's config has those of its base.
+    """
+    if isinstance(config.get("base_config"), Mapping):
+        return labels_of(config["base_config"])
     architectures = config.get("architectures") or ()
     if not any(str(name).endswith("ForSequenceClassification") for name in architectures):
         return 0
