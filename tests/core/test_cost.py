@@ -195,6 +195,9 @@ def test_arithmetic_is_counted_by_hand() -> None:
     assert backward_flops(found, shaped(ADAMW)) == 4 * matrices * tokens + 2 * attended
     again = 2 * dims.num_layers * block * tokens + attended
     assert backward_flops(found, shaped(ADAMW, checkpoint_every=1)) == 4 * matrices * tokens + 2 * attended + again
+    for blocks, share in ((1, 1 / dims.num_layers), (9, 1.0)):
+        partly = backward_flops(found, shaped(ADAMW, checkpoint_every=1, checkpoint_blocks=blocks))
+        assert partly == 4 * matrices * tokens + 2 * attended + again * share
 
 
 def test_frozen_weights_have_half_the_backward_arithmetic() -> None:
@@ -261,6 +264,7 @@ def test_what_is_unverified_says_so() -> None:
         {"sequence": -1},
         {"accumulation": 0},
         {"checkpoint_every": -1},
+        {"checkpoint_blocks": -1},
         {"precision": "fp8"},
     ],
 )
@@ -285,3 +289,4 @@ def test_cards_state_bytes_a_parameter() -> None:
     shape = shaped(ADAMW)
     assert shape.state_bytes((10, 10), "float32") == 2 * 100 * item_bytes("float32") + 4
     assert shaped(configure("checkpointing", every=2)).checkpoint_every == 2
+    assert shaped(configure("checkpointing", blocks=3)).checkpoint_blocks == 3

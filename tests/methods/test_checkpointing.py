@@ -46,10 +46,15 @@ def test_changes_no_bit_of_the_gradients_dropout_included(name, autocast):
         whole = kept if every == 2 else whole
 
 
-def test_every_n_keeps_more_than_every_block():
+def test_fewer_blocks_keep_more():
     model = tiny.model("gpt2")
-    kept = [gradients(model, config)[1] for config in (configure("checkpointing"), configure("checkpointing", every=2))]
-    assert kept[0] < kept[1] < gradients(model)[1]
+    plain, whole = gradients(model)
+    kept = [whole]
+    for options in ({"every": 2}, {}):
+        kept.append(gradients(model, configure("checkpointing", **options))[1])
+    assert kept[2] < kept[1] < kept[0]
+    first, partly = gradients(model, configure("checkpointing", blocks=1))
+    assert source.same(plain, first) and kept[2] < partly < whole
 
 
 def test_dropout_draws_are_those_of_the_plain_run():

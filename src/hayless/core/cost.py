@@ -51,8 +51,9 @@ class TrainShape:
     """How a model is trained, as far as cost depends on it.
 
     `batch` rows of `sequence` tokens are computed at once, `accumulation` times an update. `state_bytes` is the
-    optimizer's. `checkpoint_every` n computes every n-th block again in the backward pass; 0 none. `masked`: rows are
-    packed with several documents, so attention has an explicit mask.
+    optimizer's. `checkpoint_every` n computes every n-th block again in the backward pass, of those only the first
+    `checkpoint_blocks` if it is not 0; 0 none. `masked`: rows are packed with several documents, so attention has an
+    explicit mask.
     """
 
     batch: int
@@ -61,13 +62,14 @@ class TrainShape:
     precision: str = "fp32"
     state_bytes: StateBytes = no_state
     checkpoint_every: int = 0
+    checkpoint_blocks: int = 0
     attention: Literal["sdpa", "eager"] = "sdpa"
     masked: bool = False
     device: Literal["cuda", "cpu"] = "cuda"
 
     def __post_init__(self) -> None:
         _at_least(1, batch=self.batch, sequence=self.sequence, accumulation=self.accumulation)
-        _at_least(0, checkpoint_every=self.checkpoint_every)
+        _at_least(0, checkpoint_every=self.checkpoint_every, checkpoint_blocks=self.checkpoint_blocks)
         if self.precision not in PRECISIONS:
             raise unknown("precision", self.precision, PRECISIONS)
 
@@ -176,6 +178,7 @@ def training_cost(ledger: Ledger, shape: TrainShape) -> Cost:
         attention=shape.attention,
         masked=shape.masked,
         checkpoint_every=shape.checkpoint_every,
+        checkpoint_blocks=shape.checkpoint_blocks,
         device=shape.device,
     )
     tape = record(ledger, run, shape.dtype)
@@ -334,7 +337,8 @@ def backward_flops(ledger: Ledger, shape: TrainShape) -> float:
     if shape.checkpoint_every:
         blocks = ledger.dims.num_layers + ledger.dims.encoder_layers
         outside = _matrix_flops(ledger, tokens, tokens, blocks=False)
-        again = (matrices - outside + attended) * math.ceil(blocks / shape.checkpoint_every) / blocks
+        chosen = math.ceil(blocks / shape.checkpoint_every)
+        again = (matrices - outside + attended) * min(chosen, shape.checkpoint_blocks or chosen) / blocks
     return matrices + trained + 2 * attended + again
 
 

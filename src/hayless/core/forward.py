@@ -19,8 +19,8 @@ class RunShape:
     """One run of a model: `batch` rows of `sequence` tokens.
 
     `arithmetic`: autocast's dtype, if any. `masked`: an explicit mask is given (packed documents, padding on the left).
-    `checkpoint_every` n computes every n-th block again backward; 0 none. `logits`: positions at the end whose logits
-    are computed; 0 all.
+    `checkpoint_every` n computes every n-th block again backward, of those only the first `checkpoint_blocks` if it is
+    not 0; 0 none. `logits`: positions at the end whose logits are computed; 0 all.
     """
 
     batch: int
@@ -30,6 +30,7 @@ class RunShape:
     attention: Literal["sdpa", "eager"] = "sdpa"
     masked: bool = False
     checkpoint_every: int = 0
+    checkpoint_blocks: int = 0
     logits: int = 0
     device: Literal["cuda", "cpu"] = "cuda"
 
@@ -37,6 +38,11 @@ class RunShape:
     def tokens(self) -> int:
         """Tokens of the whole batch."""
         return self.batch * self.sequence
+
+    def recomputes(self, block: int) -> bool:
+        """Whether the block of this number is computed again backward."""
+        every, first = self.checkpoint_every, self.checkpoint_blocks
+        return every > 0 and block % every == 0 and not 0 < first <= block // every
 
 
 class Run:
@@ -223,8 +229,7 @@ class Run:
     @contextmanager
     def block(self, number: int, entering: Tensor) -> Iterator[None]:
         """Record a block; the loop over blocks holds what enters it until it is done."""
-        every = self.shape.checkpoint_every
-        with self.tape.block(checkpointed=self.shape.training and every > 0 and number % every == 0):
+        with self.tape.block(checkpointed=self.shape.training and self.shape.recomputes(number)):
             yield
         self.tape.hold(entering)
 

@@ -18,11 +18,14 @@ class CheckpointingConfig(MethodConfig):
     every: int = Field(
         1, ge=1, description="Checkpoint every n-th block: 1 saves most memory, 2 half of it for half the time."
     )
+    blocks: int | None = Field(
+        None, ge=1, description="Checkpoint only so many of them, the first ones; the last are done with soonest."
+    )
 
 
 def predict_training(shape: TrainShape, config: CheckpointingConfig) -> TrainShape:
     """Training that computes blocks again."""
-    return replace(shape, checkpoint_every=config.every)
+    return replace(shape, checkpoint_every=config.every, checkpoint_blocks=config.blocks or 0)
 
 
 METHOD = Method(

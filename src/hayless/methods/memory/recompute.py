@@ -22,8 +22,8 @@ class Checkpointing:
 
     @staticmethod
     def install(model: PreTrainedModel, config: CheckpointingConfig) -> AbstractContextManager[None]:
-        """Checkpoint every n-th block while it trains; blocks in evaluation run as they are."""
-        return wrapped(blocks(model)[:: config.every], _recomputed)
+        """Checkpoint every n-th block, or the first of those, while it trains; in evaluation they run as they are."""
+        return wrapped(blocks(model)[:: config.every][: config.blocks], _recomputed)
 
 
 def _recomputed(block: nn.Module, forward: Forward) -> Forward:
