@@ -14,10 +14,22 @@ from hayless.core import atomic
 from hayless.core.errors import RequestError, WorkError
 from hayless.core.measurement import Goal
 from hayless.study.bench import runner, spec
-from hayless.study.bench.gate import close, plain, rejected
+from hayless.study.bench.gate import as_exact, close, plain, rejected
 from hayless.study.bench.results import Row, write
 from hayless.study.bench.results import plain as as_json
-from hayless.study.bench.spec import PEAK, RATE, TIME, Contender, Prepared, Spec, Work
+from hayless.study.bench.spec import (
+    PEAK,
+    RATE,
+    TIME,
+    Bound,
+    Contender,
+    Figure,
+    Limit,
+    Prepared,
+    Spec,
+    Unavailable,
+    Work,
+)
 from hayless.study.bench.timing import HostClock, in_turn, ratio
 from tests.benchmarks import allocators
 
@@ -94,8 +106,8 @@ def test_noise_that_falls_on_a_round_falls_out_of_a_paired_ratio():
 
 def test_contenders_take_turns_and_none_always_follows_the_same():
     order: list[str] = []
-    runs = {name: lambda name=name: order.append(name) for name in "abc"}
-    found = in_turn(runs, HostClock(now=lambda: 0.0), 3)
+    timed = {name: lambda _, name=name: order.append(name) or 0.0 for name in "abc"}
+    found = in_turn(timed, HostClock(now=lambda: 0.0), 3)
     assert "".join(order) == "abcbcacab" and found == {name: [0.0] * 3 for name in "abc"}
 
 
@@ -122,6 +134,52 @@ def test_missing_packages_and_failures_are_rows_with_the_reason_and_leave_the_ot
         "",
     ]
     assert rows[3].spread and "ratio" not in as_json(rows[3], rows)
+
+
+def test_a_part_that_does_not_count_is_taken_off_and_other_figures_are_rows(clock):
+    def prepare() -> Prepared:
+        read = lambda: time.sleep(50e-3)  # noqa: E731
+        figures = lambda: [Figure("file", "B", 7.0)]  # noqa: E731
+        return Prepared(lambda: (read(), time.sleep(10e-3)), lambda: {"loss": [1.0]}, less=read, figures=figures)
+
+    goal = Goal(op="<=", value=5.0)
+    time_row, file_row = rows_of(clock, Contender("one", prepare, goals={"file": goal}))
+    assert time_row.spread.median == pytest.approx(10, rel=0.5)
+    assert (file_row.metric, file_row.spread.median) == ("file", 7.0)
+    assert as_json(file_row, [time_row, file_row])["met"] is False
+
+
+def test_a_limit_is_a_row_and_each_goal_has_its_own(clock):
+    goals = (Goal(op=">=", against="limit", ratio=0.4), Goal(op=">=", against="peer", ratio=3))
+    limit = Limit("limit", lambda: Bound(5e-3, "5 of 1"))
+    rows = rows_of(clock, sleeper("peer", 20e-3), sleeper("ours", 10e-3, goals={TIME: goals}), limit=limit)
+    assert [row.contender for row in rows] == ["limit", "peer", "ours", "ours"]
+    assert (rows[0].spread.median, rows[0].note) == (5.0, "5 of 1")
+    share, times = (as_json(row, rows) for row in rows[2:])
+    assert share["ratio"] == pytest.approx(0.5, rel=0.1) and share["met"] and share["against"] == "limit"
+    assert times["ratio"] == pytest.approx(2, rel=0.1) and not times["met"]
+
+    def absent() -> Bound:
+        raise Unavailable("no device to measure")
+
+    rows = rows_of(clock, sleeper("ours", 1e-3, goals={TIME: goals[0]}), limit=Limit("limit", absent))
+    assert rows[0].reason == "no device to measure" and as_json(rows[1], rows)["met"] is False
+
+
+@pytest.mark.parametrize(
+    ("other", "why"),
+    [
+        ({"error": [0.01, -0.02], "shortfall": [0.0, 0.05]}, ""),
+        ({"error": [0.05, -0.05], "shortfall": [0.0, 0.0]}, "0.05 off float32, where the reference is 0.0158 off"),
+        ({"error": [0.0, 0.0], "shortfall": [0.0, 0.2]}, "0.2 short of the best"),
+        ({"error": [0.0, float("nan")], "shortfall": [0.0, 0.0]}, "not every figure is finite"),
+        ({"error": [0.0, 0.0]}, "answers no shortfall"),
+    ],
+)
+def test_sixteen_bits_may_be_as_far_from_float32_as_the_reference_is(other, why):
+    reference = plain({"error": [0.01, 0.02], "shortfall": [0.0, 0.01]})
+    found = as_exact()(reference, plain(other))
+    assert bool(found) == bool(why) and why in found
 
 
 @pytest.mark.parametrize(
@@ -175,20 +233,23 @@ def test_contenders_that_work_alone_are_judged_by_what_their_processes_answer(mo
         if contender.name == "dies":
             raise WorkError("was killed by SIGKILL.\n  | the end of what it printed")
         answer = [2.0] if contender.name == "wrong" else [1.0]
-        return {"answer": {"loss": answer}, "seconds": [0.001, 0.001], "peak_bytes": 7, "note": "its own"}
+        times = {"seconds": [0.001, 0.001], "peak_bytes": 7, "note": "its own"}
+        figures = [{"metric": "file", "unit": "B", "value": 3.0, "better": "lower"}]
+        return {"answer": {"loss": answer}, **times, "figures": figures}
 
     monkeypatch.setattr(runner.worker, "alone", alone)
     work = Work("w", [sleeper(name, 1.0) for name in ("peer", "wrong", "dies")], same=close(), piece="step")
     rows = runner.run(Spec("test", [work], turns="alone"), Path(__file__), say=lambda line: None)
     assert [(row.contender, row.metric, row.spread and row.spread.median) for row in rows] == [
         ("peer", TIME, 1.0),
+        ("peer", "file", 3.0),
         ("peer", PEAK, 7.0),
         ("wrong", TIME, None),
         ("wrong", PEAK, None),
         ("dies", TIME, None),
         ("dies", PEAK, None),
     ]
-    assert "2 instead of 1" in rows[2].reason and rows[4].reason == "was killed by SIGKILL."
+    assert "2 instead of 1" in rows[3].reason and rows[5].reason == "was killed by SIGKILL."
 
 
 def test_specs_that_are_not_there_or_declare_nothing_are_refused(tmp_path):

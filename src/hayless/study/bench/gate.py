@@ -52,6 +52,35 @@ def close(*, absolute: float = 0.0, relative: float = 0.0) -> Same:
     return same
 
 
+ERROR, SHORTFALL = "error", "shortfall"
+"""Names in answers to `as_exact`."""
+
+
+def as_exact(*, times: float = 2.0, worst: float = 6.0, rounding: float = 1e-3) -> Same:
+    """For arithmetic in 16 bits, whose results never equal each other's: as near to float32 as the reference is.
+
+    An answer has the `error` of each figure, itself minus what float32 gives, and where something is chosen the
+    `shortfall` of each choice: by how much float32 finds another better. With r the reference's error (root mean
+    square), a contender's may be `times` · r + `rounding`, and its worst shortfall `worst` · r + `rounding`.
+    """
+
+    def same(reference: Plain, other: Plain) -> str:
+        missing = [name for name in (ERROR, SHORTFALL) if name in reference and name not in other]
+        if missing or ERROR not in reference:
+            return f"answers no {' and no '.join(missing or [ERROR])}"
+        if not all(np.isfinite(numbers).all() for numbers in (*reference.values(), *other.values())):
+            return "not every figure is finite"
+        near, found = (float(np.sqrt(np.square(answer[ERROR]).mean())) for answer in (reference, other))
+        if found > times * near + rounding:
+            return f"{found:.3g} off float32, where the reference is {near:.3g} off"
+        short = float(other.get(SHORTFALL, np.zeros(1)).max())
+        if short > worst * near + rounding:
+            return f"chooses what is {short:.3g} short of the best, where the reference is {near:.3g} off float32"
+        return ""
+
+    return same
+
+
 def rejected(answers: Mapping[str, Plain], same: Same) -> dict[str, str]:
     """Contenders whose answer is not that of the first, each with the reason."""
     if not answers:

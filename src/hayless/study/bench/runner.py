@@ -5,8 +5,9 @@ A contender that cannot take part, fails, or computes something else is a row wi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,10 +18,12 @@ from hayless.core.errors import HaylessError
 from hayless.measure.speed import Spread
 from hayless.study.bench import gate, worker
 from hayless.study.bench.results import Row
-from hayless.study.bench.spec import PEAK, RATE, TIME, Contender, Prepared, Spec, Work
+from hayless.study.bench.spec import PEAK, RATE, TIME, Contender, Figure, Prepared, Spec, Work
 from hayless.study.bench.timing import Stopwatch, in_turn
 
 Say = Callable[[str], object]
+_Columns = dict[str, tuple[str, Literal["lower", "higher"], tuple[float, ...]]]
+"""By metric: its unit, which way is better, a figure for each repeat."""
 
 
 @dataclass
@@ -30,6 +33,7 @@ class _Found:
     answers: dict[str, gate.Plain] = field(default_factory=dict)
     seconds: dict[str, list[float]] = field(default_factory=dict)
     peaks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    figures: dict[str, Sequence[Figure]] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
 
     def judge(self, work: Work) -> None:
@@ -51,8 +55,8 @@ def run(spec: Spec, path: Path, *, stopwatch: Stopwatch | None = None, say: Say 
         if spec.turns == "alone":
             found = _alone(work, path)
         else:
-            found = _together(work, path, stopwatch or worker.stopwatch_of(spec))
-        made = list(_rows(work, found, paired=spec.turns == "interleaved"))
+            found = _together(work, path, stopwatch or worker.stopwatch_of(spec, work))
+        made = [*_limit(work), *_rows(work, found, paired=spec.turns == "interleaved")]
         for row in made:
             say(
                 f"  {row.contender}: {row.metric} {f'{row.spread.median:.5g} {row.unit}' if row.spread else row.reason}"
@@ -78,9 +82,10 @@ def _together(work: Work, path: Path, stopwatch: Stopwatch) -> _Found:
                 ready[contender.name].run()
         except Exception as error:
             found.reasons[contender.name] = _said(error)
-    runs = {one.name: ready[one.name].run for one in found.still_in(work)}
-    found.seconds = in_turn(runs, stopwatch, work.repeats)
-    del runs, ready
+    timed = {one.name: ready[one.name].seconds for one in found.still_in(work)}
+    found.seconds = in_turn(timed, stopwatch, work.repeats)
+    found.figures = {name: ready[name].figures() for name in timed}
+    del timed, ready
     if work.peaks:
         for contender in list(found.still_in(work)):
             try:
@@ -101,52 +106,57 @@ def _alone(work: Work, path: Path) -> _Found:
             continue
         found.answers[contender.name] = {name: np.asarray(value) for name, value in outcome["answer"].items()}
         found.seconds[contender.name] = outcome["seconds"]
+        found.figures[contender.name] = [Figure(**figure) for figure in outcome["figures"]]
         if work.peaks:
             found.peaks[contender.name] = outcome
     found.judge(work)
     return found
 
 
+def _limit(work: Work) -> Iterator[Row]:
+    """What the work takes at least, as a contender whose time nobody took."""
+    if work.limit is None:
+        return
+    try:
+        bound = work.limit.bound()
+    except Exception as error:
+        yield Row(work.name, work.limit.name, TIME, f"ms/{work.piece}", None, reason=_said(error))
+        return
+    for metric, (unit, better, (figure,)) in _columns(work, [bound.seconds]).items():
+        spread = Spread(figure, figure, figure)
+        yield Row(work.name, work.limit.name, metric, unit, spread, better=better, note=bound.note)
+
+
+def _columns(work: Work, seconds: Sequence[float]) -> _Columns:
+    """Time, and rate where the work has tokens, from the seconds of a piece in each repeat."""
+    found: _Columns = {TIME: (f"ms/{work.piece}", "lower", tuple(taken * 1e3 for taken in seconds))}
+    if work.tokens is not None:
+        found[RATE] = ("tokens/s", "higher", tuple(work.tokens / taken for taken in seconds))
+    return found
+
+
 def _rows(work: Work, found: _Found, *, paired: bool) -> Iterator[Row]:
-    """A row for every metric of every contender, also where there is nothing in it."""
+    """A row for every metric of every contender, one a goal where it has several, also where there is nothing in it."""
     reference = work.contenders[0].name
     for contender in work.contenders:
         name = contender.name
         reason = found.reasons.get(name, "")
-        seconds = np.asarray([] if reason else found.seconds[name]) / work.pieces
-        figures: dict[str, tuple[str, Literal["lower", "higher"], tuple[float, ...]]] = {
-            TIME: (f"ms/{work.piece}", "lower", tuple((seconds * 1e3).tolist()))
-        }
-        if work.tokens is not None:
-            figures[RATE] = ("tokens/s", "higher", tuple((work.tokens / seconds).tolist()))
-        for metric, (unit, better, samples) in figures.items():
-            yield Row(
-                work.name,
-                name,
-                metric,
-                unit,
-                Spread.of(samples) if samples else None,
-                contender.goals.get(metric),
-                better=better,
-                reason=reason,
-                samples=samples,
-                paired=paired,
-                against=reference,
-            )
+        row = partial(Row, work.name, name, against=reference, reason=reason)
+        seconds = [] if reason else [taken / work.pieces for taken in found.seconds[name]]
+        rows = [
+            row(metric, unit, Spread.of(samples) if samples else None, better=better, samples=samples, paired=paired)
+            for metric, (unit, better, samples) in _columns(work, seconds).items()
+        ]
+        for one in found.figures[name] if not reason else ():
+            rows.append(row(one.metric, one.unit, Spread(one.value, one.value, one.value), better=one.better))
         if work.peaks:
             peak = {"reason": reason} if reason else found.peaks[name]
             size = float(peak["peak_bytes"]) if "peak_bytes" in peak else None
-            yield Row(
-                work.name,
-                name,
-                PEAK,
-                "B",
-                Spread(size, size, size) if size is not None else None,
-                contender.goals.get(PEAK),
-                note=peak.get("note", ""),
-                reason=peak.get("reason", ""),
-                against=reference,
-            )
+            spread = Spread(size, size, size) if size is not None else None
+            rows.append(row(PEAK, "B", spread, note=peak.get("note", ""), reason=peak.get("reason", "")))
+        for one_row in rows:
+            for goal in contender.goals_of(one_row.metric) or (None,):
+                yield replace(one_row, goal=goal)
 
 
 def _said(error: Exception) -> str:

@@ -16,9 +16,13 @@ from typing import Literal
 from hayless.core.errors import RequestError, WorkError, unknown
 from hayless.core.measurement import Goal
 from hayless.study.bench.gate import Answer, Same
+from hayless.study.bench.timing import Run, Stopwatch
 
 TIME, RATE, PEAK = "time", "rate", "peak memory"
-"""Metrics: milliseconds of one piece of the work, pieces a second, bytes above what was held before."""
+"""Metrics: milliseconds of one piece of the work, tokens a second, bytes above what was held before."""
+
+Clock = Literal["host", "device"]
+"""The caller's, who waits for the device, or that of CUDA events."""
 
 
 class Unavailable(WorkError):
@@ -26,14 +30,33 @@ class Unavailable(WorkError):
 
 
 @dataclass(frozen=True, slots=True)
+class Figure:
+    """Something of a contender that is neither time nor memory: the size of what it writes, say."""
+
+    metric: str
+    unit: str
+    value: float
+    better: Literal["lower", "higher"] = "lower"
+
+
+@dataclass(frozen=True, slots=True)
 class Prepared:
     """A contender ready to work.
 
-    `answer` is what it computes, by name; it is asked once, before any repeat. `run` is one repeat of the work.
+    `answer` is what it computes, by name; it is asked once, before any repeat. `run` is one repeat of the work, and
+    `less` the part of it whose time does not count (a prompt that is read before tokens are made): it is run and timed
+    by itself after each repeat, and taken off. `figures` are asked for in the end.
     """
 
-    run: Callable[[], object]
+    run: Run
     answer: Callable[[], Answer]
+    less: Run | None = None
+    figures: Callable[[], Sequence[Figure]] = tuple
+
+    def seconds(self, stopwatch: Stopwatch) -> float:
+        """Seconds of one repeat."""
+        whole = stopwatch(self.run)
+        return whole if self.less is None else whole - stopwatch(self.less)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +66,12 @@ class Contender:
     name: str
     prepare: Callable[[], Prepared]
     needs: tuple[str, ...] = ()
-    goals: Mapping[str, Goal] = field(default_factory=dict)
+    goals: Mapping[str, Goal | tuple[Goal, ...]] = field(default_factory=dict)
+
+    def goals_of(self, metric: str) -> tuple[Goal, ...]:
+        """Every goal that `metric` is held to."""
+        found = self.goals.get(metric, ())
+        return found if isinstance(found, tuple) else (found,)
 
     def ready(self) -> Prepared:
         """The contender, prepared. Unavailable where a package is missing."""
@@ -54,12 +82,28 @@ class Contender:
 
 
 @dataclass(frozen=True, slots=True)
+class Bound:
+    """What a piece of a work takes at least, in seconds, and what that follows from."""
+
+    seconds: float
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """A contender that is computed, not run: its time is a `bound`, from rates that are measured when it is asked."""
+
+    name: str
+    bound: Callable[[], Bound]
+
+
+@dataclass(frozen=True, slots=True)
 class Work:
     """One thing to do, in words that say all that its figures depend on.
 
     A repeat is `pieces` pieces, each a `piece` (step, token). `same` judges answers. `tokens` are those of a piece,
     where tokens/s say something. `rehearse` loads what libraries load on first use, in the fresh process before memory
-    is read. `peaks` is False where memory says nothing.
+    is read. `peaks` is False where memory says nothing. `clock` is the spec's where it is None.
     """
 
     name: str
@@ -72,6 +116,8 @@ class Work:
     warmup: int = 3
     peaks: bool = True
     rehearse: Callable[[], object] | None = None
+    limit: Limit | None = None
+    clock: Clock | None = None
 
     def contender(self, name: str) -> Contender:
         """The contender called `name`."""
@@ -87,7 +133,7 @@ class Spec:
 
     `turns` is how times are taken: `interleaved` in one process, a repeat of each contender in turn, so that whatever
     else the machine does falls on all; `alone` one contender after the other, each in a fresh process, where they do
-    not fit into memory together. `clock` is the host's, which waits for the device, or that of CUDA events.
+    not fit into memory together.
     """
 
     name: str
@@ -95,7 +141,7 @@ class Spec:
     device: Literal["cpu", "cuda"] = "cpu"
     threads: int | None = None
     turns: Literal["interleaved", "alone"] = "interleaved"
-    clock: Literal["host", "device"] = "host"
+    clock: Clock = "host"
 
     def work(self, name: str) -> Work:
         """The work called `name`."""

@@ -52,15 +52,17 @@ class DeviceClock:
         return float(before.elapsed_time(after)) / 1e3
 
 
-def in_turn(runs: Mapping[str, Run], stopwatch: Stopwatch, repeats: int) -> dict[str, list[float]]:
-    """Seconds of `repeats` calls of each run: one of each in every round, so that whatever else the machine does falls
-    on all. Each round starts with another, so that none always follows the same."""
-    names = list(runs)
+def in_turn(
+    timed: Mapping[str, Callable[[Stopwatch], float]], stopwatch: Stopwatch, repeats: int
+) -> dict[str, list[float]]:
+    """Seconds of `repeats` calls of each: one of each in every round, so that whatever else the machine does falls on
+    all. Each round starts with another, so that none always follows the same."""
+    names = list(timed)
     found: dict[str, list[float]] = {name: [] for name in names}
     for round_ in range(repeats):
         first = round_ % len(names) if names else 0
         for name in names[first:] + names[:first]:
-            found[name].append(stopwatch(runs[name]))
+            found[name].append(timed[name](stopwatch))
     return found
 
 

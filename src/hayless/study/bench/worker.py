@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ _REPEATS = 3
 
 
 def alone(path: Path, work: Work, contender: Contender, *, timed: bool) -> dict[str, Any]:
-    """`contender` at `work` in a fresh process: `peak_bytes` and `note`; where `timed` also `answer` and `seconds`.
+    """`contender` at `work` in a fresh process: `peak_bytes` and `note`; where `timed` also `answer`, `seconds` and
+    `figures`.
 
     `path` is the spec's file, in which both are found again. The peak is above what was held before the contender got
     ready, and leaves out what only getting ready took, where the system allows that. Raises what the contender raises.
@@ -27,9 +29,9 @@ def alone(path: Path, work: Work, contender: Contender, *, timed: bool) -> dict[
     return in_fresh_process("hayless.study.bench.worker", request)
 
 
-def stopwatch_of(spec: Spec) -> Stopwatch:
-    """The stopwatch that a spec asks for."""
-    return DeviceClock() if spec.clock == "device" else HostClock(spec.device)
+def stopwatch_of(spec: Spec, work: Work) -> Stopwatch:
+    """The stopwatch that a work asks for, or else its spec."""
+    return DeviceClock() if (work.clock or spec.clock) == "device" else HostClock(spec.device)
 
 
 def _work(request: dict[str, Any]) -> dict[str, Any]:
@@ -47,9 +49,11 @@ def _work(request: dict[str, Any]) -> dict[str, Any]:
     meter.restart()
     for _ in range(work.warmup):
         ready.run()
-    stopwatch = stopwatch_of(spec)
-    seconds = [stopwatch(ready.run) for _ in range(work.repeats if request["timed"] else _REPEATS)]
+    stopwatch = stopwatch_of(spec, work)
+    seconds = [ready.seconds(stopwatch) for _ in range(work.repeats if request["timed"] else _REPEATS)]
     memory = meter.read()
+    if request["timed"]:
+        found["figures"] = [dataclasses.asdict(figure) for figure in ready.figures()]
     return found | {"seconds": seconds, "peak_bytes": memory.model_bytes, "note": memory.note}
 
 
