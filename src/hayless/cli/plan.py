@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import typer
 from typer.core import TyperGroup
 
-from hayless.cli.output import Json, emit, out
-from hayless.cli.output import table as show_table
+from hayless.cli import plan_scaling
+from hayless.cli.output import Json, emit
+from hayless.cli.plan_tables import show_tables
 
 if TYPE_CHECKING:
     from hayless.core.devices import Device
     from hayless.core.dims import ModelDims
-    from hayless.plan.table import Table
 
 
 class _ModelOrTable(TyperGroup):
@@ -32,6 +32,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
+app.add_typer(plan_scaling.app, name="scaling")
 
 Model = typer.Argument("", metavar="[MODEL]", help="A model's folder, its config.json, or a hub id.")
 Preset = typer.Option("", "--preset", help="A known model by name, such as llama-7b, gpt2-xl, opt-13b, qwen2-7b.")
@@ -137,7 +138,7 @@ def zero(
     said = [zero.claim(count, each, on) for each in counts] if count else list(zero.claims())
     if not count:
         said.insert(0, "The lecture's claims, checked:")
-    _show([zero.table(models, counts), zero.traffic(first, max(counts))], json, said)
+    show_tables([zero.table(models, counts), zero.traffic(first, max(counts))], json, said)
 
 
 @app.command("vram")
@@ -147,7 +148,7 @@ def vram(model: str = Model, preset: str = Preset, parameters: str = Parameters,
 
     name, count = _counted(model, preset, parameters)
     models = {name: count} if count else {each: found[0] for each, found in vram.PUBLISHED.items()}
-    _show([vram.table(models)], json)
+    show_tables([vram.table(models)], json)
 
 
 @app.command("lomo")
@@ -164,7 +165,7 @@ def lomo(
 
     preset = preset or ("" if model else lomo.PUBLISHED_SHAPE[0])
     dims, _ = memory.dims_from(model, preset)
-    _show([lomo.table(preset or model, ledger_of(dims), batch, seq)], json)
+    show_tables([lomo.table(preset or model, ledger_of(dims), batch, seq)], json)
 
 
 @app.command("flash")
@@ -179,7 +180,7 @@ def flash(
     """FlashAttention: traffic to GPU memory beside standard attention's."""
     from hayless.plan import flash
 
-    _show([flash.table(flash.Attention(n, d, m, heads, batch))], json)
+    show_tables([flash.table(flash.Attention(n, d, m, heads, batch))], json)
 
 
 @app.command("speculative")
@@ -195,11 +196,11 @@ def speculative(
     from hayless.plan import speculative
 
     if draft or target:
-        _show([speculative.example(_numbers("draft", draft), _numbers("target", target))], json)
+        show_tables([speculative.example(_numbers("draft", draft), _numbers("target", target))], json)
     elif alpha is None:
-        _show(speculative.published(), json)
+        show_tables(speculative.published(), json)
     else:
-        _show([speculative.table(alpha, gamma, c)], json)
+        show_tables([speculative.table(alpha, gamma, c)], json)
 
 
 @app.command("opt")
@@ -207,30 +208,7 @@ def opt(json: bool = Json) -> None:
     """The OPT sizes as presets, counted."""
     from hayless.plan import opt
 
-    _show([opt.table()], json)
-
-
-@app.command("scaling")
-def scaling(
-    parameters: str = typer.Option("", "--parameters", help="N, such as 70B."),
-    tokens: str = typer.Option("", "--tokens", help="D, such as 1.4T; 20 a parameter if not given."),
-    points: str = typer.Option("", "--points", help="N:LOSS,N:LOSS,… to fit L(N) = a/N^b + c to."),
-    json: bool = Json,
-) -> None:
-    """Scaling laws: Kaplan's, Chinchilla's, its refit, and one of your own."""
-    from hayless.core.units import parse_count
-    from hayless.plan import scaling
-
-    if points:
-        _show([scaling.fitted(_points(points))], json)
-    elif parameters:
-        count = parse_count(parameters, "parameters")
-        data = parse_count(tokens, "tokens") if tokens else scaling.TOKENS_A_PARAMETER * count
-        _show([scaling.losses(count, data)], json)
-    elif tokens:
-        raise typer.BadParameter("needs --parameters", param_hint="--tokens")
-    else:
-        _show([scaling.published()], json)
+    show_tables([opt.table()], json)
 
 
 def _size(parameters: int) -> str:
@@ -270,43 +248,6 @@ def _numbers(field: str, text: str) -> list[float]:
         return [float(part) for part in text.split(",")]
     except ValueError:
         raise bad_value(field, text, allowed="numbers such as 0.8,0.7") from None
-
-
-def _points(text: str) -> list[tuple[float, float]]:
-    from hayless.core.errors import bad_value
-    from hayless.core.units import parse_count
-
-    found = []
-    for part in text.split(","):
-        size, _, loss = part.partition(":")
-        try:
-            found.append((float(parse_count(size, "points")), float(loss)))
-        except ValueError:
-            raise bad_value("points", part, allowed="N:LOSS, such as 10M:3.4") from None
-    return found
-
-
-def _show(tables: Sequence[Table], json: bool, said: Sequence[str] = ()) -> None:
-    """Print tables with their remarks and sources, and then what is said of them."""
-    if json:
-        emit({"tables": [each.to_json() for each in tables], "claims": list(said)})
-        return
-    for each in tables:
-        out.print(each.title, style="bold", markup=False)
-        text = sum(1 for cell in each.cells[0] if not _numeric(cell))
-        show_table(each.columns, each.cells, right=len(each.columns) - max(1, text))
-        for note in each.notes:
-            out.print(note, markup=False)
-        if each.source:
-            out.print(f"Printed figures: {each.source}.", style="dim", markup=False)
-        if each.notes or each.source:
-            out.print()
-    for line in said:
-        out.print(line, markup=False)
-
-
-def _numeric(cell: str) -> bool:
-    return cell[:1].isdigit() or cell[:1] in "+−="
 
 
 def _not_with(option: str, others: Mapping[str, object]) -> None:
