@@ -7,6 +7,7 @@ back by lowering its length (`truncate`), which is all that a rejected draft nee
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 
 import torch
 from torch import Tensor
@@ -25,6 +26,13 @@ class StaticCache:
         self.k = torch.empty(shape, dtype=dtype, device=device)
         self.v = torch.empty(shape, dtype=dtype, device=device)
         self.lengths = [0] * rows
+
+    def rows(self, first: int, end: int) -> StaticCache:
+        """Rows `first` to `end` as an empty cache of their own, over the same memory; it must not grow."""
+        view = copy(self)
+        view.k, view.v = self.k[:, first:end], self.v[:, first:end]
+        view.lengths = [0] * (end - first)
+        return view
 
     @property
     def capacity(self) -> int:
@@ -50,6 +58,13 @@ class StaticCache:
         self.k, self.v = self.k[:, index], self.v[:, index]
         self.lengths = [self.lengths[row] for row in rows]
 
+    def append(self, other: StaticCache) -> None:
+        """Take another's rows behind these."""
+        capacity = max(self.capacity, other.capacity)
+        mine, theirs = ([_grown(tensor, capacity) for tensor in (one.k, one.v)] for one in (self, other))
+        self.k, self.v = (torch.cat(pair, 1) for pair in zip(mine, theirs, strict=True))
+        self.lengths = [*self.lengths, *other.lengths]
+
     def truncate(self, lengths: Sequence[int]) -> None:
         """Cut each row back to its length; the entries behind it are written again before they are read."""
         for before, after in zip(self.lengths, lengths, strict=True):
@@ -59,6 +74,8 @@ class StaticCache:
 
 
 def _grown(tensor: Tensor, capacity: int) -> Tensor:
+    if tensor.shape[3] == capacity:
+        return tensor
     shape = list(tensor.shape)
     shape[3] = capacity
     grown = tensor.new_empty(shape)

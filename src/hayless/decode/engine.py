@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -21,7 +21,8 @@ from hayless.core.errors import NotSupported, RequestError, bad_value
 from hayless.decode.eager import EagerBatch, ModuleSource, ProgramSource
 from hayless.decode.options import SamplingOptions
 from hayless.decode.program import Program, Unplanned, plan
-from hayless.decode.request import Finish, Generation, Piece, Request
+from hayless.decode.request import Batch, Finish, Generation, Piece, Request
+from hayless.decode.running import Running
 
 if TYPE_CHECKING:
     from hayless.decode.graphs import Graphs
@@ -35,24 +36,16 @@ Backend = Literal["modules", "program", "graphs"]
 """How a model is run; see `Engine`."""
 
 
+_TOKENS = 4096
+"""Room of a request in `open` for models that do not say how long a context they know."""
+
+
 @dataclass(frozen=True, slots=True)
 class Path:
     """How a model is run, and why so."""
 
     backend: Backend
     reason: str
-
-
-class Batch(Protocol):
-    """Requests that run side by side."""
-
-    active: list[Request]
-
-    def next(self) -> list[tuple[int, float]]:
-        """The next token of each active request, and its log-probability."""
-
-    def drop_ended(self) -> None:
-        """Let requests with a `finish` leave."""
 
 
 class Engine:
@@ -90,7 +83,7 @@ class Engine:
 
     def stream(self, prompt: Prompt, options: SamplingOptions | None = None) -> Iterator[Piece]:
         """The continuation of `prompt`, token by token. RequestError for a prompt that does not fit the context."""
-        request = self._request(prompt, options or SamplingOptions())
+        request = self.request(prompt, options or SamplingOptions())
         return self._stream(request)
 
     def generate(
@@ -110,18 +103,33 @@ class Engine:
         if batch_size < 1:
             raise RequestError(f"batch_size = {batch_size} is not possible; allowed: 1 or more.")
         each = _one_each(options, len(prompts))
-        requests = [self._request(prompt, chosen) for prompt, chosen in zip(prompts, each, strict=True)]
+        requests = [self.request(prompt, chosen) for prompt, chosen in zip(prompts, each, strict=True)]
         with evaluating(self.model):
             for start in range(0, len(requests), batch_size):
                 for _ in self._steps(requests[start : start + batch_size]):
                     pass
         return [request.generation() for request in requests]
 
+    def open(self, rows: int, tokens: int | None = None) -> Running:
+        """A batch that requests join and leave while it runs, at most `rows` at once.
+
+        A request has at most `tokens` tokens, prompt and continuation together (the model's context, if None). The
+        model is put into evaluation mode.
+        """
+        if rows < 1:
+            raise bad_value("rows", rows, allowed="1 or more")
+        tokens = min(tokens or self.context or _TOKENS, self.context or _TOKENS)
+        self.model.eval()
+        path, program = self._chosen()
+        batch = self._graphs_of(program).open(rows, tokens) if program and path.backend == "graphs" else self._begin([])
+        return Running(batch, rows, tokens)
+
     def _stream(self, request: Request) -> Iterator[Piece]:
         with evaluating(self.model):
             yield from self._steps([request])
 
-    def _request(self, prompt: Prompt, options: SamplingOptions) -> Request:
+    def request(self, prompt: Prompt, options: SamplingOptions) -> Request:
+        """A request that `open`'s batch takes. RequestError for a prompt that cannot be continued."""
         ids = self.encode(prompt)
         limit = self.context
         if limit is not None and len(ids) >= limit:
@@ -175,17 +183,19 @@ class Engine:
             batch.drop_ended()
 
     def _begin(self, requests: Sequence[Request]) -> Batch:
-        prompts = [request.prompt for request in requests]
         path, program = self._chosen()
         if program is None:
-            return EagerBatch(ModuleSource(self.model, prompts), requests)
+            return EagerBatch(ModuleSource(self.model), requests)
         if path.backend == "program":
-            return EagerBatch(ProgramSource(program, prompts), requests)
+            return EagerBatch(ProgramSource(program), requests)
+        return self._graphs_of(program).begin(requests)
+
+    def _graphs_of(self, program: Program) -> Graphs:
         if self._graphs is None:
             from hayless.decode.graphs import Graphs
 
             self._graphs = Graphs(program)
-        return self._graphs.begin(requests)
+        return self._graphs
 
     def _chosen(self) -> tuple[Path, Program | None]:
         """The path for the model as it is now, planned again where it has changed."""

@@ -3,8 +3,8 @@
 A session holds the buffers and the cache of some number of rows. Its step takes the rows' last tokens through a
 program's weights in Triton kernels, chooses the next tokens on the device and makes them the next inputs, so steps can
 be queued ahead of what the host has read. One row runs in `hayless.kernels.linear.gemv`; several in cuBLAS with the
-other kernels around it. A row that has ended is parked at length 0 until its batch ends: reading an empty cache costs
-nothing. Shapes: b rows, h hidden, v vocabulary.
+other kernels around it. A row that has ended is parked at length 0 until another request takes it: reading an empty
+cache costs nothing. Shapes: b rows, h hidden, v vocabulary.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from hayless.decode.cache import StaticCache
+from hayless.decode.options import SamplingOptions
 from hayless.decode.program import Layer, Linear, Program
 from hayless.decode.request import Request
 from hayless.decode.sampling import RowOptions, invert
@@ -31,6 +32,8 @@ _AHEAD = 2
 _SLOTS = _AHEAD + 2
 _CAPACITY_STEP = 256
 _PREFILL_TOKENS = 16384
+_GREEDY = SamplingOptions()
+_CHOICES: tuple[Choice, ...] = ("greedy", "sampled", "filtered")
 _SESSIONS = 2
 
 
@@ -45,11 +48,22 @@ class Graphs:
     def begin(self, requests: Sequence[Request]) -> GraphBatch:
         """Start a batch on a session that has room for it."""
         start = time.perf_counter()
-        needed = max(len(request.prompt) + request.budget for request in requests) + _SLOTS
-        session = self._session(_bucket(len(requests)), needed)
-        batch = GraphBatch(session, requests)
+        session = self._session(_bucket(len(requests)), max(request.tokens for request in requests) + _SLOTS)
+        session.capture(_choice(requests))
+        batch = GraphBatch(session)
+        batch.join(requests)
         self.warmup_seconds = time.perf_counter() - start
         return batch
+
+    def open(self, rows: int, tokens: int) -> GraphBatch:
+        """A batch without requests, with room for `rows` at once, whatever their options; prompt and continuation of
+        each have at most `tokens`."""
+        start = time.perf_counter()
+        session = self._session(_bucket(rows), tokens + _SLOTS)
+        for choice in _CHOICES:
+            session.capture(choice)
+        self.warmup_seconds = time.perf_counter() - start
+        return GraphBatch(session)
 
     def _session(self, rows: int, needed: int) -> Session:
         found = next((one for one in self._sessions if one.rows == rows), None)
@@ -79,7 +93,7 @@ class Session:
         self.tokens_b, self.logprobs_b = split_raw(self.raw)
         self.options = RowOptions(rows, device)
         self.uniforms_bn = torch.zeros(rows, capacity, dtype=torch.float64, device=device)
-        self.draws = torch.zeros(1, dtype=torch.long, device=device)
+        self.draws_b = torch.zeros(rows, dtype=torch.long, device=device)
         self.host = [torch.zeros(3 * rows, dtype=torch.int32, pin_memory=True) for _ in range(_SLOTS)]
         self.events = [torch.cuda.Event() for _ in range(_SLOTS)]
         processors = torch.cuda.get_device_properties(device).multi_processor_count
@@ -138,12 +152,21 @@ class Session:
             likeliest(self.logits_bv, self.tokens_b, self.logprobs_b, overlap=self._overlap and self.rows == 1)
             return
         probs_bv = self.options.distribution(self.logits_bv, sort=choice == "filtered")
-        uniforms_b = self.uniforms_bn.index_select(1, self.draws)[:, 0]
+        uniforms_b = self.uniforms_bn.gather(1, self.draws_b[:, None])[:, 0]
         tokens_b = invert(probs_bv, uniforms_b)
         self.tokens_b.copy_(torch.where(self.options.temperature_b == 0, self.logits_bv.argmax(-1), tokens_b))
         logprobs_bv = self.logits_bv.log_softmax(-1)
         self.logprobs_b.copy_(logprobs_bv.gather(-1, self.tokens_b[:, None])[:, 0])
-        self.draws.add_(1).clamp_(max=self.uniforms_bn.shape[1] - 1)
+        self.draws_b.add_(1).clamp_(max=self.uniforms_bn.shape[1] - 1)
+
+    def choose_for(self, rows: Tensor, choice: Choice) -> None:
+        """`choose` for some rows; what the others chose stays."""
+        raw, draws_b = self.raw.clone(), self.draws_b.clone()
+        self.choose(choice)
+        tokens_b, logprobs_b = split_raw(raw)
+        for kept, chosen in ((tokens_b, self.tokens_b), (logprobs_b, self.logprobs_b), (draws_b, self.draws_b)):
+            kept[rows] = chosen[rows]
+            chosen.copy_(kept)
 
     def _layer_of_one(self, index: int, layer: Layer) -> None:
         """A block for a single row: five kernels, each begun while the one before it ends."""
@@ -192,24 +215,37 @@ class Session:
 
 
 class GraphBatch:
-    """Requests on a session. Steps are queued a few ahead of what is read; what a row got too many is dropped."""
+    """Requests on a session. Steps are queued a few ahead of what is read; what a row got too many is dropped.
 
-    def __init__(self, session: Session, requests: Sequence[Request]) -> None:
-        self.active = list(requests)
+    Requests that join wait until all that is queued has been read; then they get rows of their own.
+    """
+
+    joinable = True
+
+    def __init__(self, session: Session) -> None:
+        self.active: list[Request] = []
         self._session = session
-        self._prompts = [list(request.prompt) for request in requests]
-        self._rows = list(range(len(requests)))
-        self._choice = _choice(requests)
+        self._rows: list[int] = []
+        self._joining: list[Request] = []
+        self._choice: Choice = "greedy"
         self._launched = self._read = 0
-        session.capture(self._choice)
-        self._set_options(requests)
+        for tensor in (session.lengths_b, session.active_b, session.draws_b):
+            tensor.zero_()
+
+    def join(self, requests: Sequence[Request]) -> None:
+        """Let requests join those that run, one of the next times that `next` is called."""
+        self._joining += requests
+        assert len(self.active) + len(self._joining) <= self._session.rows
 
     def next(self) -> list[tuple[int, float]]:
         """The next token of each active request, and its log-probability."""
         session = self._session
-        budget = max(request.budget for request in self.active)
-        while self._launched < min(self._read + 1 + _AHEAD, budget):
+        if self._joining and self._launched == self._read:
             self._launch()
+        elif not self._joining:
+            ahead = min(1 + _AHEAD, max(request.budget - request.made for request in self.active))
+            while self._launched < self._read + ahead:
+                self._launch()
         slot = self._read % _SLOTS
         session.events[slot].synchronize()
         tokens_b, logprobs_b = (tensor.tolist() for tensor in split_raw(session.host[slot]))
@@ -219,6 +255,7 @@ class GraphBatch:
     @torch.inference_mode()
     def drop_ended(self) -> None:
         """Park rows whose request has a `finish`."""
+        self._joining = [request for request in self._joining if request.finish is None]
         ended = [i for i, request in enumerate(self.active) if request.finish is not None]
         if not ended:
             return
@@ -230,44 +267,60 @@ class GraphBatch:
 
     @torch.inference_mode()
     def _launch(self) -> None:
+        """Queue a step of the rows there are, and after it the prompts of those that join."""
         session, slot = self._session, self._launched % _SLOTS
-        if self._launched == 0:
-            self._prefill()
-        else:
+        if self.active:
             session.replay(self._choice)
+        if self._joining:
+            self._admit()
         session.host[slot].copy_(session.raw, non_blocking=True)
         session.events[slot].record()
         self._launched += 1
 
-    def _prefill(self) -> None:
-        session = self._session
-        padding = [[0]] * (session.rows - len(self._prompts))
-        prompts = [*self._prompts, *padding]
-        session.cache.lengths = [0] * session.rows
-        last_bh = session.program.prefill(prompts, session.cache, max(64, _PREFILL_TOKENS // session.rows))
-        session.logits_bv.copy_(session.program.logits(last_bh))
-        real = len(self._prompts)
-        lengths = [len(prompt) for prompt in self._prompts] + [0] * len(padding)
-        session.lengths_b.copy_(torch.tensor(lengths, dtype=torch.int32))
-        session.active_b.copy_(torch.tensor([1] * real + [0] * len(padding), dtype=torch.int32))
-        session.choose(self._choice)
+    def _admit(self) -> None:
+        """Give each request that joins a row, read its prompt and choose its first token."""
+        session, requests = self._session, self._joining
+        free = [row for row in range(session.rows) if row not in self._rows][: len(requests)]
+        self.active, self._rows, self._joining = [*self.active, *requests], [*self._rows, *free], []
+        self._choice = _choice(self.active)
+        self._set_options(dict(zip(free, requests, strict=True)))
+        for rows in _runs(free):
+            prompts = [requests[free.index(row)].prompt for row in rows]
+            cache = session.cache.rows(rows[0], rows[-1] + 1)
+            last_bh = session.program.prefill(prompts, cache, max(64, _PREFILL_TOKENS // len(rows)))
+            session.logits_bv[rows[0] : rows[-1] + 1] = session.program.logits(last_bh)
+        at = torch.tensor(free, device=session.raw.device)
+        session.lengths_b[at] = torch.tensor([len(one.prompt) for one in requests], dtype=torch.int32, device=at.device)
+        session.active_b[at] = 1
+        session.choose_for(at, self._choice)
 
-    @torch.inference_mode()
-    def _set_options(self, requests: Sequence[Request]) -> None:
+    def _set_options(self, joining: dict[int, Request]) -> None:
         session = self._session
-        session.draws.zero_()
         if self._choice == "greedy":
             return
-        session.options.set([request.options for request in requests])
-        for row, request in enumerate(requests):
+        options = {row: request.options for row, request in zip(self._rows, self.active, strict=True)}
+        session.options.set([options.get(row, _GREEDY) for row in range(session.rows)])
+        for row, request in joining.items():
             drawn = torch.rand(request.budget, generator=request.generator, dtype=torch.float64)
             session.uniforms_bn[row, : request.budget].copy_(drawn)
+            session.draws_b[row] = 0
 
 
 def split_raw(raw: Tensor) -> tuple[Tensor, Tensor]:
     """Tokens (b,) int64 and log-probabilities (b,) float32 as views of one int32 buffer (3b,)."""
     rows = len(raw) // 3
     return raw[: 2 * rows].view(torch.int64), raw[2 * rows :].view(torch.float32)
+
+
+def _runs(rows: Sequence[int]) -> list[list[int]]:
+    """Ascending rows, parted where they do not follow each other."""
+    runs: list[list[int]] = []
+    for row in rows:
+        if runs and runs[-1][-1] == row - 1:
+            runs[-1].append(row)
+        else:
+            runs.append([row])
+    return runs
 
 
 def _bucket(requests: int) -> int:

@@ -13,7 +13,7 @@ t tokens in the cache, d head_dim, v vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,10 +26,11 @@ from transformers.models.qwen2 import modeling_qwen2
 from transformers.models.qwen3 import modeling_qwen3
 
 from hayless.core.dims import ModelDims
-from hayless.core.errors import NotSupported, RequestError
+from hayless.core.errors import NotSupported, RequestError, bad_value
 from hayless.core.roles import Role
 from hayless.decode.cache import StaticCache
 from hayless.model.anatomy import Anatomy
+from hayless.model.attention import VARLEN
 
 _FAMILIES: dict[str, tuple[Any, str]] = {
     "llama": (modeling_llama, "Llama"),
@@ -38,7 +39,7 @@ _FAMILIES: dict[str, tuple[Any, str]] = {
     "qwen3": (modeling_qwen3, "Qwen3"),
 }
 _STATIC_ROPE = {"default", "linear", "llama3", "yarn"}
-_OWN_ATTENTION = {"sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"}
+_OWN_ATTENTION = {"sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention", VARLEN}
 
 
 class Linear:
@@ -115,6 +116,12 @@ class Program:
     def fits(self, model: PreTrainedModel) -> bool:
         """Whether these are still the model's tensors, and its modules still do what they did."""
         return model is self._model and tuple(_identity(model)) == self._seen
+
+    def first(self, layers: int) -> Program:
+        """A program of the first layers, with the same norm and head behind them."""
+        if not 1 <= layers <= len(self.layers):
+            raise bad_value("layers", layers, allowed=f"1 to {len(self.layers)}, what the model has")
+        return Program(self._model, replace(self.dims, num_layers=layers), self.layers[:layers])
 
     @property
     def weight_bytes(self) -> int:

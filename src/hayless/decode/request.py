@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -12,8 +13,9 @@ from hayless.core.errors import WorkError
 from hayless.decode.options import SamplingOptions
 from hayless.decode.text import StopStrings, TextStream
 
-Finish = Literal["stop", "length", "end", "context"]
-"""Why a text ended: a stop string, `max_tokens`, the model's end token, or the end of the model's context."""
+Finish = Literal["stop", "length", "end", "context", "cancelled"]
+"""Why a text ended: a stop string, `max_tokens`, the model's end token, the end of the model's context, or because
+nobody wants it any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,16 @@ class Request:
         self._pieces: list[Piece] = []
         self._times: list[float] = []
 
+    @property
+    def made(self) -> int:
+        """Tokens it has got."""
+        return len(self._pieces)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of prompt and continuation at most."""
+        return len(self.prompt) + self.budget
+
     def take(self, token: int, logprob: float, seconds: float) -> Piece:
         """Add a token; decide whether the text has ended."""
         if logprob != logprob or abs(logprob) == float("inf"):
@@ -126,3 +138,22 @@ class Request:
             return ""
         text, stopped = self._stop.push(self._decoder.finish())
         return text if stopped else text + self._stop.finish()
+
+
+class Batch(Protocol):
+    """Requests that run side by side."""
+
+    active: list[Request]
+
+    @property
+    def joinable(self) -> bool:
+        """Whether requests can join while others run."""
+
+    def join(self, requests: Sequence[Request]) -> None:
+        """Let requests join those that run; never between `next` and `drop_ended`."""
+
+    def next(self) -> list[tuple[int, float]]:
+        """The next token of each active request, and its log-probability."""
+
+    def drop_ended(self) -> None:
+        """Let requests with a `finish` leave."""

@@ -41,7 +41,7 @@ def draw(probs_bv: Tensor, generators: Sequence[Generator]) -> Tensor:
     neighbours in the batch.
     """
     uniforms_b = torch.cat([torch.rand(1, 1, generator=generator, dtype=torch.float64) for generator in generators])
-    return invert(probs_bv, uniforms_b.flatten().to(probs_bv.device, _precise(probs_bv.device)))
+    return invert(probs_bv, uniforms_b.flatten().to(probs_bv.device, precise(probs_bv.device)))
 
 
 def invert(probs_bv: Tensor, uniforms_b: Tensor) -> Tensor:
@@ -98,7 +98,8 @@ class RowOptions:
         return torch.where(greedy_b1, likeliest_bv, probs_bv)
 
 
-def _precise(device: torch.device) -> torch.dtype:
+def precise(device: torch.device) -> torch.dtype:
+    """The dtype of running sums of probabilities on a device: float64 where it has that."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
