@@ -162,24 +162,44 @@ def dims_from(model: str, preset: str) -> tuple[ModelDims, list[MethodConfig]]:
 def variant(
     name: str, dims: ModelDims, before: Sequence[MethodConfig], shape: TrainShape, on: Device, *, decode: bool = True
 ) -> Plan:
-    """A plan by name: `full`, or methods joined by +, such as `kmeans+lora`, `sgd` or `lora+checkpointing`.
+    """A plan by name: `full`, or methods joined by +, such as `kmeans+lora(rank=16)`, `sgd` or `lora+checkpointing`.
 
     Transforms change the model, optimizers and memory methods the training; without an optimizer it is AdamW.
     """
-    transforms, slots = list(before), [configure("adamw")]
-    for part in [] if name == "full" else name.split("+"):
-        config = configure(part)
+    configs = [] if name == "full" else [_named(part) for part in name.split("+")]
+    return with_methods(name, configs, dims, before, shape, on, decode=decode)
+
+
+def with_methods(
+    name: str,
+    configs: Sequence[MethodConfig],
+    dims: ModelDims,
+    before: Sequence[MethodConfig],
+    shape: TrainShape,
+    on: Device,
+    *,
+    decode: bool = True,
+) -> Plan:
+    """A plan of a model that has had the transforms `before`, changed and trained by `configs`; see `variant`."""
+    transforms, slots = [], [configure("adamw")]
+    for config in configs:
         kind = method_of(config).part
         if kind not in (Part.TRANSFORM, Part.OPTIMIZER, Part.MEMORY):
             raise RequestError(
-                f"{part} is no way to train a model: it is part of {kind.kind}ing, its {kind.value}.",
+                f"{config.method} is no way to train a model: it is part of {kind.kind}ing, its {kind.value}.",
                 hint="Give full, or transforms, optimizers and memory methods joined by +, such as kmeans+lora.",
             )
         (transforms if kind is Part.TRANSFORM else slots).append(config)
-    transforms = [*before, *compose(transforms[len(before) :])]
     for config in slots:
         shape = method_of(config).predict_training(shape, config)
-    return plan(name, rewrite(ledger_of(dims), transforms), shape, on, decode=decode)
+    return plan(name, rewrite(ledger_of(dims), [*before, *compose(transforms)]), shape, on, decode=decode)
+
+
+def _named(text: str) -> MethodConfig:
+    """`lora` or `lora(rank=16, alpha=32)` as the config it names."""
+    name, _, given = text.strip().removesuffix(")").partition("(")
+    options = dict(part.split("=", 1) if "=" in part else (part, "") for part in given.split(",") if part.strip())
+    return configure(name, **{field.strip(): value.strip() for field, value in options.items()})
 
 
 def plan(name: str, ledger: Ledger, shape: TrainShape | None, on: Device, *, decode: bool = True) -> Plan:
