@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from hayless.core.errors import NotSupported, RequestError, WorkError
-from hayless.measure.process import in_fresh_process
+from hayless.measure.process import FreshProcess, in_fresh_process
 
 WORKER = "tests.measure.worker"
 posix_only = pytest.mark.skipif(os.name != "posix", reason="signals and process groups are POSIX")
@@ -94,6 +94,13 @@ def test_a_worker_leaves_when_its_parent_is_killed(tmp_path):
         assert _gone([worker])
     finally:
         psutil.Process(child).kill()
+
+
+def test_a_worker_that_is_never_asked_leaves():
+    with FreshProcess(WORKER) as idle, FreshProcess(WORKER) as busy:
+        assert busy.ask({"do": "echo"})["pid"] != os.getpid()
+        pid = idle._process.pid
+    assert _gone([pid])
 
 
 def test_files_of_the_current_folder_do_not_stand_in_for_modules(tmp_path, monkeypatch):

@@ -137,7 +137,7 @@ def _model(asked: _Request, device: torch.device) -> tuple[PreTrainedModel, Lite
     config = read_config(path.parent) if alone else fetch_config(asked.source)
     if config.get("model_type") == MODEL_TYPE:
         raise NotSupported("A packed model is timed with the weights that it was packed with.", hint="Give its folder.")
-    return build_model(config, dtype=asked.dtype or dims_of(config).dtype, device=device), "random"
+    return build_model(config, dtype=asked.dtype or dims_of(config).dtype, device=device, draw_there=True), "random"
 
 
 def _tokens(model: PreTrainedModel, rows: int, length: int) -> torch.Tensor:

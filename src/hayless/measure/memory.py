@@ -54,23 +54,26 @@ class MemoryMeter:
         self._restarted = False
         self._baseline = current_bytes(device)
 
+    @property
+    def baseline_bytes(self) -> int:
+        """What was held when the meter was made."""
+        return self._baseline
+
     def restart(self) -> None:
-        """Forget the peak so far, where the system allows it."""
+        """Forget the peak so far, where the system allows it, and give back what is free."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
             torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats(self._device)
-            self._restarted = True
         else:
             _return_free_memory()
-            self._restarted = _restart_peak_rss()
+        self._restarted = restart_peak(self._device)
 
     def read(self) -> Memory:
         """The peak since `restart` (or since the process began)."""
         start = "since the model was loaded" if self._restarted else "of the whole process, loading included"
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
-            peak = torch.cuda.max_memory_allocated(self._device)
+            peak = peak_bytes(self._device)
             reserved = torch.cuda.max_memory_reserved(self._device)
             return Memory(self._baseline, peak, reserved, f"CUDA allocator, {start}")
         return Memory(self._baseline, peak_rss(), None, f"resident memory, {start}")
@@ -98,6 +101,27 @@ def current_bytes(device: torch.device | str = "cpu") -> int:
         return torch.cuda.memory_allocated(device)
     _return_free_memory()
     return int(psutil.Process().memory_info().rss)
+
+
+def restart_peak(device: torch.device) -> bool:
+    """Make the present the peak. False where the system does not allow it."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return True
+    return _restart_peak_rss()
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The peak of what `current_bytes` counts."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_rss()
+
+
+def device_used_bytes(device: torch.device) -> int | None:
+    """Bytes in use on a whole CUDA device, by whomever: contexts and libraries too. None on the CPU."""
+    if device.type != "cuda":
+        return None
+    free, total = torch.cuda.mem_get_info(device)
+    return total - free
 
 
 def peak_rss() -> int:

@@ -39,36 +39,59 @@ def in_fresh_process(module: str, request: dict[str, Any], timeout: float | None
     """
     if timeout is not None and not timeout > 0:
         raise bad_value("timeout", timeout, allowed="seconds above 0")
-    line = json.dumps(request, allow_nan=False) + "\n"
-    with tempfile.TemporaryDirectory(prefix="hayless-") as folder:
-        result, output = Path(folder) / "result.json", Path(folder) / "output.txt"
-        with output.open("wb") as printed:
+    json.dumps(request, allow_nan=False)
+    with FreshProcess(module) as process:
+        return process.ask(request, timeout)
+
+
+class FreshProcess:
+    """A worker that imports its module and waits for its one request, so that it can be started before its turn."""
+
+    def __init__(self, module: str) -> None:
+        self._module = module
+        self._folder = tempfile.TemporaryDirectory(prefix="hayless-")
+        self._result, self._output = (Path(self._folder.name) / name for name in ("result.json", "output.txt"))
+        with self._output.open("wb") as printed:
             # -P keeps files of the current folder from standing in for modules.
-            process = subprocess.Popen(
-                [sys.executable, "-P", "-m", module, str(result)],
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", module, str(self._result)],
                 stdin=subprocess.PIPE,
                 stdout=printed,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-            try:
-                _send(process, line)
-                code = process.wait(timeout)
-            except subprocess.TimeoutExpired:
-                raise WorkError(
-                    f"{module} took more than {timeout:g} s and was stopped.{_tail(output)}",
-                    hint="Allow more time, or ask for less work.",
-                ) from None
-            finally:
-                _end(process)
-        if code != 0 or not result.exists():
-            raise WorkError(f"{module} {_reason(code)}.{_tail(output)}", hint=_hint(code))
-        answered = atomic.read_json(result)
-    if "error" in answered:
-        error = answered["error"]
-        raise _ERRORS.get(error["kind"], WorkError)(error["message"], hint=error["hint"])
-    found: dict[str, Any] = answered["result"]
-    return found
+
+    def __enter__(self) -> FreshProcess:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()
+
+    def ask(self, request: dict[str, Any], timeout: float | None = None) -> dict[str, Any]:
+        """The answer to `request`; raises as `in_fresh_process` does. A worker answers once."""
+        _send(self._process, json.dumps(request, allow_nan=False) + "\n")
+        try:
+            code = self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise WorkError(
+                f"{self._module} took more than {timeout:g} s and was stopped.{_tail(self._output)}",
+                hint="Allow more time, or ask for less work.",
+            ) from None
+        finally:
+            _end(self._process)
+        if code != 0 or not self._result.exists():
+            raise WorkError(f"{self._module} {_reason(code)}.{_tail(self._output)}", hint=_hint(code))
+        answered = atomic.read_json(self._result)
+        if "error" in answered:
+            error = answered["error"]
+            raise _ERRORS.get(error["kind"], WorkError)(error["message"], hint=error["hint"])
+        found: dict[str, Any] = answered["result"]
+        return found
+
+    def close(self) -> None:
+        """End the worker, asked or not."""
+        _end(self._process)
+        self._folder.cleanup()
 
 
 def answer(handler: Callable[[dict[str, Any]], dict[str, Any]]) -> None:

@@ -39,15 +39,18 @@ def build_model(
     device: str | torch.device = "cpu",
     seed: int = 0,
     task: Task = "causal",
+    draw_there: bool = False,
 ) -> PreTrainedModel:
     """A model of a config's shape with random weights, in evaluation mode.
 
     The same config, dtype, seed and versions give the same weights, whatever the device: they are drawn on the CPU.
+    With `draw_there` they are drawn on the device, which is quick for large models and gives other weights.
     RequestError for fields that are missing, unknown or impossible.
     """
     shape = read_config(config, task)
     _check_fields(config)
-    with torch.random.fork_rng(devices=[]):
+    place = checked_device(device if draw_there else "cpu")
+    with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []), place:
         torch.manual_seed(seed)
         model = _from_config(shape, torch_dtype(dtype))
     for site in Anatomy.of(model).sites:
@@ -55,7 +58,7 @@ def build_model(
         parameter = site.module(model)._parameters[site.parameter]
         if parameter is not None and not site.row.tied_to:
             parameter.data = parameter.data.to(getattr(torch, site.row.dtype))
-    return model.to(checked_device(device)).eval()  # type: ignore[arg-type]
+    return (model if draw_there else model.to(checked_device(device))).eval()  # type: ignore[arg-type]
 
 
 def empty_model(

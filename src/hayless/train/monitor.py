@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from hayless.core.errors import MissingExtra
 from hayless.core.units import format_bytes, format_count, format_seconds
-from hayless.measure.memory import peak_rss
+from hayless.measure.memory import peak_bytes
 from hayless.train.metrics import Kind, MetricsLog
 
 if TYPE_CHECKING:
@@ -166,11 +166,6 @@ class Monitor:
         if fields["mfu"] is not None:
             parts.append(f"MFU {fields['mfu']:.1%}")
         return "  ".join([*parts, f"{format_seconds(fields['eta_seconds'])} left"])
-
-
-def peak_bytes(device: torch.device) -> int:
-    """The peak so far: of tensors on a CUDA device, else of this process's resident memory."""
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_rss()
 
 
 def _writer(folder: Path, purge_step: int) -> SummaryWriter:
