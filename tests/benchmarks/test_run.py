@@ -52,3 +52,9 @@ def test_a_spec_without_any_figure_fails_but_says_why(tmp_path):
 def test_an_unknown_spec_is_a_wrong_request(capsys):
     assert run.main(["other"]) == 2
     assert "There are: a_spec." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given", ["nothing", "a=/no/such/place", "=x"])
+def test_an_input_that_is_not_there_is_a_wrong_request(tmp_path, capsys, given):
+    assert run.main(["a_spec", "--out", str(tmp_path / "out"), "--input", given]) == 2
+    assert "allowed: NAME=PATH" in capsys.readouterr().err and not (tmp_path / "out").exists()

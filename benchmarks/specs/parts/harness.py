@@ -8,7 +8,7 @@ import torch
 
 from hayless.core.measurement import Goal
 from hayless.study.bench.gate import close
-from hayless.study.bench.spec import TIME, Contender, Prepared, Unavailable, Work
+from hayless.study.bench.spec import TIME, Contender, Prepared, Work
 
 # 1% of a kernel of 1 ms.
 _LEAST = {TIME: Goal(op="<=", value=0.01)}
@@ -20,7 +20,7 @@ def works(device: str, width: int, dtype: torch.dtype) -> list[Work]:
     return [
         Work(
             f"an empty function, timed on {device}: what the harness adds",
-            [Contender("nothing", partial(_nothing, device), goals=_LEAST)],
+            [Contender("nothing", _nothing, goals=_LEAST)],
             same=close(),
             piece="call",
             repeats=1000,
@@ -37,17 +37,10 @@ def works(device: str, width: int, dtype: torch.dtype) -> list[Work]:
     ]
 
 
-def _nothing(device: str) -> Prepared:
-    _check(device)
+def _nothing() -> Prepared:
     return Prepared(lambda: None, lambda: {"answer": [0.0]})
 
 
 def _product(device: str, width: int, dtype: torch.dtype) -> Prepared:
-    _check(device)
     x = torch.randn(width, width, generator=torch.Generator().manual_seed(0)).to(device, dtype)
     return Prepared(lambda: x @ x, lambda: {"product": x @ x})
-
-
-def _check(device: str) -> None:
-    if device == "cuda" and not torch.cuda.is_available():
-        raise Unavailable("there is no CUDA device")

@@ -18,7 +18,7 @@ import transformers
 from hayless.core.registry import configure, method_of
 from hayless.data.batches import IGNORED, Batch
 from hayless.study.bench.gate import Answer
-from hayless.study.bench.spec import Prepared, Unavailable
+from hayless.study.bench.spec import Prepared
 from hayless.train.blocks import compiled
 from hayless.train.settings import Precision, TrainSettings
 from hayless.train.step import update
@@ -45,8 +45,6 @@ class Training:
 
     def model(self) -> transformers.PreTrainedModel:
         """The model with its random weights, the same each time, made on its device."""
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise Unavailable("there is no CUDA device")
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[self.precision]
         torch.manual_seed(0)
         with torch.device(self.device):

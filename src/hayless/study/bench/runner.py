@@ -50,13 +50,16 @@ def run(spec: Spec, path: Path, *, stopwatch: Stopwatch | None = None, say: Say 
     if spec.threads is not None:
         torch.set_num_threads(spec.threads)
     rows: list[Row] = []
+    absent = "there is no CUDA device" if spec.device == "cuda" and not torch.cuda.is_available() else ""
     for work in spec.works:
         say(work.name)
-        if spec.turns == "alone":
+        if absent:
+            found = _Found(reasons={contender.name: absent for contender in work.contenders})
+        elif spec.turns == "alone":
             found = _alone(work, path)
         else:
             found = _together(work, path, stopwatch or worker.stopwatch_of(spec, work))
-        made = [*_limit(work), *_rows(work, found, paired=spec.turns == "interleaved")]
+        made = [*_limit(work, absent), *_rows(work, found, paired=spec.turns == "interleaved")]
         for row in made:
             say(
                 f"  {row.contender}: {row.metric} {f'{row.spread.median:.5g} {row.unit}' if row.spread else row.reason}"
@@ -113,18 +116,18 @@ def _alone(work: Work, path: Path) -> _Found:
     return found
 
 
-def _limit(work: Work) -> Iterator[Row]:
+def _limit(work: Work, absent: str) -> Iterator[Row]:
     """What the work takes at least, as a contender whose time nobody took."""
     if work.limit is None:
         return
+    row = partial(Row, work.name, work.limit.name)
     try:
-        bound = work.limit.bound()
+        bound = None if absent else work.limit.bound()
     except Exception as error:
-        yield Row(work.name, work.limit.name, TIME, f"ms/{work.piece}", None, reason=_said(error))
-        return
-    for metric, (unit, better, (figure,)) in _columns(work, [bound.seconds]).items():
-        spread = Spread(figure, figure, figure)
-        yield Row(work.name, work.limit.name, metric, unit, spread, better=better, note=bound.note)
+        bound, absent = None, _said(error)
+    for metric, (unit, better, figures) in _columns(work, [bound.seconds] if bound else []).items():
+        spread = Spread.of(figures) if figures else None
+        yield row(metric, unit, spread, better=better, note=bound.note if bound else "", reason=absent)
 
 
 def _columns(work: Work, seconds: Sequence[float]) -> _Columns:
