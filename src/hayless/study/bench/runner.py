@@ -89,6 +89,8 @@ def _together(work: Work, path: Path, stopwatch: Stopwatch) -> _Found:
     found.seconds = in_turn(timed, stopwatch, work.repeats)
     found.figures = {name: ready[name].figures() for name in timed}
     del timed, ready
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()  # fresh processes share the device with this one
     if work.peaks:
         for contender in list(found.still_in(work)):
             try:
