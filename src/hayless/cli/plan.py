@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
 from typer.core import TyperGroup
@@ -11,10 +11,6 @@ from typer.core import TyperGroup
 from hayless.cli import plan_scaling
 from hayless.cli.output import Json, emit
 from hayless.cli.plan_tables import show_tables
-
-if TYPE_CHECKING:
-    from hayless.core.devices import Device
-    from hayless.core.dims import ModelDims
 
 
 class _ModelOrTable(TyperGroup):
@@ -63,17 +59,19 @@ def model(
     json: bool = Json,
 ) -> None:
     """Predict memory by cause, time and cost of training and running a model. The word `model` may be left out."""
+    from hayless.cli import plan_advice
     from hayless.cli import plan_pages as pages
     from hayless.core.cost import TrainShape
     from hayless.core.units import parse_count
     from hayless.plan import memory
+    from hayless.plan.recommend import usual_sequence
 
     on = memory.device(device)
     tokens = parse_count(data_tokens, "data_tokens") if data_tokens else 0
     alone = {"--recipe": recipe, "--compare": compare, "--precision": precision, "--out": out_file}
     if memory_budget:
         _not_with("--memory", alone | {"--checkpointing": checkpointing})
-        _recommend(model, preset, on, memory_budget, gpus, batch, seq, tokens, data or "texts/", write, json)
+        plan_advice.recommend(model, preset, on, memory_budget, gpus, batch, seq, tokens, data or "texts/", write, json)
         return
     for name, given in {"--gpus": gpus != 1, "--data": data, "--write": write}.items():
         if given:
@@ -90,10 +88,9 @@ def model(
         plans = memory.of_recipe(recipe, model, preset, on, changes)
     else:
         dims, before = memory.dims_from(model, preset)
-        sequence = _sequence(seq, dims)
         shape = TrainShape(
             1 if batch is None else batch,
-            sequence,
+            usual_sequence(dims) if seq is None else seq,
             precision=precision or "master",
             checkpoint_every=int(checkpointing),
         )
@@ -255,50 +252,3 @@ def _not_with(option: str, others: Mapping[str, object]) -> None:
     for name, given in others.items():
         if given:
             raise typer.BadParameter(f"cannot be given with {option}", param_hint=name)
-
-
-def _sequence(given: int | None, dims: ModelDims) -> int:
-    """What was asked for, or 2048, or all positions where there are fewer."""
-    return given if given is not None else min(2048, dims.max_positions or 2048)
-
-
-def _recommend(
-    model: str,
-    preset: str,
-    on: Device,
-    budget: str,
-    gpus: int,
-    batch: int | None,
-    seq: int | None,
-    tokens: int,
-    data: str,
-    write: str,
-    json: bool,
-) -> None:
-    from pathlib import Path
-
-    from hayless.cli import plan_advice
-    from hayless.core.atomic import write_text
-    from hayless.core.errors import RequestError
-    from hayless.core.families import ledger_of
-    from hayless.core.units import format_bytes, parse_bytes
-    from hayless.plan import memory, recommend, zero
-    from hayless.recipe import yaml
-
-    if not tokens:
-        raise RequestError("--memory needs --data-tokens.", hint="Say how many tokens to train on, such as 100M.")
-    dims, before = memory.dims_from(model, preset)
-    sequence, batch = _sequence(seq, dims), 32 if batch is None else batch
-    on = recommend.budgeted(on, parse_bytes(budget))
-    advice = recommend.advise(dims, before, on, batch=batch, sequence=sequence, tokens=tokens)
-    notes = [f"Times are those of one {on.name} ({on.source}); its memory is taken as {format_bytes(on.memory_bytes)}."]
-    if gpus != 1:
-        notes.append("The recipes train on one GPU; sharing states out is not built yet. On paper, by ZeRO's count:")
-        notes.append(zero.claim(ledger_of(dims).parameters, gpus, on))
-    content = recommend.recipe(advice.fitting[0], model, preset, data, sequence, tokens)
-    if write:
-        write_text(Path(write), yaml.write(content))
-    if json:
-        emit({**advice.to_json(), "recipe": content, "notes": notes})
-    else:
-        plan_advice.show_advice(advice, content, notes, write)

@@ -1,42 +1,100 @@
-"""What `hayless plan --memory` prints: the ways to train a model that fit, those that do not, and a recipe."""
+"""`hayless plan --memory`: the ways to train a model that fit, those that do not, and a recipe."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from hayless.cli.output import out
+from hayless.cli.output import emit, out
 from hayless.cli.output import table as show_table
-from hayless.core.units import format_bytes
-from hayless.plan.memory import needed
+from hayless.core.errors import RequestError
+from hayless.core.units import format_bytes, parse_bytes
+from hayless.plan.memory import dims_from, needed
 from hayless.plan.picture import CAUSES
-from hayless.plan.recommend import Advice, Choice
-from hayless.recipe import yaml
 from hayless.recipe.figures import number
+
+if TYPE_CHECKING:
+    from hayless.core.devices import Device
+    from hayless.plan.recommend import Advice, Choice
+
+ROWS = 32
+"""Rows of an update where none are asked for."""
+SPARES = 0.95
+"""A way that gives up more and does not fit is shown where it needs less than this share of one that gives up less."""
+
+
+def recommend(
+    model: str,
+    preset: str,
+    on: Device,
+    budget: str,
+    gpus: int,
+    batch: int | None,
+    seq: int | None,
+    tokens: int,
+    data: str,
+    write: str,
+    json: bool,
+) -> None:
+    """Ways to train in a budget of memory, best first, and the first as a recipe."""
+    from hayless.core.atomic import write_text
+    from hayless.core.families import ledger_of
+    from hayless.plan import recommend, zero
+    from hayless.recipe import yaml
+
+    if not tokens:
+        raise RequestError("--memory needs --data-tokens.", hint="Say how many tokens to train on, such as 100M.")
+    dims, before = dims_from(model, preset)
+    on = recommend.budgeted(on, parse_bytes(budget))
+    advice = recommend.advise(
+        dims,
+        before,
+        on,
+        batch=ROWS if batch is None else batch,
+        sequence=recommend.usual_sequence(dims) if seq is None else seq,
+        tokens=tokens,
+        shorten=seq is None,
+    )
+    notes = [f"Times are those of one {on.name} ({on.source}); its memory is taken as {format_bytes(on.memory_bytes)}."]
+    if gpus != 1:
+        notes.append("The recipes train on one GPU; sharing states out is not built yet. On paper, by ZeRO's count:")
+        notes.append(zero.claim(ledger_of(dims).parameters, gpus, on))
+    content = recommend.recipe(advice.best, model, preset, data, tokens)
+    if write:
+        write_text(Path(write), yaml.write(content))
+    if json:
+        emit({**advice.to_json(), "recipe": content, "notes": notes})
+    else:
+        show_advice(advice, content, notes, write)
 
 
 def show_advice(advice: Advice, recipe: dict[str, Any], notes: Sequence[str], written: str) -> None:
     """Ways that fit, best first, those that do not and why, and the first as a recipe where it was not written."""
-    memory = advice.fitting[0].plan.device.memory_bytes
+    from hayless.recipe import yaml
+
+    memory = advice.best.plan.device.memory_bytes
     rows = []
     for choice in advice.fitting:
         found = choice.to_json(advice.tokens)
         rows.append(
             [
                 choice.name,
-                f"{choice.accumulation} × {choice.micro_batch}",
+                f"{choice.accumulation} × {choice.micro_batch} × {choice.sequence:,}",
                 format_bytes(choice.needed_bytes),
                 format_bytes(found["left_bytes"]),
                 number(found["tokens_per_second"]),
                 number(found["gpu_hours"]),
-                choice.gives_up,
+                "; ".join(choice.gives_up),
             ]
         )
     out.print(f"Fits in {format_bytes(memory)}, best first", style="bold")
     show_table(["", "update", "needs", "left", "tokens/s", "GPU-hours", "gives up"], rows)
     if advice.others:
         out.print("Does not fit, not even one row at once", style="bold")
-        show_table(["", "needs", "most of it"], [_why_not(choice) for choice in advice.others])
+        show_table(["", "needs", "most of it"], [_why_not(choice) for choice in _telling(advice.others)])
+    for name, reason in advice.impossible.items():
+        out.print(f"{name}: {reason}", markup=False)
     out.print("\n".join(notes), markup=False)
     if written:
         out.print(f"The first is in {written}; look at it with: hayless run {written} --dry-run", markup=False)
@@ -45,9 +103,20 @@ def show_advice(advice: Advice, recipe: dict[str, Any], notes: Sequence[str], wr
         out.print(yaml.write(recipe), markup=False)
 
 
+def _telling(others: Sequence[Choice]) -> list[Choice]:
+    """Ways that do not fit, without those that give up more than another for next to nothing."""
+    return [
+        choice
+        for choice in others
+        if not any(
+            set(other.gives_up) < set(choice.gives_up) and choice.needed_bytes > SPARES * other.needed_bytes
+            for other in others
+        )
+    ]
+
+
 def _why_not(choice: Choice) -> list[str]:
     """A way that does not fit: what it needs, and the three causes that take most."""
-
     assert choice.plan.train
     held = needed(choice.plan.train.peak)
     most = sorted(CAUSES, key=lambda cause: -held[cause])[:3]

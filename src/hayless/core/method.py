@@ -7,13 +7,14 @@ a string and imported when it is used.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib import import_module
 from typing import Any
 
 from hayless.core.cost import TrainShape
+from hayless.core.dims import ModelDims
 from hayless.core.ledger import Ledger
 from hayless.core.options import Options
 from hayless.core.roles import Role
@@ -105,6 +106,10 @@ class Method:
     `peft_type` names the adapter format of PEFT that this method reads and writes. `predict_training` is to training
     what `predict` is to the model: an optimizer states its bytes a parameter, a memory method what is computed again.
     Every option of a transform has a default, so that a bare name is a valid request.
+
+    The recommender (`hayless.plan.recommend`) reads two fields. `gives_up` says in words what an optimizer costs beside
+    time; empty for one that gives up nothing. `ladder` gives the settings worth trying on a model, from the fastest to
+    the one that needs least memory; without one it is the defaults alone.
     """
 
     name: str
@@ -118,6 +123,8 @@ class Method:
     paper: Paper | None = None
     peft_type: str | None = None
     predict_training: PredictTraining = lambda shape, config: shape
+    gives_up: str = ""
+    ladder: Callable[[ModelDims], Sequence[Any]] | None = None
 
     def load(self) -> Any:
         """Import and return the part. This is where torch comes in."""

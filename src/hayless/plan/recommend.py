@@ -1,13 +1,15 @@
 """Which ways to train a model fit into a memory, how fast they are, and the first of them as a recipe.
 
-Ways are ordered by what they give up: all weights are trained before branches are, and branches beside whole weights
-before branches beside packed ones; float32 masters before updates in 16 bits. Within a way the fastest is taken.
+Ways (`hayless.plan.ways`) are tried in the order of what they give up, and nothing is given up without need: where one
+fits, those that give up the same and more are not tried. Each uses the memory to be fast: of all micro-batches, with as
+few blocks computed again as fit beside them, it takes the fastest by prediction.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 from hayless.core.cost import TrainShape
@@ -17,30 +19,28 @@ from hayless.core.errors import RequestError
 from hayless.core.method import MethodConfig
 from hayless.core.registry import configure, method_of
 from hayless.core.units import format_bytes
-from hayless.plan.memory import Plan, needed, spent, variant
+from hayless.plan.memory import Plan, needed, plan, spent
 from hayless.plan.presets import config_of
 from hayless.plan.table import whole
+from hayless.plan.ways import Ladder, Way, label, ladders, settings_of, ways
 
-WAYS = ("full", "lora", "kmeans+lora")
-PRECISIONS = ("master", "bf16")
-_GIVES_UP = {
-    "full": "",
-    "lora": "all but a branch stays as it is",
-    "kmeans+lora": "all but a branch stays as it is, in 4 bits",
-    "master": "",
-    "bf16": "small updates are rounded away",
-}
+SHORTEST = 256
+"""Tokens under which sequences are not shortened."""
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One way to train within a memory, at the micro-batch that is planned for it."""
+    """One way to train, at the micro-batch, memory methods and sequence that are planned for it.
 
-    way: str
-    precision: str
-    checkpointing: bool
+    `shortened`: how often the sequence asked for was halved.
+    """
+
+    way: Way
+    memory: tuple[MethodConfig, ...]
     micro_batch: int
     accumulation: int
+    sequence: int
+    shortened: int
     plan: Plan
 
     @property
@@ -50,146 +50,222 @@ class Choice:
         return needed(self.plan.train.peak)["total"]
 
     @property
-    def gives_up(self) -> str:
-        """What this way gives up, in words."""
-        return "; ".join(filter(None, (_GIVES_UP[self.way], _GIVES_UP[self.precision])))
+    def fits(self) -> bool:
+        """Whether the device has so much."""
+        return self.needed_bytes <= self.plan.device.memory_bytes
+
+    @property
+    def rate(self) -> float:
+        """Predicted tokens a second."""
+        return self.plan.train_tokens_per_second() or 0.0
+
+    @property
+    def gives_up(self) -> tuple[str, ...]:
+        """What this choice gives up, in words."""
+        shorter = (f"sequences of {self.sequence:,} tokens",) if self.shortened else ()
+        return self.way.gives_up + shorter
 
     @property
     def name(self) -> str:
-        """`lora, bf16, checkpointing`."""
-        return ", ".join([self.way, self.precision, *(["checkpointing"] if self.checkpointing else [])])
+        """`lora, adamw, master, checkpointing(blocks=3)`."""
+        return ", ".join([self.way.name, *map(label, self.memory)])
 
     def to_json(self, tokens: int) -> dict[str, Any]:
         """Plain data with units in its names."""
         memory = self.plan.device.memory_bytes
         return {
-            "way": self.way,
-            "gives_up": self.gives_up,
-            "precision": self.precision,
-            "checkpointing": self.checkpointing,
+            "name": self.name,
+            "transforms": [settings_of(config) for config in self.way.transforms],
+            "optimizer": settings_of(self.way.optimizer),
+            "precision": self.way.precision,
+            "memory": [settings_of(config) for config in self.memory],
+            "gives_up": list(self.gives_up),
             "micro_batch": self.micro_batch,
             "accumulation": self.accumulation,
+            "sequence": self.sequence,
             "needed_bytes": self.needed_bytes,
             "left_bytes": memory - self.needed_bytes,
-            "fits": self.needed_bytes <= memory,
-            "tokens_per_second": self.plan.train_tokens_per_second(),
+            "used_share": self.needed_bytes / memory,
+            "fits": self.fits,
+            "tokens_per_second": self.rate,
             **spent(self.plan, tokens),
         }
 
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """`fitting` ways, best first, and `others`: those that do not fit even with one row at once."""
+    """`fitting` ways, best first; `others`, which were tried before them and do not fit, each at its leanest; `least`,
+    what needs least of all that does not fit, shorter sequences included; and what cannot be combined: name → why."""
 
     fitting: tuple[Choice, ...]
     others: tuple[Choice, ...]
+    least: Choice | None
+    impossible: dict[str, str]
     tokens: int
+
+    @property
+    def best(self) -> Choice:
+        """The first that fits. RequestError where nothing does, with what would be needed."""
+        if self.fitting:
+            return self.fitting[0]
+        if self.least is None:
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in self.impossible.items())
+            raise RequestError(f"No way to train this model is known. {reasons}")
+        need = format_bytes(self.least.needed_bytes)
+        raise RequestError(
+            f"Nothing trains this model in {format_bytes(self.least.plan.device.memory_bytes)}: the least,"
+            f" {self.least.name} with one row of {self.least.sequence:,} tokens, needs {need}.",
+            hint=f"Give {need} or more, a shorter sequence, or a smaller model.",
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
         return {
             "fitting": [choice.to_json(self.tokens) for choice in self.fitting],
             "others": [choice.to_json(self.tokens) for choice in self.others],
+            "impossible": self.impossible,
         }
 
 
 def advise(
-    dims: ModelDims, before: Sequence[MethodConfig], on: Device, *, batch: int, sequence: int, tokens: int
+    dims: ModelDims,
+    before: Sequence[MethodConfig],
+    on: Device,
+    *,
+    batch: int,
+    sequence: int,
+    tokens: int,
+    shorten: bool = False,
 ) -> Advice:
-    """Ways to train on `tokens` tokens, `batch` rows an update, in the memory of `on`.
+    """Ways to train on `tokens` tokens, `batch` rows of `sequence` tokens an update, in the memory of `on`.
 
-    RequestError where none fits, with the least that would be needed.
+    All weights and a branch alone are sought apart, since either may be wanted. With `shorten`, where nothing fits the
+    sequence is halved, for twice as many rows.
     """
     whole("batch", batch)
+    whole("sequence", sequence)
     whole("data_tokens", tokens)
-    fitting, others = [], []
-    for way in WAYS:
-        for precision in PRECISIONS:
-            found = [_largest(dims, before, on, way, precision, again, batch, sequence) for again in (False, True)]
-            fits = [choice for choice in found if choice.needed_bytes <= on.memory_bytes]
+    found, impossible = ways(dims, before)
+    climbs = ladders(dims)
+    halves = [sequence >> count for count in range(1, sequence.bit_length())] if shorten else []
+    lengths = [sequence, *(length for length in halves if length >= SHORTEST)]
+    fitting: list[Choice] = []
+    others: list[Choice] = []
+    refused: list[Choice] = []
+    for branches in (False, True):
+        kind = [way for way in found if way.branches is branches]
+        for shortened, length in enumerate(lengths):
+            fits, unfit = _of_one_length(kind, climbs, on, batch * sequence // length, length, shortened)
+            fitting += fits
+            refused += unfit
+            others += () if shortened else unfit
             if fits:
-                fitting.append(max(fits, key=lambda choice: choice.plan.train_tokens_per_second() or 0.0))
-            others += [choice for choice in found if choice not in fits]
-    if not fitting:
-        least = min(others, key=lambda choice: choice.needed_bytes)
-        raise RequestError(
-            f"Nothing trains this model in {format_bytes(on.memory_bytes)}: the least, {least.name} with one row of "
-            f"{sequence:,} tokens, needs {format_bytes(least.needed_bytes)}.",
-            hint=f"Give {format_bytes(least.needed_bytes)} or more, a shorter sequence, or a smaller model.",
-        )
-    return Advice(tuple(fitting), tuple(others), tokens)
+                break
+    best = sorted(fitting, key=lambda choice: (choice.shortened, *choice.way.rank, -choice.rate))
+    least = min(refused, key=lambda choice: choice.needed_bytes, default=None)
+    return Advice(tuple(best), tuple(others), least, impossible, tokens)
 
 
-def recipe(choice: Choice, model: str, preset: str, data: str, sequence: int, tokens: int) -> dict[str, Any]:
+def recipe(choice: Choice, model: str, preset: str, data: str, tokens: int) -> dict[str, Any]:
     """A choice as the content of a recipe."""
     config = config_of(preset) if preset else {}
     start = (
         {"config": config, "tokenizer": "path/to/tokenizer", "dtype": config["dtype"]} if preset else {"path": model}
     )
-    memory = {"memory": ["checkpointing"]} if choice.checkpointing else {}
+    memory = {"memory": [settings_of(config) for config in choice.memory]} if choice.memory else {}
     train = {
         "tokens": tokens,
         "batch_size": choice.micro_batch * choice.accumulation,
         "micro_batch_size": choice.micro_batch,
-        "sequence_length": sequence,
-        "precision": choice.precision,
-        "optimizer": {"method": "adamw"},
+        "sequence_length": choice.sequence,
+        "precision": choice.way.precision,
+        "optimizer": settings_of(choice.way.optimizer),
         **memory,
     }
-    transforms = [] if choice.way == "full" else [{"apply": {"method": name}} for name in choice.way.split("+")]
     return {
         "name": "planned",
         "model": start,
         "data": {"sources": [{"path": data}]},
-        "steps": [*transforms, {"train": train}],
+        "steps": [*({"apply": settings_of(config)} for config in choice.way.transforms), {"train": train}],
         "device": "cuda",
     }
 
 
-def _largest(
-    dims: ModelDims,
-    before: Sequence[MethodConfig],
-    on: Device,
-    way: str,
-    precision: str,
-    checkpointing: bool,
-    batch: int,
-    sequence: int,
-) -> Choice:
-    """A way at the fewest micro-batches that fit and still make up `batch`; at one row where not even that fits."""
-
-    def at(micro: int) -> Choice:
-        accumulation = -(-batch // micro)
-        shape = TrainShape(
-            micro, sequence, accumulation=accumulation, precision=precision, checkpoint_every=int(checkpointing)
-        )
-        objective = configure("lm")
-        shape = method_of(objective).predict_training(shape, objective)
-        plan = variant(way, dims, before, shape, on, decode=False)
-        return Choice(way, precision, checkpointing, micro, accumulation, plan)
-
-    return _fewest(at, batch, on.memory_bytes)
-
-
-def _fewest(at: Callable[[int], Choice], batch: int, memory: int) -> Choice:
-    """Bisection over the number of micro-batches: more of them are smaller, and need less."""
-    found = at(batch)
-    if found.needed_bytes <= memory:
-        return found
-    one = at(1)
-    if one.needed_bytes > memory:
-        return one
-    found, few, many = one, 1, batch
-    while many - few > 1:
-        middle = (few + many) // 2
-        tried = at(-(-batch // middle))
-        if tried.needed_bytes <= memory:
-            found, many = tried, middle
-        else:
-            few = middle
-    return found
+def usual_sequence(dims: ModelDims) -> int:
+    """Tokens of a sequence where nobody says otherwise: 2048, or all positions where there are fewer."""
+    return min(2048, dims.max_positions or 2048)
 
 
 def budgeted(on: Device, memory_bytes: int) -> Device:
     """A device of the same speed with so much memory."""
     return replace(on, memory_bytes=whole("memory", memory_bytes))
+
+
+def _of_one_length(
+    found: Sequence[Way], climbs: Sequence[Ladder], on: Device, rows: int, sequence: int, shortened: int
+) -> tuple[list[Choice], list[Choice]]:
+    """Ways that fit, each at its fastest, and those that do not, at their leanest; what gives up more is not tried."""
+    fits: list[Choice] = []
+    refused: list[Choice] = []
+    for way in found:
+        if any(set(other.way.gives_up) < set(way.gives_up) for other in fits):
+            continue
+        tried = [_fastest(_chooser(way, climb, on, rows, sequence, shortened), rows, len(climb)) for climb in climbs]
+        good = [choice for choice in tried if choice.fits]
+        if good:
+            fits.append(max(good, key=lambda choice: choice.rate))
+        else:
+            refused.append(min(tried, key=lambda choice: choice.needed_bytes))
+    return fits, refused
+
+
+def _chooser(
+    way: Way, ladder: Ladder, on: Device, rows: int, sequence: int, shortened: int
+) -> Callable[[int, int], Choice]:
+    """A function of micro-batch and rung of the ladder that plans one choice."""
+
+    @cache
+    def at(micro: int, rung: int) -> Choice:
+        accumulation = -(-rows // micro)
+        shape = TrainShape(micro, sequence, accumulation=accumulation, precision=way.precision)
+        for config in (configure("lm"), way.optimizer, *ladder[rung]):
+            shape = method_of(config).predict_training(shape, config)
+        found = plan(way.name, way.ledger, shape, on, decode=False)
+        return Choice(way, ladder[rung], micro, accumulation, sequence, shortened, found)
+
+    return at
+
+
+def _fastest(at: Callable[[int, int], Choice], rows: int, rungs: int) -> Choice:
+    """The fastest choice that fits; the leanest of all where none does.
+
+    More rows at once and a faster rung both need more memory. Micro-batches are those that cut `rows` into a different
+    number of pieces.
+    """
+    leanest = at(1, rungs - 1)
+    if not leanest.fits:
+        return leanest
+    micros = sorted({-(-rows // pieces) for pieces in range(1, rows + 1)})
+    most = _last(len(micros), lambda place: at(micros[place], rungs - 1).fits)
+    best, rung = leanest, rungs - 1
+    for micro in reversed(micros[: most + 1]):
+        rung = _first_rung(at, micro, rung)
+        best = max(best, at(micro, rung), key=lambda choice: choice.rate)
+        if not rung:
+            # Fewer rows at once have nothing left to gain.
+            break
+    return best
+
+
+def _first_rung(at: Callable[[int, int], Choice], micro: int, last: int) -> int:
+    """The fastest rung at which so many rows fit, which they do at `last`."""
+    return last - _last(last + 1, lambda up: at(micro, last - up).fits)
+
+
+def _last(count: int, holds: Callable[[int], bool]) -> int:
+    """The last place of 0 to `count` − 1 where `holds`, which holds at 0 and, once it does not, never again."""
+    low, high = 0, count
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return low

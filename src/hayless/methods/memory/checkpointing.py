@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from hayless.core.cost import TrainShape
+from hayless.core.dims import ModelDims
 from hayless.core.method import Method, MethodConfig, Paper, Part, unchanged
 
 
@@ -28,6 +29,12 @@ def predict_training(shape: TrainShape, config: CheckpointingConfig) -> TrainSha
     return replace(shape, checkpoint_every=config.every, checkpoint_blocks=config.blocks or 0)
 
 
+def ladder(dims: ModelDims) -> list[CheckpointingConfig]:
+    """One block, two, and so on to all of them."""
+    blocks = dims.num_layers + dims.encoder_layers
+    return [CheckpointingConfig(blocks=count) for count in range(1, blocks)] + [CheckpointingConfig()]
+
+
 METHOD = Method(
     name="checkpointing",
     part=Part.MEMORY,
@@ -36,5 +43,6 @@ METHOD = Method(
     implementation="hayless.methods.memory.recompute:Checkpointing",
     predict=unchanged,
     predict_training=predict_training,
+    ladder=ladder,
     paper=Paper("Training Deep Nets with Sublinear Memory Cost", "Chen et al.", 2016, "1604.06174"),
 )

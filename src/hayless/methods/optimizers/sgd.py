@@ -50,4 +50,5 @@ METHOD = Method(
     implementation="hayless.methods.optimizers.standard:Sgd",
     predict=unchanged,
     predict_training=predict_training,
+    gives_up="every weight moves at one rate",
 )

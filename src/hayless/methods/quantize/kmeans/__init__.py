@@ -14,6 +14,7 @@ METHOD = Method(
     implementation="hayless.methods.quantize.kmeans.transform:KMeans",
     predict=predict,
     claims=claims,
+    ladder=lambda dims: [KMeansConfig(bits=8), KMeansConfig(bits=4)],
     paper=Paper(
         "Deep Compression: Compressing Deep Neural Networks with Pruning, Trained Quantization and Huffman Coding",
         "Han, Mao and Dally",

@@ -1,0 +1,154 @@
+"""What can be combined into a way to train a model: read from the cards of the catalogue, with no list of names.
+
+A way is a chain of transforms, an optimizer and a precision. A chain either leaves the model as it is (all weights are
+trained), or adds a branch, beside weights as they are or packed. Which methods do that follows from what their cards
+claim, so a new method joins by its card.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+from hayless.core.compose import compose
+from hayless.core.compose import predict as rewrite
+from hayless.core.cost import is_packed
+from hayless.core.dims import ModelDims
+from hayless.core.errors import RequestError
+from hayless.core.families import ledger_of
+from hayless.core.ledger import Ledger
+from hayless.core.method import Aspect, Method, MethodConfig, Need, Part
+from hayless.core.registry import method_of, methods
+
+PRECISIONS = {"master": "", "bf16": "small updates are rounded away"}
+"""Precision → what it gives up."""
+
+
+Ladder = Sequence[tuple[MethodConfig, ...]]
+"""Memory methods that are in force together, from the fastest selection to the leanest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """Transforms of the model in order, what moves the weights and their precision; `ledger` is the model then."""
+
+    transforms: tuple[MethodConfig, ...]
+    optimizer: MethodConfig
+    precision: str
+    ledger: Ledger
+
+    @property
+    def name(self) -> str:
+        """`full, adamw, master` or `kmeans(bits=8)+lora, adamw, bf16`."""
+        return ", ".join(["+".join(map(label, self.transforms)) or "full", label(self.optimizer), self.precision])
+
+    @property
+    def bits(self) -> float:
+        """The fewest bits in which a matrix is packed, to a tenth; infinite where none is."""
+        packed = [8 * row.bytes / row.elements for row in self.ledger.rows if is_packed(row) and not row.tied_to]
+        return round(min(packed), 1) if packed else math.inf
+
+    @property
+    def gives_up(self) -> tuple[str, ...]:
+        """What this way gives up, in words; nothing where every weight is trained as well as can be."""
+        found = [
+            method_of(self.optimizer).gives_up,
+            "all but a branch stays as it is" if self.branches else "",
+            f"the rest in {self.bits:g} bits" if self.bits < math.inf else "",
+            PRECISIONS[self.precision],
+        ]
+        return tuple(filter(None, found))
+
+    @property
+    def rank(self) -> tuple[float, ...]:
+        """Ways are preferred in this order: a plain optimizer that gives something up comes last; all weights before a
+        branch; a branch beside whole weights before one beside packed ones; float32 masters before rounding; of
+        branches the larger, by the power of ten of what is trained."""
+        share = self.ledger.trainable / self.ledger.parameters
+        return (
+            bool(method_of(self.optimizer).gives_up),
+            self.branches,
+            -min(self.bits, 1e3),
+            list(PRECISIONS).index(self.precision),
+            -math.floor(math.log10(share)),
+        )
+
+    @property
+    def branches(self) -> bool:
+        """Whether a branch is trained instead of the model's own weights."""
+        return any(_claims(config, Aspect.BRANCH) for config in self.transforms)
+
+
+def ways(dims: ModelDims, before: Sequence[MethodConfig]) -> tuple[list[Way], dict[str, str]]:
+    """Every way to train a model that has had the transforms `before`; and chain → why it cannot be, in words."""
+    found: list[Way] = []
+    impossible: dict[str, str] = {}
+    untouched = ledger_of(dims)
+    for transforms in _chains(dims):
+        name = "+".join(map(label, transforms)) or "full"
+        try:
+            if not transforms and any(is_packed(row) for row in rewrite(untouched, before).rows):
+                raise RequestError("Its weights are packed, and packed weights do not train.")
+            ordered = compose([*before, *transforms])[len(before) :]
+            ledger = rewrite(untouched, [*before, *ordered])
+        except RequestError as error:
+            impossible[name] = error.message
+            continue
+        found += [
+            Way(tuple(ordered), optimizer, precision, ledger)
+            for card in methods([Part.OPTIMIZER])
+            for optimizer in rungs(card, dims)
+            for precision in PRECISIONS
+        ]
+    return sorted(found, key=lambda way: way.rank), impossible
+
+
+def ladders(dims: ModelDims) -> list[Ladder]:
+    """The ladders of memory methods that there are.
+
+    The method with most settings is climbed setting by setting; the others are in force at their leanest or not at all,
+    a ladder for each selection of them.
+    """
+    cards = sorted(methods([Part.MEMORY]), key=lambda card: -len(rungs(card, dims)))
+    if not cards:
+        return [[()]]
+    climbed, others = rungs(cards[0], dims), [rungs(card, dims)[-1] for card in cards[1:]]
+    selections = [chosen for count in range(len(others) + 1) for chosen in combinations(others, count)]
+    return [[chosen, *((*chosen, rung) for rung in climbed)] for chosen in selections]
+
+
+def rungs(card: Method, dims: ModelDims) -> Sequence[Any]:
+    """The settings of a method that are worth trying on a model, from the fastest to the leanest."""
+    return card.ladder(dims) if card.ladder else [card.config(method=card.name)]
+
+
+def label(config: MethodConfig) -> str:
+    """A method and the options that are not its defaults: `kmeans(bits=8)`."""
+    options = config.model_dump(exclude_defaults=True, exclude={"method"})
+    return config.method + (f"({', '.join(f'{name}={value}' for name, value in options.items())})" if options else "")
+
+
+def settings_of(config: MethodConfig) -> dict[str, Any]:
+    """A method as a recipe names it: its name and the options that are not its defaults."""
+    return {"method": config.method, **config.model_dump(mode="json", exclude_defaults=True, exclude={"method"})}
+
+
+def _chains(dims: ModelDims) -> Iterator[tuple[MethodConfig, ...]]:
+    """Nothing; each branch; each way to pack weights with each branch after it."""
+    yield ()
+    cards = [card for card in methods([Part.TRANSFORM]) if set(card.needs) <= {Need.CALIBRATION}]
+    settings = [config for card in cards for config in rungs(card, dims)]
+    branches = [config for config in settings if _claims(config, Aspect.BRANCH)]
+    packings = [config for config in settings if _claims(config, Aspect.STORAGE)]
+    for branch in branches:
+        yield (branch,)
+        for packing in packings:
+            yield packing, branch
+
+
+def _claims(config: MethodConfig, aspect: Aspect) -> bool:
+    card = method_of(config)
+    return card.part is Part.TRANSFORM and any(claim.aspect is aspect for claim in card.claims(config))
