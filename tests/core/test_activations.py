@@ -12,6 +12,7 @@ import transformers
 from torch.nn import functional as F
 
 from hayless.core.activations import VERIFIED, record
+from hayless.core.attention import Attention
 from hayless.core.compose import predict
 from hayless.core.families import dims_of, ledger_of
 from hayless.core.forward import RunShape
@@ -19,10 +20,14 @@ from hayless.core.ledger import Ledger
 from hayless.core.registry import configure
 from hayless.core.replay import Replay, moved_bytes, replay
 from hayless.core.roles import Role
+from hayless.data.batches import Batch
 from hayless.measure.activations import SavedActivations, saved_activations
 from hayless.methods.memory.checkpointing import CheckpointingConfig
 from hayless.methods.memory.recompute import Checkpointing
+from hayless.model.attention import VARLEN, attending
 from hayless.model.transform import apply
+from hayless.train.attention import varlen
+from hayless.train.forward import model_inputs
 
 B, S, V = 4, 96, 160
 SHAPE: dict[str, Any] = {
@@ -131,6 +136,34 @@ def test_masked_rows(name: str, dtype: torch.dtype) -> None:
     mask = torch.ones(S, S, dtype=torch.bool).tril().expand(B, 1, S, S).contiguous()
     positions = torch.arange(S).expand(B, S).contiguous()
     agree(measured(model, attention_mask=mask, position_ids=positions), predicted(ledger, masked=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["llama", "mistral", "qwen3", "gemma3_text", "gpt2", "opt", "gpt_neox"])
+def test_packed_rows_by_their_lengths(name: str, dtype: torch.dtype) -> None:
+    """Queries, keys, values, outputs and a number for each row and head; no mask. Here documents go one by one."""
+    model, ledger = built(name, dtype)
+    positions = torch.cat([torch.arange(length) for length in (40, 1, 35, 20)]).expand(B, S)
+    segments = (positions == 0).cumsum(1)
+    batch = Batch(torch.zeros_like(positions), torch.zeros_like(positions), positions, segments, (("a", "b"),) * B)
+    with attending(model, VARLEN, varlen):
+        inputs = model_inputs(model, batch)
+        agree(
+            measured(model, **{key: inputs[key] for key in inputs.keys() - {"input_ids", "use_cache"}}),
+            predicted(ledger, masked=True, attention="varlen"),
+        )
+
+
+def test_on_a_gpu_lengths_save_what_fused_attention_saves_without_a_mask() -> None:
+    _, ledger = built("llama", torch.bfloat16)
+
+    def saved(attention: Attention, **options: Any) -> int:
+        return replay(record(ledger, RunShape(B, S, attention=attention, **options))).saved.total
+
+    rotations = 2 * (B - 1) * S * ledger.dims.head_dim * 2
+    assert saved("varlen", masked=True) == saved("sdpa") + rotations
+    repeated = 2 * B * S * (ledger.dims.q_width - ledger.dims.kv_width) * 2 * ledger.dims.num_layers
+    assert saved("sdpa", masked=True) > saved("varlen", masked=True) + repeated
 
 
 @pytest.mark.parametrize("role", [Role.Q, Role.DOWN, Role.NORM, Role.HEAD])

@@ -1,18 +1,24 @@
-"""Packed documents do not see each other, in every family of decoders and both plain kinds of attention."""
+"""Packed documents do not see each other, in every family of decoders and every kind of attention."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from hayless.data.batches import IGNORED, Batch, attention_mask
+from hayless.data.batches import IGNORED, Batch
+from hayless.model.attention import VARLEN, attending
+from hayless.train.attention import varlen
+from hayless.train.forward import model_inputs
 from tests import tiny
 
-LENGTHS = (7, 5, 9)
+LENGTHS = (7, 1, 5, 9)
 PADDING = 3
 FAMILIES = ("llama", "gpt2", "opt", "gpt_neox", "mixtral")
-ATTENTION = ("sdpa", "eager")
+ATTENTION = ("sdpa", "eager", "varlen")
 
 
 def packed(documents: list[torch.Tensor]) -> Batch:
@@ -34,44 +40,49 @@ def documents(seed: int = 0) -> list[torch.Tensor]:
     return [torch.randint(3, 96, (length + 1,), generator=generator) for length in LENGTHS]
 
 
+@contextmanager
+def decoder(family: str, attention: str) -> Iterator[torch.nn.Module]:
+    """A tiny model that attends so."""
+    model = tiny.model(family)
+    with attending(model, VARLEN, varlen) if attention == "varlen" else attending(model, attention):
+        yield model
+
+
 def logits(model, batch: Batch) -> torch.Tensor:
     """(s, v) of the one row."""
-    mask = attention_mask(batch.segments, model.dtype if model.config._attn_implementation == "eager" else None)
-    inputs = {"input_ids": batch.input_ids, "position_ids": batch.position_ids, "attention_mask": mask}
     with torch.no_grad():
-        return model(**inputs, use_cache=False).logits[0]
+        return model(**model_inputs(model, batch)).logits[0]
 
 
 @pytest.mark.parametrize("attention", ATTENTION)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_changing_one_document_changes_no_other(family, attention):
-    model = tiny.model(family)
-    model.set_attn_implementation(attention)
     before = documents()
     batch = packed(before)
-    first = logits(model, batch)
-    assert first.isfinite().all()
-    for number in range(len(LENGTHS)):
-        after = [tokens.clone() for tokens in before]
-        after[number] = 3 + (after[number] - 3 + 17) % 93
-        second = logits(model, packed(after))
-        others = (batch.segments[0] != number) & (batch.segments[0] >= 0)
-        # Experts batch tokens by where they are routed, so rounding may differ; a leak is above 1e-4.
-        torch.testing.assert_close(first[others], second[others], rtol=0, atol=1e-6)
-        assert not torch.allclose(first[batch.segments[0] == number], second[batch.segments[0] == number], atol=1e-4)
+    with decoder(family, attention) as model:
+        first = logits(model, batch)
+        assert first.isfinite().all()
+        for number in range(len(LENGTHS)):
+            after = [tokens.clone() for tokens in before]
+            after[number] = 3 + (after[number] - 3 + 17) % 93
+            second = logits(model, packed(after))
+            others = (batch.segments[0] != number) & (batch.segments[0] >= 0)
+            # Experts batch tokens by where they are routed, so rounding may differ; a leak is above 1e-4.
+            torch.testing.assert_close(first[others], second[others], rtol=0, atol=1e-6)
+            mine = batch.segments[0] == number
+            assert not torch.allclose(first[mine], second[mine], atol=1e-4)
 
 
 @pytest.mark.parametrize("attention", ATTENTION)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_packed_loss_is_the_unpacked_one(family, attention):
-    model = tiny.model(family)
-    model.set_attn_implementation(attention)
     batch = packed(documents())
-    together = float(F.cross_entropy(logits(model, batch), batch.targets[0], ignore_index=IGNORED, reduction="sum"))
     alone = 0.0
-    with torch.no_grad():
-        for tokens in documents():
-            alone += float(F.cross_entropy(model(tokens[None, :-1]).logits[0], tokens[1:], reduction="sum"))
+    with decoder(family, attention) as model:
+        together = float(F.cross_entropy(logits(model, batch), batch.targets[0], ignore_index=IGNORED, reduction="sum"))
+        with torch.no_grad():
+            for tokens in documents():
+                alone += float(F.cross_entropy(model(tokens[None, :-1]).logits[0], tokens[1:], reduction="sum"))
     assert together == pytest.approx(alone, rel=2e-6)
 
 

@@ -78,7 +78,10 @@ def test_killed_twice_once_during_a_save_ends_with_the_same_bits(tmp_path):
     _, said = process.communicate(timeout=120)
     assert process.returncode == 0, said
     events = [line["message"] for line in source.lines(killed / "run", "event")]
-    assert events == ["Going on from step 5.", "Going on from step 10."]
+    assert [event for event in events if event.startswith("Going on")] == [
+        "Going on from step 5.",
+        "Going on from step 10.",
+    ]
     assert not list(checkpoints.glob(".*"))
     assert source.same(final(whole / "run", worker.STEPS), final(killed / "run", worker.STEPS))
     assert figures(whole / "run") == figures(killed / "run")
@@ -138,7 +141,8 @@ def test_a_damaged_newest_checkpoint_is_said_and_the_run_still_ends_the_same(tmp
     newest.write_bytes(newest.read_bytes()[:-1])
     source.trainer(tmp_path / "run", checkpoint_every=2, keep_last=3, log_every=1).run()
     said = [line["message"] for line in source.lines(tmp_path / "run", "event")]
-    assert "damaged" in said[0] and "step-00000006" in said[0] and said[1] == "Going on from step 4."
+    where = said.index("Going on from step 4.")
+    assert "damaged" in said[where - 1] and "step-00000006" in said[where - 1]
     assert source.same(final(tmp_path / "whole", 6), final(tmp_path / "run", 6))
     assert figures(tmp_path / "whole") == figures(tmp_path / "run")
 

@@ -9,6 +9,8 @@ from torch.nn import functional as F
 from hayless.core.errors import RequestError, WorkError
 from hayless.core.registry import configure, method_of
 from hayless.data.batches import IGNORED, attention_mask
+from hayless.model.attention import VARLEN, attending
+from hayless.train.attention import varlen
 from tests import tiny
 from tests.train import source
 
@@ -124,19 +126,22 @@ def test_a_model_without_trained_weights_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "gpt_neox", "mixtral", "gemma3", "qwen3", "mistral"])
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager", "varlen"])
 def test_packed_documents_do_not_see_each_other(name, attention):
     """Loss and gradients of packed rows equal those of the same documents in rows of their own."""
     found = []
-    for lengths, width in (([[5, 4, 3]], 12), ([[5], [4], [3]], 5)):
+    for lengths, width in (([[5, 4, 3], [1, 9]], 12), ([[5], [4], [3], [1], [9]], 9)):
         # grouped_mm, which experts use, has no float64.
         model = tiny.model(name) if name == "mixtral" else tiny.model(name).double()
         model.config.sliding_window = 3 if hasattr(model.config, "sliding_window") else None
-        model.set_attn_implementation(attention)
+        for module in model.modules():
+            if getattr(module, "sliding_window", None):
+                module.sliding_window = 3
         batch = source.batch(lengths, width, seed=3)
         config = configure("lm")
-        loss = method_of(config).load()(config).loss(model, batch).total
-        loss.backward()
+        with attending(model, VARLEN, varlen) if attention == "varlen" else attending(model, attention):
+            loss = method_of(config).load()(config).loss(model, batch).total
+            loss.backward()
         found.append({"loss": loss.detach(), **{n: p.grad for n, p in model.named_parameters() if p.grad is not None}})
     assert found[0].keys() == found[1].keys()
     for entry, value in found[0].items():

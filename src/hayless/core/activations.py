@@ -160,9 +160,13 @@ def _gpt_neox(run: Run) -> Tensor:
             h = run.layer_norm(x, f"{at}.input_layernorm", layer)
             q, k, v = tape.parts(run.linear(h, f"{at}.attention.query_key_value", layer), (size, size, size))
             q, k = (run.rotated(part, dims.num_heads, rotation) for part in (q, k))
-            # NeoX's concatenation lays heads before tokens, and fused attention answers in the layout of q.
+            # NeoX's concatenation lays heads before tokens, and fused attention answers in the layout of q; by lengths,
+            # it wants tokens first.
+            if run.by_lengths:
+                q, k = tape.copy(q), tape.copy(k)
             attended = run.attend(q, k, v)
-            attended = tape.copy(attended) if run.shape.attention == "sdpa" else attended
+            if not run.by_lengths and run.shape.attention != "eager":
+                attended = tape.copy(attended)
             attended = run.linear(attended, f"{at}.attention.dense", layer)
             tape.hold(h, q, k)
             attended = tape.dropout(attended, dims.dropout)

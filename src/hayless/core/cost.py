@@ -17,6 +17,7 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 from hayless.core.activations import VERIFIED, record
+from hayless.core.attention import AttentionChoice, attention_for
 from hayless.core.dims import ModelDims
 from hayless.core.dtypes import item_bytes
 from hayless.core.errors import NotSupported, RequestError, bad_value, unknown
@@ -52,8 +53,8 @@ class TrainShape:
 
     `batch` rows of `sequence` tokens are computed at once, `accumulation` times an update. `state_bytes` is the
     optimizer's. `checkpoint_every` n computes every n-th block again in the backward pass, of those only the first
-    `checkpoint_blocks` if it is not 0; 0 none. `masked`: rows are packed with several documents, so attention has an
-    explicit mask.
+    `checkpoint_blocks` if it is not 0; 0 none. `masked`: rows are packed with several documents, which
+    `attention` keeps apart as `hayless.core.attention` says.
     """
 
     batch: int
@@ -63,7 +64,7 @@ class TrainShape:
     state_bytes: StateBytes = no_state
     checkpoint_every: int = 0
     checkpoint_blocks: int = 0
-    attention: Literal["sdpa", "eager"] = "sdpa"
+    attention: AttentionChoice = "auto"
     masked: bool = False
     device: Literal["cuda", "cpu"] = "cuda"
 
@@ -171,11 +172,20 @@ def training_cost(ledger: Ledger, shape: TrainShape) -> Cost:
     trained = [row for row in ledger.rows if row.trainable and not row.tied_to]
     if not trained:
         raise RequestError("No parameter of the model is trainable.", hint="Packed weights need an adapter to train.")
+    arithmetic = PRECISIONS[shape.precision][1]
+    table = next(row for row in ledger.rows if row.layout is Layout.TABLE)
+    attention, _ = attention_for(
+        shape.attention,
+        ledger.dims,
+        arithmetic=arithmetic or shape.dtype(table),
+        device=shape.device,
+        packed=shape.masked,
+    )
     run = RunShape(
         shape.batch,
         shape.sequence,
-        arithmetic=PRECISIONS[shape.precision][1],
-        attention=shape.attention,
+        arithmetic=arithmetic,
+        attention=attention,
         masked=shape.masked,
         checkpoint_every=shape.checkpoint_every,
         checkpoint_blocks=shape.checkpoint_blocks,
@@ -209,7 +219,7 @@ def training_cost(ledger: Ledger, shape: TrainShape) -> Cost:
         "backward": backward.times(shape.accumulation),
         "step": Work(moved_bytes=2 * rewritten + gradients, launches=sum(row.count for row in trained)),
     }
-    return Cost(phases, work, per_update, _notes(ledger.dims, shape.attention))
+    return Cost(phases, work, per_update, _notes(ledger.dims, attention))
 
 
 def decode_cost(

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
+from hayless.core.attention import Attention
 from hayless.core.dtypes import item_bytes
 from hayless.core.families import family_of
 from hayless.core.ledger import Layout, Ledger, Row
@@ -18,7 +19,8 @@ from hayless.core.tape import Tape, Tensor
 class RunShape:
     """One run of a model: `batch` rows of `sequence` tokens.
 
-    `arithmetic`: autocast's dtype, if any. `masked`: an explicit mask is given (packed documents, padding on the left).
+    `arithmetic`: autocast's dtype, if any. `masked`: documents are packed, and kept apart by an explicit mask, or under
+    `varlen` attention by their lengths.
     `checkpoint_every` n computes every n-th block again backward, of those only the first `checkpoint_blocks` if it is
     not 0; 0 none. `logits`: positions at the end whose logits are computed; 0 all.
     """
@@ -27,7 +29,7 @@ class RunShape:
     sequence: int
     training: bool = True
     arithmetic: str | None = None
-    attention: Literal["sdpa", "eager"] = "sdpa"
+    attention: Attention = "sdpa"
     masked: bool = False
     checkpoint_every: int = 0
     checkpoint_blocks: int = 0
@@ -63,6 +65,11 @@ class Run:
     def heads(self) -> int:
         """Tokens times heads: the rows of attention."""
         return self.shape.tokens * self.dims.num_heads
+
+    @property
+    def by_lengths(self) -> bool:
+        """Whether attention knows documents by their cumulative lengths, and has all positions in one dimension."""
+        return self.shape.masked and self.shape.attention == "varlen"
 
     def weight(self, module: str, parameter: str, layer: int = 0) -> Tensor | None:
         """A weight as a leaf, the same object for shared ones; None where the model has none of that name."""
@@ -159,6 +166,10 @@ class Run:
             with tape.unfused():
                 wide = [tape.cast(x, "float32") for x in (q, k, v)]
                 return tape.cast(self._scored(*wide, wide=True), self.shape.arithmetic or q.dtype)
+        if self.by_lengths:
+            out = tape.attention(q, k, v, self.heads)
+            # Without the kernel documents are attended one by one, and put together.
+            return out if self.shape.device == "cuda" else tape.join(out)
         if groups > 1 and (self.mask is not None or dims.head_dim > 256):
             k, v = tape.copy(k, k.elements * groups), tape.copy(v, v.elements * groups)
         masks = () if self.mask is None else (tape.cast(self.mask, q.dtype),)
@@ -184,7 +195,7 @@ class Run:
         """
         if self.shape.device == "cpu":
             return not (self.shape.training and self.dims.attention_dropout > 0)
-        grouped = self.dims.num_heads > self.dims.num_kv_heads and self.mask is None
+        grouped = self.dims.num_heads > self.dims.num_kv_heads and self.mask is None and not self.by_lengths
         return not (grouped and (self.shape.arithmetic or q.dtype) == "float32")
 
     def embedded(self) -> Tensor:
@@ -205,7 +216,7 @@ class Run:
             placed = tape.embedding(places, positions, rows * self.shape.sequence * dims.hidden_size)
             self._held.append(placed)
             x = tape.add(x, placed)
-        if self.shape.masked:
+        if self.shape.masked and not self.by_lengths:
             self.mask = tape.constant(self.shape.batch * self.shape.sequence**2, "bool")
         return x
 

@@ -2,13 +2,13 @@
 
 Shapes: b rows, s positions. Position t of a row reads `input_ids[t]` and must predict `targets[t]`, the next token of
 the same document, or nothing where it is −100. Targets are made before documents are packed, so no target lies in
-another document, and `attention_mask` keeps what a position sees inside its own.
+another document, and what a position sees is kept inside its own: by `attention_mask`, or by the batch's `Spans`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -26,11 +26,32 @@ _PREFERENCE_MULTIPLE = 8
 
 
 @dataclass(frozen=True, slots=True)
+class Spans:
+    """Where documents lie among the b · s positions of a batch, row after row; the padding of a row is a span too.
+
+    Span i holds the positions `cumulative[i]` to `cumulative[i + 1]` − 1, (spans + 1,) int32; `longest` is the longest.
+    """
+
+    cumulative: Tensor
+    longest: int
+
+    @staticmethod
+    def of(segments: Tensor) -> Spans:
+        """The spans of `segments` (b, s): a new one where the number changes, and with every row."""
+        numbers = segments.cpu().numpy()
+        begins = np.ones(numbers.shape, dtype=np.bool_)
+        begins[:, 1:] = numbers[:, 1:] != numbers[:, :-1]
+        cumulative = np.append(np.flatnonzero(begins), numbers.size).astype(np.int32)
+        return Spans(torch.from_numpy(cumulative), int(np.diff(cumulative).max(initial=0)))
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """Rows of packed documents, all tensors (b, s) int64.
 
     `position_ids` start at 0 in each document; `segments` number the documents of a row, −1 is padding. `documents`
     names the documents of each row. In a batch of preferences row 2i is the chosen and row 2i + 1 the rejected answer.
+    `spans` are those of `segments`, found while they lie on the host, so that a GPU need not be asked.
     """
 
     input_ids: Tensor
@@ -38,6 +59,11 @@ class Batch:
     position_ids: Tensor
     segments: Tensor
     documents: tuple[tuple[str, ...], ...]
+    spans: Spans = field(default=None)  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.spans is None:
+            object.__setattr__(self, "spans", Spans.of(self.segments))
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
         """The same batch on another device."""
@@ -69,6 +95,7 @@ class Batch:
             targets=change(self.targets),
             position_ids=change(self.position_ids),
             segments=change(self.segments),
+            spans=replace(self.spans, cumulative=change(self.spans.cumulative)),
         )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hayless.core.compose import compose
 from hayless.core.compose import predict as rewrite
@@ -218,7 +218,8 @@ def plan(name: str, ledger: Ledger, shape: TrainShape | None, on: Device, *, dec
         train = training_cost(ledger, shape)
         if decode:
             try:
-                run = decode_cost(ledger, shape.batch, shape.sequence, attention=shape.attention, device=shape.device)
+                attention: Literal["sdpa", "eager"] = "eager" if shape.attention == "eager" else "sdpa"
+                run = decode_cost(ledger, shape.batch, shape.sequence, attention=attention, device=shape.device)
             except NotSupported as error:
                 notes.append(error.message)
     return Plan(name, ledger, on, train, run, arithmetic, tuple(notes))

@@ -102,6 +102,7 @@ def train_shape(train: Train, device: DeviceKind) -> TrainShape:
         sequence=train.sequence_length,
         accumulation=train.accumulation,
         precision=train.precision,
+        attention=train.attention,
         device=device,
     )
     for config in (train.objective, train.optimizer, *train.memory):

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from hayless.core.errors import NotSupported
 from hayless.data.batches import Batch, attention_mask
+from hayless.model.attention import VARLEN
 
 _MASKED = ("sdpa", "eager")
 
@@ -18,23 +19,39 @@ def model_inputs(model: PreTrainedModel, batch: Batch) -> dict[str, Any]:
 
     Rows of one document need no mask: they are padded on the right, where a causal model does not look, and attention
     then takes its fast path. Packed rows get an explicit block-causal mask, since position ids alone leak between
-    documents in some families. NotSupported for packed rows under an attention that takes no mask.
+    documents in some families; under varlen attention they get their documents' cumulative lengths instead.
+    NotSupported for packed rows under an attention that takes neither.
     """
     inputs: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
     if all(len(names) == 1 for names in batch.documents):
         return inputs
+    inputs["position_ids"] = batch.position_ids
     attention = model.config._attn_implementation
+    if attention == VARLEN:
+        return inputs | _lengths(batch)
     if attention not in _MASKED:
         raise NotSupported(
             f"Packed documents under {attention} attention are not kept apart.",
             hint=f"Set attn_implementation to one of {', '.join(_MASKED)}.",
         )
-    return {**inputs, "attention_mask": _mask(model, batch), "position_ids": batch.position_ids}
+    return {**inputs, "attention_mask": _mask(model, batch)}
 
 
 def upcast(tensor: Tensor) -> Tensor:
     """16-bit tensors as float32, in which losses are computed; wider ones as they are."""
     return tensor.float() if tensor.dtype.itemsize < 4 else tensor
+
+
+def _lengths(batch: Batch) -> dict[str, Any]:
+    """The spans under transformers' own names.
+
+    Without a mask transformers would make one of positions × positions, and wait for the device to see whether rows are
+    packed. One that is there already it hands on as it is: this one is empty, so that no attention can take it for one.
+    """
+    spans = batch.spans
+    lengths = {"cu_seq_lens_q": spans.cumulative, "cu_seq_lens_k": spans.cumulative}
+    longest = {"max_length_q": spans.longest, "max_length_k": spans.longest}
+    return {"attention_mask": batch.segments.new_empty(0, 0, 0, 0), **lengths, **longest}
 
 
 def _mask(model: PreTrainedModel, batch: Batch) -> Tensor | dict[str, Tensor]:

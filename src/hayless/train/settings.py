@@ -6,6 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from hayless.core.attention import AttentionChoice
 from hayless.core.options import Count, Options
 
 Precision = Literal["fp32", "autocast", "master", "bf16", "fp16"]
@@ -39,6 +40,11 @@ class TrainSettings(Options):
         "fp32",
         description="fp32; autocast (fp32 weights, 16-bit arithmetic); master (16-bit weights, gradients; fp32 master"
         " and moments: 2+2+12 bytes a parameter); bf16 (everything in bf16); fp16 (autocast with loss scaling).",
+    )
+    attention: AttentionChoice = Field(
+        "auto",
+        description="What keeps packed documents apart: eager or sdpa under an explicit mask, varlen by their lengths"
+        " alone (on CUDA in 16 bits). auto takes varlen where it can, else sdpa.",
     )
     schedule: ScheduleSettings = Field(ScheduleSettings(), description="The learning rate over time.")
     clip_norm: float | None = Field(1.0, gt=0, description="Largest gradient norm; null leaves gradients as they are.")
@@ -89,6 +95,7 @@ class TrainSettings(Options):
 RESUMABLE = frozenset(
     {
         "micro_batch_size",
+        "attention",
         "validate_every",
         "validation_tokens",
         "checkpoint_every",

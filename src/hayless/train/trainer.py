@@ -23,6 +23,7 @@ from hayless.core.registry import method_of
 from hayless.data.batches import Batch, Batches
 from hayless.decode.engine import Engine
 from hayless.train import randomness
+from hayless.train.attention import attention
 from hayless.train.blocks import compiled
 from hayless.train.checkpoint import Checkpoints
 from hayless.train.failures import explained
@@ -120,6 +121,8 @@ class Trainer:
             if found:
                 state = restore(found[1], self._setup, updater, model)
                 remarks.append(f"Going on from step {state.step}.")
+            packed = self._objective.kind != "preference"
+            remarks.append(stack.enter_context(attention(model, settings, packed=packed)))
             for config in self._memory:
                 stack.enter_context(method_of(config).load().install(model, config))
             if settings.compile:
