@@ -59,10 +59,10 @@ class EagerBatch:
         self.active += requests
         self._source.join([request.prompt for request in requests])
 
-    def next(self) -> list[tuple[int, float]]:
+    def next(self) -> list[list[tuple[int, float]]]:
         """The next token of each active request, and its log-probability."""
         self._tokens_b, logprobs_b = choose(self._source.logits(), self.active)
-        return list(zip(self._tokens_b.tolist(), logprobs_b.tolist(), strict=True))
+        return [[one] for one in zip(self._tokens_b.tolist(), logprobs_b.tolist(), strict=True)]
 
     def drop_ended(self) -> None:
         """Let requests with a `finish` leave; the others go on from the tokens they got."""

@@ -23,6 +23,7 @@ from hayless.decode.options import SamplingOptions
 from hayless.decode.program import Program, Unplanned, plan
 from hayless.decode.request import Batch, Finish, Generation, Piece, Request
 from hayless.decode.running import Running
+from hayless.decode.slots import DraftPart, Target
 
 if TYPE_CHECKING:
     from hayless.decode.graphs import Graphs
@@ -53,7 +54,8 @@ class Engine:
 
     `backend` is how: "modules" runs transformers' own modules, "program" the model's weights in plain PyTorch (for
     Llama's layout), "graphs" the same in Triton kernels and a captured CUDA graph; "auto" takes the last of these that
-    the model and the device allow, and `path` says which and why.
+    the model and the device allow, and `path` says which and why. `draft` fills the slot for methods that give several
+    tokens a pass of the model.
 
     NotSupported for a model that is no causal language model, and for a backend that cannot run it.
     """
@@ -64,6 +66,7 @@ class Engine:
         tokenizer: PreTrainedTokenizerBase | None = None,
         *,
         backend: Backend | Literal["auto"] = "auto",
+        draft: DraftPart | None = None,
     ) -> None:
         check_causal(model)
         if backend not in ("auto", *get_args(Backend)):
@@ -71,6 +74,7 @@ class Engine:
         self.model = model
         self.tokenizer = tokenizer
         self.backend = backend
+        self.draft = draft
         self._program: Program | None = None
         self._graphs: Graphs | None = None
         self.context: int | None = getattr(model.config, "max_position_embeddings", None)
@@ -118,10 +122,12 @@ class Engine:
         """
         if rows < 1:
             raise bad_value("rows", rows, allowed="1 or more")
+        if self.draft is not None:
+            raise NotSupported("Requests cannot join a batch that has a draft.", hint="Use generate or stream.")
         tokens = min(tokens or self.context or _TOKENS, self.context or _TOKENS)
         self.model.eval()
         path, program = self._chosen()
-        batch = self._graphs_of(program).open(rows, tokens) if program and path.backend == "graphs" else self._begin([])
+        batch = self._graphs_of(program).open(rows, tokens) if program and path.backend == "graphs" else self._plain([])
         return Running(batch, rows, tokens)
 
     def _stream(self, request: Request) -> Iterator[Piece]:
@@ -173,16 +179,29 @@ class Engine:
 
     def _steps(self, requests: Sequence[Request]) -> Iterator[Piece]:
         """Run requests side by side until all have ended; yields every piece as it is made."""
+        if self.draft is not None:
+            self.draft.prepare(self._target(), requests)
         start = time.perf_counter()
         batch = self._begin(requests)
         while batch.active:
             chosen = batch.next()
             elapsed = time.perf_counter() - start
-            for request, (token, logprob) in zip(list(batch.active), chosen, strict=True):
-                yield request.take(token, logprob, elapsed)
+            for request, tokens in zip(list(batch.active), chosen, strict=True):
+                for token, logprob in tokens:
+                    yield request.take(token, logprob, elapsed)
+                    if request.finish is not None:
+                        break
             batch.drop_ended()
 
     def _begin(self, requests: Sequence[Request]) -> Batch:
+        return self._plain(requests) if self.draft is None else self.draft.begin(self._target(), requests)
+
+    def _target(self) -> Target:
+        path, program = self._chosen()
+        graphs = self._graphs_of(program) if program is not None and path.backend == "graphs" else None
+        return Target(self.model, program, graphs, path.reason, self.context, self._plain)
+
+    def _plain(self, requests: Sequence[Request]) -> Batch:
         path, program = self._chosen()
         if program is None:
             return EagerBatch(ModuleSource(self.model), requests)

@@ -237,7 +237,7 @@ class GraphBatch:
         self._joining += requests
         assert len(self.active) + len(self._joining) <= self._session.rows
 
-    def next(self) -> list[tuple[int, float]]:
+    def next(self) -> list[list[tuple[int, float]]]:
         """The next token of each active request, and its log-probability."""
         session = self._session
         if self._joining and self._launched == self._read:
@@ -250,7 +250,7 @@ class GraphBatch:
         session.events[slot].synchronize()
         tokens_b, logprobs_b = (tensor.tolist() for tensor in split_raw(session.host[slot]))
         self._read += 1
-        return [(tokens_b[row], logprobs_b[row]) for row in self._rows]
+        return [[(tokens_b[row], logprobs_b[row])] for row in self._rows]
 
     @torch.inference_mode()
     def drop_ended(self) -> None:

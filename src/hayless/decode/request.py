@@ -152,8 +152,8 @@ class Batch(Protocol):
     def join(self, requests: Sequence[Request]) -> None:
         """Let requests join those that run; never between `next` and `drop_ended`."""
 
-    def next(self) -> list[tuple[int, float]]:
-        """The next token of each active request, and its log-probability."""
+    def next(self) -> list[list[tuple[int, float]]]:
+        """The next tokens of each active request, at least one, and their log-probabilities."""
 
     def drop_ended(self) -> None:
         """Let requests with a `finish` leave."""

@@ -65,14 +65,15 @@ class Running:
         chosen = self._batch.next()
         elapsed = time.perf_counter() - self._start
         made: list[tuple[Request, Piece | WorkError]] = []
-        for request, (token, logprob) in zip(list(self._batch.active), chosen, strict=True):
-            if request.finish is not None:
-                continue
-            try:
-                made.append((request, request.take(token, logprob, elapsed)))
-            except WorkError as error:
-                request.finish = "cancelled"
-                made.append((request, error))
+        for request, tokens in zip(list(self._batch.active), chosen, strict=True):
+            for token, logprob in tokens:
+                if request.finish is not None:
+                    break
+                try:
+                    made.append((request, request.take(token, logprob, elapsed)))
+                except WorkError as error:
+                    request.finish = "cancelled"
+                    made.append((request, error))
         self._batch.drop_ended()
         self.running = [request for request in self.running if request.finish is None]
         return made

@@ -10,5 +10,6 @@ CATALOGUE = {
     "magnitude": "hayless.methods.prune.magnitude",
     "kmeans": "hayless.methods.quantize.kmeans",
     "lora": "hayless.methods.adapters.lora",
+    "speculative": "hayless.methods.decoding.speculative",
 }
 """Name → the module whose `METHOD` is its card."""

@@ -1,7 +1,6 @@
-"""Speculative decoding: tokens a pass and speed-up (Leviathan et al., 2022, arXiv:2211.17192; Chen et al., 2302.01318).
+"""Speculative decoding as tables: the formulas of its method beside both papers' figures.
 
-α is the chance that a drafted token is accepted, γ how many are drafted, c what one draft costs beside a pass of the
-target. All assume that acceptances are independent.
+Leviathan et al., 2022, arXiv:2211.17192; Chen et al., 2023, arXiv:2302.01318.
 """
 
 from __future__ import annotations
@@ -11,11 +10,15 @@ from dataclasses import dataclass
 from itertools import accumulate
 from operator import mul
 
-from hayless.core.errors import RequestError, bad_value
-from hayless.plan.table import Table, whole
-
-MOST_DRAFTED = 64
-"""The best γ is looked for up to here."""
+from hayless.methods.decoding.speculative.predict import (
+    MOST_DRAFTED,
+    acceptances,
+    best_drafted,
+    expected_tokens,
+    speedup,
+    tokens_of,
+)
+from hayless.plan.table import Table
 
 DRAFT, TARGET = (0.8, 0.7, 0.9, 0.8, 0.7), (0.9, 0.8, 0.8, 0.3, 0.8)
 """The worked example: probabilities that draft and target give five drafted tokens."""
@@ -51,41 +54,6 @@ PUBLISHED = (
 CHINCHILLA_MS = 14.1
 CHINCHILLA = (("XSum, nucleus", 7.52, 1.92), ("XSum, greedy", 7.00, 2.01), ("HumanEval, nucleus", 5.73, 2.46))
 """ms a token without drafts; task, ms a token with, printed speed-up."""
-
-
-def acceptances(draft: Sequence[float], target: Sequence[float]) -> list[float]:
-    """min(1, q/p) for each drafted token: p the draft's probability of it, q the target's."""
-    if len(draft) != len(target) or not draft:
-        raise RequestError(f"draft has {len(draft)} probabilities and target {len(target)}; give as many of each.")
-    for field, values in (("draft", draft), ("target", target)):
-        for value in values:
-            if not (0 < value <= 1 if field == "draft" else 0 <= value <= 1):
-                raise bad_value(field, value, allowed="probabilities up to 1, a draft's above 0")
-    return [min(1.0, q / p) for p, q in zip(draft, target, strict=True)]
-
-
-def tokens_of(accepted: Sequence[float]) -> float:
-    """Expected tokens of one pass: 1 and the chance that each drafted token and all before it are accepted."""
-    return 1 + sum(accumulate(accepted, mul))
-
-
-def expected_tokens(acceptance: float, drafted: int) -> float:
-    """(1 − α^(γ+1)) / (1 − α), which is γ + 1 where α is 1."""
-    if not 0 <= acceptance <= 1:
-        raise bad_value("alpha", acceptance, allowed="a number from 0 to 1")
-    return tokens_of([acceptance] * whole("gamma", drafted, 0))
-
-
-def speedup(acceptance: float, drafted: int, cost: float) -> float:
-    """Expected tokens over what a pass costs: γc + 1."""
-    if not cost >= 0:
-        raise bad_value("c", cost, allowed="a number of at least 0")
-    return expected_tokens(acceptance, drafted) / (drafted * cost + 1)
-
-
-def best_drafted(acceptance: float, cost: float) -> int:
-    """The γ up to 64 with the largest speed-up; 0 where drafting does not pay."""
-    return max(range(MOST_DRAFTED + 1), key=lambda drafted: speedup(acceptance, drafted, cost))
 
 
 def implied_cost(row: Published) -> float:

@@ -1,0 +1,43 @@
+"""The slots of decoding: what a method must be to fill one. The engine knows no method by name.
+
+A card's `implementation` names a class that is made from the config, the model and its tokenizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from transformers import PreTrainedModel
+
+from hayless.decode.program import Program
+from hayless.decode.request import Batch, Request
+
+if TYPE_CHECKING:
+    from hayless.decode.graphs import Graphs
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The model that an engine runs, and how: `program` where it has one, `graphs` where that is captured.
+
+    `plain` begins a batch without any method.
+    """
+
+    model: PreTrainedModel
+    program: Program | None
+    graphs: Graphs | None
+    reason: str
+    context: int | None
+    plain: Callable[[Sequence[Request]], Batch]
+
+
+class DraftPart(Protocol):
+    """Gives a batch several tokens a pass of the model, with the distribution that the model has without it."""
+
+    def prepare(self, target: Target, requests: Sequence[Request]) -> None:
+        """Whatever is to be found out first, before a batch's clock starts; the requests stay as they are."""
+
+    def begin(self, target: Target, requests: Sequence[Request]) -> Batch:
+        """A batch of these requests."""

@@ -1,0 +1,169 @@
+"""Who drafts, on the host's schedule: another model, the model's own first layers, or the text itself.
+
+A draft sees each row's text so far and proposes tokens for what follows it. Shapes: b rows, k drafted tokens, v entries
+of the target's vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from copy import copy
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.functional import pad
+
+from hayless.decode.readers import ProgramReader, Reader
+from hayless.decode.step import Step
+
+Draw = Callable[[Tensor, int], tuple[Tensor, Tensor | None]]
+"""From logits (b, v) and the place of a drafted token: tokens (b,), and the probabilities (b, v) they were drawn from,
+or None where each is the likeliest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """Drafted tokens (b, k) and the probabilities (b, k, v) they were drawn from; None where there was no choice."""
+
+    tokens_bk: Tensor
+    probs_bkv: Tensor | None
+
+    def dense(self, entries: int) -> Tensor:
+        """The probabilities, written out."""
+        if self.probs_bkv is not None:
+            return self.probs_bkv
+        return F.one_hot(self.tokens_bk, entries).float()
+
+
+class Draft(Protocol):
+    """Proposes tokens."""
+
+    def begin(self, texts: Sequence[Sequence[int]]) -> None:
+        """Start with these rows, none of them empty."""
+
+    def propose(self, texts: Sequence[Sequence[int]], count: int, draw: Draw) -> Proposal:
+        """Up to `count` tokens for what follows each text, as many for each row."""
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Keep these rows, in this order."""
+
+
+class ModelDraft:
+    """Another model. What it read of rejected tokens is cut off when it is asked again."""
+
+    def __init__(self, reader: Reader, entries: int, device: torch.device) -> None:
+        self._reader, self._entries, self._device = reader, entries, device
+
+    def begin(self, texts: Sequence[Sequence[int]]) -> None:
+        """Start with these rows, none of them empty."""
+        self._reader.begin([text[:-1] for text in texts])
+
+    def propose(self, texts: Sequence[Sequence[int]], count: int, draw: Draw) -> Proposal:
+        """`count` tokens for what follows each text."""
+        # The last token of a text is never one that this draft has read: it came from the target.
+        behind = max(len(text) - min(held, len(text) - 1) for text, held in self._held(texts))
+        self._reader.truncate([len(text) - behind for text in texts])
+        fed_bs = torch.tensor([text[-behind:] for text in texts], device=self._device)
+        return drafted(
+            lambda tokens_bs: fitted(self._reader.read(tokens_bs)[:, -1], self._entries), fed_bs, count, draw
+        )
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Keep these rows, in this order."""
+        self._reader.select(rows)
+
+    def _held(self, texts: Sequence[Sequence[int]]) -> list[tuple[Sequence[int], int]]:
+        return list(zip(texts, self._reader.lengths, strict=True))
+
+
+class EarlyDraft:
+    """The model's own first layers, with its last norm and head, over the model's own cache.
+
+    The pass that checks the tokens goes through these layers again and writes the same keys and values there.
+    """
+
+    def __init__(self, target: ProgramReader, layers: int) -> None:
+        self._target, self._layers = target, layers
+        self._program = target.program.first(layers)
+
+    def begin(self, texts: Sequence[Sequence[int]]) -> None:
+        """Nothing but to look where the target's cache is."""
+        self._cache = copy(self._target.cache)
+        self._step = Step(self._program, self._cache)
+        self._share()
+
+    def propose(self, texts: Sequence[Sequence[int]], count: int, draw: Draw) -> Proposal:
+        """`count` tokens for what follows each text."""
+        self._target.cache.reserve(count + 1)
+        if self._target.cache.k is not self._whole:
+            self._share()
+        self._cache.lengths = list(self._target.cache.lengths)
+        fed_b1 = torch.tensor([text[-1:] for text in texts], device=self._program.device)
+        return drafted(lambda tokens_b1: self._program.logits(self._step(tokens_b1[:, 0])), fed_b1, count, draw)
+
+    def _share(self) -> None:
+        whole = self._target.cache
+        self._whole = whole.k
+        self._cache.k, self._cache.v = whole.k[: self._layers], whole.v[: self._layers]
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Nothing: the target's cache does."""
+
+
+class LookupDraft:
+    """What followed the last tokens where they stood before in the text; see `lookup`."""
+
+    def __init__(self, ngram: int, device: torch.device) -> None:
+        self._ngram, self._device = ngram, device
+
+    def begin(self, texts: Sequence[Sequence[int]]) -> None:
+        """Nothing to be kept."""
+
+    def propose(self, texts: Sequence[Sequence[int]], count: int, draw: Draw) -> Proposal:
+        """`count` tokens for what follows each text; none where no text has its last token twice."""
+        found = [lookup(text, count, self._ngram) for text in texts]
+        if not any(found):
+            count = 0
+        tokens = [tokens or list(text[-1:]) * count for tokens, text in zip(found, texts, strict=True)]
+        return Proposal(torch.tensor(tokens, dtype=torch.long, device=self._device).view(len(texts), count), None)
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Nothing to be kept."""
+
+
+def lookup(text: Sequence[int], count: int, ngram: int) -> list[int]:
+    """The `count` tokens that followed the longest run of last tokens, of up to `ngram`, that the text has had before.
+
+    Of several such places the latest. Where the text ends too soon, what followed is repeated. Empty where the last
+    token is new. (Prompt lookup decoding; Saxena, 2023.)
+    """
+    last = len(text) - 1
+    best, longest = -1, 0
+    for end in range(last):
+        length = 0
+        while length < min(ngram, end + 1) and text[end - length] == text[last - length]:
+            length += 1
+        if length and length >= longest:
+            best, longest = end, length
+    return [text[best + 1 + place % (last - best)] for place in range(count)] if longest else []
+
+
+def drafted(read: Callable[[Tensor], Tensor], fed_bs: Tensor, count: int, draw: Draw) -> Proposal:
+    """`count` tokens, one after the other: `read` gives the logits (b, v) after the last of the tokens it is fed."""
+    tokens, probs = [], []
+    for place in range(count):
+        tokens_b, probs_bv = draw(read(fed_bs), place)
+        tokens.append(tokens_b)
+        if probs_bv is not None:
+            probs.append(probs_bv)
+        fed_bs = tokens_b[:, None]
+    return Proposal(torch.stack(tokens, 1), torch.stack(probs, 1) if probs else None)
+
+
+def fitted(logits: Tensor, entries: int) -> Tensor:
+    """Logits over `entries` tokens: a draft's table may be padded to another size. What it lacks, it never drafts."""
+    missing = entries - logits.shape[-1]
+    return pad(logits, (0, missing), value=-torch.inf) if missing else logits

@@ -1,0 +1,149 @@
+"""Fills the draft slot: who drafts, how many tokens, and whether at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hayless.core.errors import NotSupported, RequestError
+from hayless.decode.engine import check_causal
+from hayless.decode.program import Program, plan
+from hayless.decode.readers import ModuleReader, ProgramReader, Reader
+from hayless.decode.request import Batch, Request
+from hayless.decode.slots import Target
+from hayless.methods.decoding.speculative.accept import Accept, accept
+from hayless.methods.decoding.speculative.config import LOOKUP, SELF, SpeculativeConfig
+from hayless.methods.decoding.speculative.drafts import Draft, EarlyDraft, LookupDraft, ModelDraft
+from hayless.methods.decoding.speculative.preflight import FIRST, TOKENS, Preflight, measure
+from hayless.methods.decoding.speculative.rounds import Rounds
+from hayless.methods.decoding.speculative.tally import Tally
+from hayless.methods.decoding.speculative.tokenizers import check_same
+from hayless.model.load import load_model, load_tokenizer
+
+
+class Speculative:
+    """Speculative sampling for one model.
+
+    The draft that `config` names is loaded beside `model`, on its device and in its dtype, unless it is given. `tally`
+    counts what was drafted and kept; `preflights` are what was measured, by (requests side by side, whether greedy);
+    `say` is told. RequestError for a draft with other tokens.
+    """
+
+    def __init__(
+        self,
+        config: SpeculativeConfig,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        *,
+        draft: PreTrainedModel | None = None,
+        draft_tokenizer: PreTrainedTokenizerBase | None = None,
+        say: Callable[[str], object] | None = None,
+        rule: Accept = accept,
+    ) -> None:
+        self.config = config
+        self.tally = Tally()
+        self.preflights: dict[tuple[int, bool], Preflight] = {}
+        self._say, self._rule = say, rule
+        self._draft: PreTrainedModel | None = None
+        self._draft_program: Program | None = None
+        if config.draft not in (LOOKUP, SELF):
+            if draft is None:
+                draft = load_model(config.draft, dtype=model.dtype, device=model.device)
+                draft_tokenizer = draft_tokenizer or _tokenizer_of(config.draft)
+            check_causal(draft)
+            check_same(model, draft, tokenizer, draft_tokenizer)
+            self._draft = draft.eval()
+
+    def prepare(self, target: Target, requests: Sequence[Request]) -> None:
+        """Measure whether drafts pay for requests like these, where that is not known yet."""
+        key = _key(requests)
+        if not self.config.preflight or key in self.preflights or min(one.budget for one in requests) < TOKENS:
+            return
+        wanted = None if self.config.tokens == "auto" else self.config.tokens
+        found = measure(
+            requests,
+            target.plain,
+            lambda copies, count, tally: self._batch(target, copies, count, tally),
+            wanted,
+        )
+        self.preflights[key] = found
+        if self._say is not None:
+            self._say(f"Speculation is {found}.")
+
+    def begin(self, target: Target, requests: Sequence[Request]) -> Batch:
+        """A batch of these requests, with drafts where they pay."""
+        count = self._count(requests)
+        return self._batch(target, requests, count, self.tally) if count else target.plain(requests)
+
+    def _count(self, requests: Sequence[Request]) -> int:
+        """Tokens to draft a pass. Without a measurement (it was not wanted, or takes too long for so few tokens) as
+        many as were asked for."""
+        found = self.preflights.get(_key(requests))
+        if found is not None:
+            return found.drafted
+        return FIRST if self.config.tokens == "auto" else self.config.tokens
+
+    def _batch(self, target: Target, requests: Sequence[Request], count: int, tally: Tally) -> Batch:
+        reader = ProgramReader(target.program) if target.program is not None else ModuleReader(target.model)
+        draft, context = self._drafter(target, reader)
+        limits = [one for one in (target.context, context) if one is not None]
+        return Rounds(
+            reader,
+            draft,
+            requests,
+            count,
+            context=min(limits, default=None),
+            device=target.model.device,
+            tally=tally,
+            rule=self._rule,
+        )
+
+    def _drafter(self, target: Target, reader: Reader) -> tuple[Draft, int | None]:
+        """Who drafts, and up to which length of a text."""
+        device = target.model.device
+        if self.config.draft == LOOKUP:
+            return LookupDraft(self.config.ngram, device), None
+        if self.config.draft == SELF:
+            if not isinstance(reader, ProgramReader):
+                raise NotSupported(
+                    f"The model's own first layers cannot draft for it: {target.reason}.",
+                    hint="Use the draft lookup, or a model.",
+                )
+            return EarlyDraft(reader, self._layers(reader.program)), None
+        assert self._draft is not None
+        entries = target.model.config.vocab_size
+        program = self._program_of(self._draft)
+        if program is not None:
+            return ModelDraft(ProgramReader(program), entries, device), None
+        context = getattr(self._draft.config, "max_position_embeddings", None)
+        return ModelDraft(ModuleReader(self._draft), entries, device), context
+
+    def _layers(self, program: Program) -> int:
+        """Layers that the draft self goes through."""
+        every = len(program.layers)
+        layers = self.config.layers or -(-every // 4)
+        if layers >= every:
+            raise RequestError(
+                f"speculative.layers = {layers} is not possible; allowed: fewer than the model's {every}."
+            )
+        return layers
+
+    def _program_of(self, draft: PreTrainedModel) -> Program | None:
+        """The draft's program, made again where the draft has changed; None where it has none."""
+        if self._draft_program is None or not self._draft_program.fits(draft):
+            found = plan(draft)
+            self._draft_program = found if isinstance(found, Program) else None
+        return self._draft_program
+
+
+def _key(requests: Sequence[Request]) -> tuple[int, bool]:
+    return len(requests), all(request.options.temperature == 0 for request in requests)
+
+
+def _tokenizer_of(source: str) -> PreTrainedTokenizerBase | None:
+    """The tokenizer in a draft's folder; None where there is none to compare."""
+    try:
+        return load_tokenizer(source)
+    except RequestError:
+        return None

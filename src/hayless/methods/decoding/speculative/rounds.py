@@ -1,0 +1,146 @@
+"""A running batch that drafts and checks on the host's schedule: on any device, with any model that can be cut back.
+
+A pass drafts k tokens a row, reads each row's last token and its drafted ones side by side, keeps what it may (see
+accept.py) and cuts the caches back to that. Row r's token at place n takes its own three random numbers, whatever runs
+beside it. Shapes: b requests, k drafted tokens, v entries of the vocabulary.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hayless.decode.readers import Reader
+from hayless.decode.request import Request
+from hayless.decode.sampling import distribution, invert, precise
+from hayless.methods.decoding.speculative.accept import Accept, accept, accept_likeliest
+from hayless.methods.decoding.speculative.drafts import Draft, Proposal
+from hayless.methods.decoding.speculative.tally import Tally
+
+DRAW, KEEP, LAST = range(3)
+"""A token's random numbers: for drafting it, for keeping it, and for choosing it where it is the pass's last."""
+
+
+class Rounds:
+    """Requests that run side by side; a pass gives each of them a token or more."""
+
+    joinable = False
+
+    def __init__(
+        self,
+        reader: Reader,
+        draft: Draft,
+        requests: Sequence[Request],
+        count: int,
+        *,
+        context: int | None,
+        device: torch.device,
+        tally: Tally,
+        rule: Accept = accept,
+    ) -> None:
+        self.active = list(requests)
+        self._reader, self._draft, self._count = reader, draft, count
+        self._context, self._device, self._tally, self._rule = context, device, tally, rule
+        self._texts = [list(request.prompt) for request in requests]
+        self._uniforms = [random_numbers(request, count) for request in requests]
+        self._reader.begin([text[:-1] for text in self._texts])
+        self._draft.begin(self._texts)
+
+    def join(self, requests: Sequence[Request]) -> None:
+        """Not possible."""
+        raise NotImplementedError("requests cannot join a batch with a draft")
+
+    @torch.inference_mode()
+    def next(self) -> list[list[tuple[int, float]]]:
+        """The next tokens of each active request, and their log-probabilities."""
+        start = self._now()
+        proposal = self._propose()
+        middle = self._now()
+        drafted = proposal.tokens_bk.shape[1]
+        last_b1 = torch.tensor([text[-1:] for text in self._texts], device=self._device)
+        before = self._reader.lengths
+        logits_bkv = self._reader.read(torch.cat([last_b1, proposal.tokens_bk], 1))
+        kept_b, last_b = self._settle(logits_bkv, proposal)
+        chosen_bk = torch.cat([proposal.tokens_bk, last_b[:, None]], 1).scatter(1, kept_b[:, None], last_b[:, None])
+        logprobs_bk = logits_bkv.log_softmax(-1).gather(-1, chosen_bk[..., None])[..., 0]
+        kept = kept_b.tolist()
+        self._reader.truncate([held + 1 + count for held, count in zip(before, kept, strict=True)])
+        found = [
+            list(zip(tokens[: count + 1], logprobs[: count + 1], strict=True))
+            for tokens, logprobs, count in zip(chosen_bk.tolist(), logprobs_bk.tolist(), kept, strict=True)
+        ]
+        for text, several in zip(self._texts, found, strict=True):
+            text += [token for token, _ in several]
+        self._tally.add(drafted, kept)
+        self._tally.add_times(drafted, middle - start, self._now() - middle)
+        return found
+
+    def drop_ended(self) -> None:
+        """Let requests with a `finish` leave."""
+        going = [row for row, request in enumerate(self.active) if request.finish is None]
+        if len(going) == len(self.active):
+            return
+        self.active = [self.active[row] for row in going]
+        self._texts = [self._texts[row] for row in going]
+        self._uniforms = [self._uniforms[row] for row in going]
+        if going:
+            self._reader.select(going)
+            self._draft.select(going)
+
+    def _propose(self) -> Proposal:
+        wanted = max(request.budget - request.made for request in self.active) - 1
+        # No token is read at a place that the model does not have.
+        room = min(self._context - len(text) for text in self._texts) if self._context is not None else wanted
+        count = min(self._count, wanted, room)
+        if count < 1:
+            return Proposal(torch.empty(len(self._texts), 0, dtype=torch.long, device=self._device), None)
+        return self._draft.propose(self._texts, count, self._draw)
+
+    def _draw(self, logits_bv: Tensor, place: int) -> tuple[Tensor, Tensor | None]:
+        if self._greedy:
+            return logits_bv.max(-1).indices, None
+        probs_bv = self._probabilities(logits_bv[:, None])[:, 0]
+        return invert(probs_bv, self._random(DRAW, place, 1)[:, 0]), probs_bv
+
+    def _settle(self, logits_bkv: Tensor, proposal: Proposal) -> tuple[Tensor, Tensor]:
+        """Tokens kept (b,), and the token behind them (b,)."""
+        if self._greedy and self._rule is accept:
+            return accept_likeliest(logits_bkv.max(-1).indices, proposal.tokens_bk)
+        drafted = proposal.tokens_bk.shape[1]
+        target_bkv = self._probabilities(logits_bkv)
+        draft_bkv = proposal.dense(target_bkv.shape[-1])
+        keep_bk, last_bk = self._random(KEEP, 0, drafted), self._random(LAST, 0, drafted + 1)
+        return self._rule(target_bkv, draft_bkv, proposal.tokens_bk, keep_bk, last_bk)
+
+    @property
+    def _greedy(self) -> bool:
+        return all(request.options.temperature == 0 for request in self.active)
+
+    def _probabilities(self, logits_bkv: Tensor) -> Tensor:
+        """The distributions (b, k, v) that each request's options make of its logits."""
+        probs_bkv = torch.empty_like(logits_bkv)
+        for options in dict.fromkeys(request.options for request in self.active):
+            rows = [row for row, request in enumerate(self.active) if request.options == options]
+            probs_bkv[rows] = distribution(logits_bkv[rows].flatten(0, 1), options).unflatten(0, (len(rows), -1))
+        return probs_bkv
+
+    def _random(self, which: int, place: int, count: int) -> Tensor:
+        """Numbers (b, count) for the tokens from `place` on, counted from where each text ends."""
+        found = [
+            numbers[which, request.made + place :][:count]
+            for request, numbers in zip(self.active, self._uniforms, strict=True)
+        ]
+        return torch.stack(found).to(self._device, precise(self._device))
+
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()
+
+
+def random_numbers(request: Request, count: int) -> Tensor:
+    """Numbers in [0, 1) for every token that a request may be drafted (3, its budget and `count` more)."""
+    return torch.rand(3, request.budget + count + 1, generator=request.generator, dtype=torch.float64)
