@@ -77,13 +77,21 @@ def test_norm_and_swiglu(dtype, shape):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    ("kv_heads", "group", "dim", "splits", "normed"),
-    [(2, 3, 16, 4, False), (1, 1, 32, 1, False), (2, 2, 24, 2, True), (1, 4, 64, 8, True)],
+    ("kv_heads", "group", "dim", "splits", "normed", "positions"),
+    [
+        (2, 3, 16, 4, False, 1),
+        (1, 1, 32, 1, False, 1),
+        (2, 2, 24, 2, True, 1),
+        (1, 4, 64, 8, True, 1),
+        (2, 3, 16, 4, False, 5),
+        (1, 2, 24, 1, True, 2),
+        (1, 4, 64, 4, False, 9),
+    ],
 )
-def test_attention_over_rows_of_every_length(dtype, kv_heads, group, dim, splits, normed):
+def test_attention_over_rows_of_every_length(dtype, kv_heads, group, dim, splits, normed, positions):
     lengths = [0, 1, 5, 70, 130]
     rows, capacity, heads = len(lengths), 150, kv_heads * group
-    fused = _random(rows, (heads + 2 * kv_heads) * dim, dtype=dtype)
+    fused = _random(rows * positions, (heads + 2 * kv_heads) * dim, dtype=dtype)
     q, k, v = fused.split([heads * dim, kv_heads * dim, kv_heads * dim], 1)
     angles = torch.outer(torch.arange(capacity), 100.0 ** -(torch.arange(dim // 2) / (dim // 2))).to(DEVICE)
     cos, sin = angles.cos(), angles.sin()
@@ -97,14 +105,15 @@ def test_attention_over_rows_of_every_length(dtype, kv_heads, group, dim, splits
     expected = attention.decode_attention_reference(
         q, k, v, cos, sin, device_lengths, *reference, q_norm=norms[0], k_norm=norms[1]
     )
-    scratch = attention.Scratch(rows, heads, kv_heads, dim, splits, DEVICE)
+    scratch = attention.Scratch(rows, heads * positions, kv_heads, dim, splits, DEVICE)
     for part in (scratch.parts, scratch.maxima, scratch.sums):
         part.fill_(torch.nan)
     # Twice: the counters must be as they were.
-    for _ in range(2):
-        out = _poisoned(rows, heads * dim, dtype=dtype)
+    for offset in (0, -3):
+        out = _poisoned(rows * positions, heads * dim, dtype=dtype)
+        places = device_lengths - offset
         attention.decode_attention(
-            q, k, v, cos, sin, device_lengths, *caches, out, scratch, q_norm=norms[0], k_norm=norms[1]
+            q, k, v, cos, sin, places, *caches, out, scratch, q_norm=norms[0], k_norm=norms[1], offset=offset
         )
         _close(out, expected, dtype)
     for found, wanted in zip(caches, reference, strict=True):

@@ -1,8 +1,10 @@
-"""One token's attention over a static cache: rope, the cache's new entry, and softmax over the row's own length.
+"""New tokens' attention over a static cache: rope, the cache's new entries, and softmax over the row's own length.
 
 Each row of a batch has its own length, read from the device, so one captured graph serves every length. A row's keys
 are divided among programs (Flash-Decoding; Dao and others 2023); the one that ends last joins the parts with
-their softmax maxima and sums. Nothing beyond a row's length is read, so old or undefined entries cannot leak.
+their softmax maxima and sums. Nothing beyond a row's length is read, so old or undefined entries cannot leak. A row may
+have several new tokens (positions), as when drafts are checked: they share the pass over its keys, as the queries that
+share a key head do, and each sees those before it.
 """
 
 from __future__ import annotations
@@ -17,11 +19,16 @@ from hayless.kernels.linear import Norm
 
 _MIN_DOT = 16
 _BLOCK = 64
+_JOINED = 4096
+"""Elements of parts that are joined in one load."""
 _LINE_BYTES: tl.constexpr = tl.constexpr(128)
 
 
 class Scratch:
-    """Buffers of the parts: reused by every layer and step. `splits` programs share a row's head."""
+    """Buffers of the parts: reused by every layer and step. `splits` programs share a row's head.
+
+    `heads` are queries of a row: the heads of each of its positions.
+    """
 
     def __init__(self, rows: int, heads: int, kv_heads: int, head_dim: int, splits: int, device: torch.device) -> None:
         self.splits = splits
@@ -46,6 +53,37 @@ def _prefetch(pointers):
 
 
 @triton.jit
+def _norm(low, high, gain_ptr, h, eps, HALF: tl.constexpr):
+    """RMSNorm of the rows that `low` and `high` are the halves of."""
+    inverse = 1.0 / tl.sqrt((tl.sum(low * low, 1) + tl.sum(high * high, 1)) / (2 * HALF) + eps)
+    low *= inverse[:, None] * tl.load(gain_ptr + h, mask=h < HALF, other=0.0).to(tl.float32)[None, :]
+    high *= inverse[:, None] * tl.load(gain_ptr + HALF + h, mask=h < HALF, other=0.0).to(tl.float32)[None, :]
+    return low, high
+
+
+@triton.jit
+def _turn(low, high, cos_ptr, sin_ptr, at, h, mask, HALF: tl.constexpr):
+    """Rotary positions `at` of the rows that `low` and `high` are the halves of."""
+    cos = tl.load(cos_ptr + at[:, None] * HALF + h[None, :], mask=mask, other=0.0)
+    sin = tl.load(sin_ptr + at[:, None] * HALF + h[None, :], mask=mask, other=0.0)
+    return low * cos - high * sin, high * cos + low * sin
+
+
+@triton.jit
+def _fold(top, total, result, a_low, a_high, k_low, k_high, v, seen, scale):
+    """Take a block of keys and values into running softmaxes: their maxima, sums and weighted values."""
+    scores = tl.dot(a_low, tl.trans(k_low), input_precision="ieee")
+    scores += tl.dot(a_high, tl.trans(k_high), input_precision="ieee")
+    scores = tl.where(seen, scores * scale, float("-inf"))
+    new_top = tl.maximum(top, tl.max(scores, 1))
+    shrink = tl.exp(top - new_top)
+    p = tl.exp(scores - new_top[:, None])
+    total = total * shrink + tl.sum(p, 1)
+    result = result * shrink[:, None] + tl.dot(p.to(v.dtype), v, input_precision="ieee")
+    return new_top, total, result
+
+
+@triton.jit
 def _attention(
     q_ptr,
     k_ptr,
@@ -66,25 +104,33 @@ def _attention(
     done_ptr,
     out_ptr,
     capacity,
+    offset,
     scale,
     eps,
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
-    GROUP_PADDED: tl.constexpr,
+    POSITIONS: tl.constexpr,
+    POSITIONS_PADDED: tl.constexpr,
+    QUERIES_PADDED: tl.constexpr,
     DIM: tl.constexpr,
     HALF_PADDED: tl.constexpr,
     DIM_PADDED: tl.constexpr,
     BLOCK: tl.constexpr,
     SPLITS: tl.constexpr,
+    JOINED: tl.constexpr,
     QK_NORM: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
     row, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     HALF: tl.constexpr = DIM // 2
-    g = tl.arange(0, GROUP_PADDED)
+    QUERIES: tl.constexpr = GROUP * POSITIONS
+    # A query is a head of the group at a position; a position is a new token.
+    i = tl.arange(0, QUERIES_PADDED)
+    position, g = i // GROUP, i % GROUP
+    p = tl.arange(0, POSITIONS_PADDED)
     h = tl.arange(0, HALF_PADDED)
     d = tl.arange(0, DIM_PADDED)
-    length = tl.load(lengths_ptr + row)
+    length = tl.maximum(tl.load(lengths_ptr + row) + offset, 0)
     base = (row * KV_HEADS + head).to(tl.int64) * capacity * DIM
     share = tl.cdiv(length, SPLITS)
     start = split * share
@@ -99,28 +145,27 @@ def _attention(
                 _prefetch(v_cache_ptr + ahead + piece)
         gdc_wait()
 
-    q_at = q_ptr + row * q_stride + (head * GROUP + g)[:, None] * DIM + h[None, :]
-    q_mask = (g < GROUP)[:, None] & (h < HALF)[None, :]
+    q_at = q_ptr + (row * POSITIONS + position)[:, None] * q_stride + (head * GROUP + g)[:, None] * DIM + h[None, :]
+    q_mask = (i < QUERIES)[:, None] & (h < HALF)[None, :]
     q_low = tl.load(q_at, mask=q_mask, other=0.0).to(tl.float32)
     q_high = tl.load(q_at + HALF, mask=q_mask, other=0.0).to(tl.float32)
     if QK_NORM:
-        inverse = 1.0 / tl.sqrt((tl.sum(q_low * q_low, 1) + tl.sum(q_high * q_high, 1)) / DIM + eps)
-        q_low *= inverse[:, None] * tl.load(q_gain_ptr + h, mask=h < HALF, other=0.0).to(tl.float32)[None, :]
-        q_high *= inverse[:, None] * tl.load(q_gain_ptr + HALF + h, mask=h < HALF, other=0.0).to(tl.float32)[None, :]
-    cos = tl.load(cos_ptr + length * HALF + h, mask=h < HALF, other=0.0)
-    sin = tl.load(sin_ptr + length * HALF + h, mask=h < HALF, other=0.0)
+        q_low, q_high = _norm(q_low, q_high, q_gain_ptr, h, eps, HALF)
+    # The new keys and values are used by the last split only, but loaded here, while the queries are.
+    new_at = (row * POSITIONS + p)[:, None]
+    new_mask = (p < POSITIONS)[:, None] & (h < HALF)[None, :]
+    k_new_at = k_ptr + new_at * k_stride + head * DIM + h[None, :]
+    k_new_low = tl.load(k_new_at, mask=new_mask, other=0.0).to(tl.float32)
+    k_new_high = tl.load(k_new_at + HALF, mask=new_mask, other=0.0).to(tl.float32)
     dtype = k_cache_ptr.dtype.element_ty
-    # The new token's key and value are used by the last split only, but loaded here, while the queries are.
-    new_at = k_ptr + row * k_stride + head * DIM + h
-    k_new_low = tl.load(new_at, mask=h < HALF, other=0.0).to(tl.float32)
-    k_new_high = tl.load(new_at + HALF, mask=h < HALF, other=0.0).to(tl.float32)
-    v_new = tl.load(v_ptr + row * v_stride + head * DIM + d, mask=d < DIM, other=0.0).to(dtype)
-    a_low = (q_low * cos[None, :] - q_high * sin[None, :]).to(dtype)
-    a_high = (q_high * cos[None, :] + q_low * sin[None, :]).to(dtype)
+    v_new_mask = (p < POSITIONS)[:, None] & (d < DIM)[None, :]
+    v_new = tl.load(v_ptr + new_at * v_stride + head * DIM + d[None, :], mask=v_new_mask, other=0.0).to(dtype)
+    a_low, a_high = _turn(q_low, q_high, cos_ptr, sin_ptr, length + position, h, q_mask, HALF)
+    a_low, a_high = a_low.to(dtype), a_high.to(dtype)
 
-    top = tl.full((GROUP_PADDED,), float("-inf"), tl.float32)
-    total = tl.zeros((GROUP_PADDED,), tl.float32)
-    result = tl.zeros((GROUP_PADDED, DIM_PADDED), tl.float32)
+    top = tl.full((QUERIES_PADDED,), float("-inf"), tl.float32)
+    total = tl.zeros((QUERIES_PADDED,), tl.float32)
+    result = tl.zeros((QUERIES_PADDED, DIM_PADDED), tl.float32)
     for first in range(start, end, BLOCK):
         t = first + tl.arange(0, BLOCK)
         live = t < end
@@ -130,69 +175,55 @@ def _attention(
         k_high = tl.load(k_at + HALF, mask=k_mask, other=0.0)
         v_mask = live[:, None] & (d < DIM)[None, :]
         v = tl.load(v_cache_ptr + base + t[:, None] * DIM + d[None, :], mask=v_mask, other=0.0)
-        scores = tl.dot(a_low, tl.trans(k_low), input_precision="ieee")
-        scores += tl.dot(a_high, tl.trans(k_high), input_precision="ieee")
-        scores = tl.where(live[None, :], scores * scale, float("-inf"))
-        new_top = tl.maximum(top, tl.max(scores, 1))
-        shrink = tl.exp(top - new_top)
-        p = tl.exp(scores - new_top[:, None])
-        total = total * shrink + tl.sum(p, 1)
-        result = result * shrink[:, None] + tl.dot(p.to(dtype), v, input_precision="ieee")
-        top = new_top
+        top, total, result = _fold(top, total, result, a_low, a_high, k_low, k_high, v, live[None, :], scale)
 
     if split == SPLITS - 1:
-        # The new token: its key and value go into the cache, and are attended from here.
+        # The new tokens: their keys and values go into the cache, and are attended from here.
         if QK_NORM:
-            key_inverse = 1.0 / tl.sqrt(
-                (tl.sum(k_new_low * k_new_low, 0) + tl.sum(k_new_high * k_new_high, 0)) / DIM + eps
-            )
-            k_new_low *= key_inverse * tl.load(k_gain_ptr + h, mask=h < HALF, other=0.0).to(tl.float32)
-            k_new_high *= key_inverse * tl.load(k_gain_ptr + HALF + h, mask=h < HALF, other=0.0).to(tl.float32)
-        new_low = (k_new_low * cos - k_new_high * sin).to(dtype)
-        new_high = (k_new_high * cos + k_new_low * sin).to(dtype)
-        at = base + length.to(tl.int64) * DIM
-        tl.store(k_cache_ptr + at + h, new_low, mask=h < HALF)
-        tl.store(k_cache_ptr + at + HALF + h, new_high, mask=h < HALF)
-        tl.store(v_cache_ptr + at + d, v_new, mask=d < DIM)
-        score = tl.sum(a_low.to(tl.float32) * new_low.to(tl.float32)[None, :], 1)
-        score = (score + tl.sum(a_high.to(tl.float32) * new_high.to(tl.float32)[None, :], 1)) * scale
-        new_top = tl.maximum(top, score)
-        shrink = tl.exp(top - new_top)
-        p_new = tl.exp(score - new_top)
-        total = total * shrink + p_new
-        result = result * shrink[:, None] + p_new[:, None] * v_new.to(tl.float32)[None, :]
-        top = new_top
+            k_new_low, k_new_high = _norm(k_new_low, k_new_high, k_gain_ptr, h, eps, HALF)
+        new_low, new_high = _turn(k_new_low, k_new_high, cos_ptr, sin_ptr, length + p, h, new_mask, HALF)
+        new_low, new_high = new_low.to(dtype), new_high.to(dtype)
+        at = base + (length + p)[:, None].to(tl.int64) * DIM
+        tl.store(k_cache_ptr + at + h[None, :], new_low, mask=new_mask)
+        tl.store(k_cache_ptr + at + HALF + h[None, :], new_high, mask=new_mask)
+        tl.store(v_cache_ptr + at + d[None, :], v_new, mask=v_new_mask)
+        seen = (p[None, :] <= position[:, None]) & (p < POSITIONS)[None, :]
+        top, total, result = _fold(top, total, result, a_low, a_high, new_low, new_high, v_new, seen, scale)
 
-    heads = row * KV_HEADS * GROUP + head * GROUP + g
-    out_mask = (g < GROUP)[:, None] & (d < DIM)[None, :]
     if SPLITS > 1:
-        part = heads * SPLITS + split
+        part = ((row * KV_HEADS + head) * QUERIES + i) * SPLITS + split
+        out_mask = (i < QUERIES)[:, None] & (d < DIM)[None, :]
         tl.store(parts_ptr + part[:, None].to(tl.int64) * DIM + d[None, :], result, mask=out_mask)
-        tl.store(maxima_ptr + part, top, mask=g < GROUP)
-        tl.store(sums_ptr + part, total, mask=g < GROUP)
+        tl.store(maxima_ptr + part, top, mask=i < QUERIES)
+        tl.store(sums_ptr + part, total, mask=i < QUERIES)
         tl.debug_barrier()
         before = tl.atomic_add(done_ptr + row * KV_HEADS + head, 1, sem="acq_rel")
         if before == SPLITS - 1:
             tl.debug_barrier()
             s = tl.arange(0, SPLITS)
-            for i in tl.static_range(GROUP):
-                every = (row * KV_HEADS * GROUP + head * GROUP + i) * SPLITS + s
-                tops = tl.load(maxima_ptr + every, cache_modifier=".cg")
-                sums = tl.load(sums_ptr + every, cache_modifier=".cg")
+            # All parts of some queries in one load: a loop over parts would wait for each.
+            for joined in tl.static_range(0, QUERIES, JOINED):
+                j = joined + tl.arange(0, JOINED)
+                there = (j < QUERIES)[:, None]
+                every = ((row * KV_HEADS + head) * QUERIES + j)[:, None] * SPLITS + s[None, :]
+                tops = tl.load(maxima_ptr + every, mask=there, other=0.0, cache_modifier=".cg")
+                sums = tl.load(sums_ptr + every, mask=there, other=1.0, cache_modifier=".cg")
                 pieces = tl.load(
-                    parts_ptr + every[:, None].to(tl.int64) * DIM + d[None, :],
-                    mask=(d < DIM)[None, :],
+                    parts_ptr + every[:, :, None].to(tl.int64) * DIM + d[None, None, :],
+                    mask=there[:, :, None] & (d < DIM)[None, None, :],
                     other=0.0,
                     cache_modifier=".cg",
                 )
-                weights = tl.exp(tops - tl.max(tops, 0))
-                y = tl.sum(weights[:, None] * pieces, 0) / tl.sum(weights * sums, 0)
-                at = (row * KV_HEADS * GROUP + head * GROUP + i) * DIM + d
-                tl.store(out_ptr + at, y.to(out_ptr.dtype.element_ty), mask=d < DIM)
+                weights = tl.exp(tops - tl.max(tops, 1)[:, None])
+                y = tl.sum(weights[:, :, None] * pieces, 1) / tl.sum(weights * sums, 1)[:, None]
+                at = ((row * POSITIONS + j // GROUP) * KV_HEADS + head) * GROUP + j % GROUP
+                joined_mask = there & (d < DIM)[None, :]
+                tl.store(out_ptr + at[:, None] * DIM + d[None, :], y.to(out_ptr.dtype.element_ty), mask=joined_mask)
             tl.store(done_ptr + row * KV_HEADS + head, 0)
     else:
         y = (result / total[:, None]).to(out_ptr.dtype.element_ty)
-        tl.store(out_ptr + heads[:, None] * DIM + d[None, :], y, mask=out_mask)
+        at = ((row * POSITIONS + position) * KV_HEADS + head) * GROUP + g
+        tl.store(out_ptr + at[:, None] * DIM + d[None, :], y, mask=(i < QUERIES)[:, None] & (d < DIM)[None, :])
 
 
 def decode_attention(
@@ -211,15 +242,20 @@ def decode_attention(
     k_norm: Norm | None = None,
     scale: float | None = None,
     overlap: bool = False,
+    offset: int = 0,
 ) -> Tensor:
-    """Attention of one new token a row; writes its key and value into the cache at `lengths`, and `out`.
+    """Attention of the new tokens of each row; writes their keys and values behind `lengths` in the cache, and `out`.
 
-    q (rows, heads·dim), k and v (rows, kv_heads·dim) before rope, rows may be strided; cos, sin (positions, dim/2)
-    float32; lengths (rows,) int32, the tokens already in the cache; caches (rows, kv_heads, capacity, dim), contiguous;
-    out (rows, heads·dim), contiguous. q_norm and k_norm are RMSNorms over a head, before rope (Qwen3).
+    q (rows·positions, heads·dim), k and v (rows·positions, kv_heads·dim) before rope, may be strided; cos, sin (places,
+    dim/2) float32; lengths (rows,) int32, with `offset` added (but at least 0) the tokens already in the cache; caches
+    (rows, kv_heads, capacity, dim), contiguous; out (rows·positions, heads·dim), contiguous. q_norm and k_norm are
+    RMSNorms over a head, before rope (Qwen3).
     """
     rows, kv_heads, capacity, dim = k_cache.shape
     group = q.shape[1] // (kv_heads * dim)
+    positions = q.shape[0] // rows
+    queries = triton.next_power_of_2(group * positions)
+    dim_padded = max(_MIN_DOT, triton.next_power_of_2(dim))
     _attention[(rows, kv_heads, scratch.splits)](
         q,
         k,
@@ -240,16 +276,20 @@ def decode_attention(
         scratch.done,
         out,
         capacity,
+        offset,
         dim**-0.5 if scale is None else scale,
         q_norm.eps if q_norm else 0.0,
         KV_HEADS=kv_heads,
         GROUP=group,
-        GROUP_PADDED=max(_MIN_DOT, triton.next_power_of_2(group)),
+        POSITIONS=positions,
+        POSITIONS_PADDED=max(_MIN_DOT, triton.next_power_of_2(positions)),
+        QUERIES_PADDED=max(_MIN_DOT, queries),
         DIM=dim,
         HALF_PADDED=max(_MIN_DOT, triton.next_power_of_2(dim // 2)),
-        DIM_PADDED=max(_MIN_DOT, triton.next_power_of_2(dim)),
+        DIM_PADDED=dim_padded,
         BLOCK=_BLOCK,
         SPLITS=scratch.splits,
+        JOINED=max(1, min(queries, _JOINED // (scratch.splits * dim_padded))),
         QK_NORM=q_norm is not None,
         OVERLAP=overlap,
         num_warps=4,
@@ -273,16 +313,17 @@ def decode_attention_reference(
     k_norm: Norm | None = None,
     scale: float | None = None,
 ) -> Tensor:
-    """The same in plain PyTorch, row by row."""
+    """The same in plain PyTorch, token by token."""
     rows, kv_heads, _, dim = k_cache.shape
+    positions = q.shape[0] // rows
     scale = dim**-0.5 if scale is None else scale
     results = []
-    for row in range(rows):
-        n = int(lengths[row])
-        new_k = _turned(q_or_k=k[row].view(kv_heads, dim), norm=k_norm, cos=cos[n], sin=sin[n])
-        new_q = _turned(q_or_k=q[row].view(-1, dim), norm=q_norm, cos=cos[n], sin=sin[n]).to(k_cache.dtype).float()
+    for token in range(rows * positions):
+        row, n = token // positions, int(lengths[token // positions]) + token % positions
+        new_k = _turned(q_or_k=k[token].view(kv_heads, dim), norm=k_norm, cos=cos[n], sin=sin[n])
+        new_q = _turned(q_or_k=q[token].view(-1, dim), norm=q_norm, cos=cos[n], sin=sin[n]).to(k_cache.dtype).float()
         k_cache[row, :, n] = new_k.to(k_cache.dtype)
-        v_cache[row, :, n] = v[row].view(kv_heads, dim).to(v_cache.dtype)
+        v_cache[row, :, n] = v[token].view(kv_heads, dim).to(v_cache.dtype)
         keys, values = k_cache[row, :, : n + 1].float(), v_cache[row, :, : n + 1].float()
         grouped = new_q.view(kv_heads, -1, dim)
         probs = (grouped @ keys.transpose(1, 2) * scale).softmax(-1)
