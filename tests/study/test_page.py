@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hayless.core.errors import RequestError
+from hayless.core.page import script_json
 from hayless.study import page, pareto, record, table
 from tests.study import folders
 
@@ -144,7 +145,7 @@ def test_a_page_with_odd_text_can_be_written(tmp_path: Path, runs: list[record.R
 
 @given(st.text(st.characters(codec=None)))
 def test_json_in_a_script_element_cannot_leave_it(text: str) -> None:
-    found = page.script_json({text: [text]})
+    found = script_json({text: [text]})
     assert not set("<>&\u2028\u2029") & set(found)
     assert json.loads(found) == {text: [text]}
 

@@ -1,26 +1,19 @@
-"""A study as one HTML file: it works offline, asks nothing of the network and runs no code but its own.
+"""A study as one HTML file, which works offline (`hayless.core.page`).
 
-Text from runs (labels, samples, errors) is data from elsewhere. It reaches the page escaped by Jinja, or as JSON in a
-script element of a type that does not run, and from there as text nodes; and a content policy with the hashes of the
-page's own style and script lets nothing else run, should anything slip through.
+Text from runs (labels, samples, errors) is data from elsewhere, and stays text.
 """
 
 from __future__ import annotations
 
 import base64
-import hashlib
 import itertools
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment
-from markupsafe import Markup
-
 from hayless.core import atomic
+from hayless.core import page as pages
 from hayless.core.errors import RequestError
 from hayless.core.measurement import Measurement
 from hayless.core.registry import catalogue, find
@@ -63,7 +56,6 @@ def render(
     """The page as text; see `write`."""
     if picture is not None and not picture.startswith(_PNG):
         raise RequestError("The picture of the page is no PNG.")
-    style, script = _style(), _script()
     axes = table.columns
     common = (
         set.intersection(*(set(row.record.receipt.changes) for row in table.rows)) if len(table.rows) > 1 else set()
@@ -78,9 +70,11 @@ def render(
         *([("picture", "Palette")] if picture else []),
         ("method", "How to read this"),
     ]
-    # keep_trailing_newline and no trimming: the hashes in the content policy are of the texts exactly as they stand.
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    text = environment.from_string(_text("page.html.j2")).render(
+    return pages.render(
+        pages.text("hayless.study", "page.html.j2"),
+        _data(table, name),
+        style=pages.text("hayless.study", "page.css"),
+        script="\n".join(pages.text("hayless.study", each) for each in _SCRIPTS),
         title=name,
         version=__version__,
         byline=_byline(table, budget),
@@ -96,21 +90,7 @@ def render(
         picture=base64.b64encode(picture).decode() if picture else None,
         picture_caption=picture_caption,
         machines=sorted({found for row in table.rows if (found := _machine(row.record))}),
-        data=Markup(script_json(_data(table, name))),
-        style=Markup(style),
-        script=Markup(script),
-        style_hash=_hash(style),
-        script_hash=_hash(script),
     )
-    return text.encode("utf-8", errors="replace").decode("utf-8")  # a lone surrogate cannot stand in a file
-
-
-def script_json(content: Any) -> str:
-    """JSON that can stand inside a script element: nothing in it can end the element or start a comment."""
-    text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    for letter in "<>&\u2028\u2029":
-        text = text.replace(letter, f"\\u{ord(letter):04x}")
-    return text
 
 
 def _data(table: Table, name: str) -> dict[str, Any]:
@@ -305,21 +285,3 @@ def _machine(record: RunRecord) -> str:
 
 def _machine_line(record: RunRecord) -> str:
     return ", ".join(part for part in (_machine(record), record.receipt.date[:16].replace("T", " ")) if part)
-
-
-def _style() -> str:
-    return _text("page.css")
-
-
-def _script() -> str:
-    parts = "\n".join(_text(name) for name in _SCRIPTS)
-    return f'(() => {{\n"use strict";\n{parts}}})();'
-
-
-def _text(name: str) -> str:
-    return (files("hayless.study") / "templates" / name).read_text(encoding="utf-8")
-
-
-def _hash(text: str) -> str:
-    """The hash that a content policy names a text by."""
-    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
