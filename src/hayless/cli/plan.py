@@ -8,7 +8,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from hayless.cli import plan_scaling
+from hayless.cli import plan_cluster, plan_scaling
 from hayless.cli.output import Json, emit
 from hayless.cli.plan_tables import show_tables
 
@@ -29,6 +29,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(plan_scaling.app, name="scaling")
+app.command("cluster")(plan_cluster.cluster)
 
 Model = typer.Argument("", metavar="[MODEL]", help="A model's folder, its config.json, or a hub id.")
 Preset = typer.Option("", "--preset", help="A known model by name, such as llama-7b, gpt2-xl, opt-13b, qwen2-7b.")

@@ -1,11 +1,11 @@
-"""Memory by cause as bars: in the terminal by glyphs that need no colour, and as a picture."""
+"""Pictures of plans: memory by cause as bars, also in the terminal by glyphs that need no colour; time by GPUs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hayless.core.drawing import MUTED, STYLE, Form, plain, save
+from hayless.core.drawing import BLUE, MUTED, STYLE, Form, plain, save
 from hayless.core.units import format_bytes
 from hayless.plan.memory import Plan, needed
 
@@ -94,3 +94,47 @@ def draw(plans: Sequence[Plan], title: str, form: Form) -> bytes:
         found = save(figure, form)
         pyplot.close(figure)
     return found
+
+
+def draw_times(records: Sequence[Mapping[str, Any]], title: str, form: Form) -> bytes:
+    """The minutes a job takes on more and more GPUs: ideally as a line, predicted as hollow dots with utilisations.
+
+    `records` are those of the ideal line's table.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    with pyplot.rc_context(STYLE):
+        figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+        gpus = [record["gpus"] for record in records]
+        axes.plot(gpus, [record["ideal_minutes"] for record in records], color=MUTED, linewidth=1, label="ideally")
+        found = [record for record in records if record["predicted_minutes"] is not None]
+        points = [record["gpus"] for record in found], [record["predicted_minutes"] for record in found]
+        axes.plot(
+            *points, "o", color=BLUE, markerfacecolor="white", label="predicted, best split that fits; unverified"
+        )
+        for record in found:
+            place = (record["gpus"], record["predicted_minutes"])
+            axes.annotate(
+                f"{record['utilisation']:.0%}",
+                place,
+                xytext=(0, 7),
+                textcoords="offset points",
+                ha="center",
+                fontsize=8,
+            )
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.set_xticks(gpus, [f"{count:,}" for count in gpus])
+        axes.set_xlabel("GPUs")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+        axes.set_ylabel("minutes")
+        axes.set_title(title, loc="left", fontsize=10)
+        plain(axes)
+        axes.minorticks_off()
+        axes.legend(frameon=False, fontsize=8)
+        drawn = save(figure, form)
+        pyplot.close(figure)
+    return drawn
