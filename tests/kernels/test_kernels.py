@@ -40,19 +40,29 @@ def _close(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> N
     ("width", "sizes", "gated"),
     [(64, (48,), False), (100, (37, 5, 9), False), (33, (1,), False), (72, (19, 19), True)],
 )
-@pytest.mark.parametrize("extras", ["none", "norm", "bias", "residual", "all"])
-def test_gemv(dtype, width, sizes, gated, extras):
-    x = _random(1, width, dtype=dtype)
+@pytest.mark.parametrize(
+    ("extras", "tokens"), [("none", 1), ("norm", 1), ("bias", 1), ("residual", 1), ("all", 1), ("none", 5), ("all", 3)]
+)
+def test_gemv(dtype, width, sizes, gated, extras, tokens):
+    x = _random(tokens, width, dtype=dtype)
     weights = [_random(size, width, dtype=dtype, scale=width**-0.5) for size in sizes]
     total = sizes[0] if gated else sum(sizes)
     norm = linear.Norm(_random(width, dtype=dtype), 1e-5) if extras in ("norm", "all") else None
     biases = [_random(size, dtype=dtype) for size in sizes] if extras in ("bias", "all") else ()
-    residual = _random(1, total, dtype=dtype) if extras in ("residual", "all") else None
+    residual = _random(tokens, total, dtype=dtype) if extras in ("residual", "all") else None
     options = {"biases": biases, "norm": norm, "gated": gated, "residual": residual}
     expected = linear.gemv_reference(x, weights, **options)
     for tiles in (linear.Tiles(4, 32, 1), linear.Tiles(16, 128, 1), linear.Tiles(2, 32, 1, stages=2)):
-        found = linear.gemv(x, weights, _poisoned(1, total, dtype=dtype), tiles=tiles, **options)
+        if tokens > 1 and width > tiles.columns:
+            with pytest.raises(ValueError, match="tokens"):
+                linear.gemv(x, weights, _poisoned(tokens, total, dtype=dtype), tiles=tiles, **options)
+            continue
+        found = linear.gemv(x, weights, _poisoned(tokens, total, dtype=dtype), tiles=tiles, **options)
         _close(found, expected, dtype)
+        for token in range(tokens):
+            alone = {**options, "residual": residual[token : token + 1] if residual is not None else None}
+            one = linear.gemv(x[token : token + 1], weights, _poisoned(1, total, dtype=dtype), tiles=tiles, **alone)
+            assert torch.equal(found[token : token + 1], one)
 
 
 def test_gemv_adds_to_its_own_output_and_writes_other_dtypes():

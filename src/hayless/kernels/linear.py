@@ -1,10 +1,13 @@
-"""y = Wx for one token: matrix times vector at the speed of memory, with what stands around it folded in.
+"""y = Wx for one token, or a few: matrix times vector at the speed of memory, with what stands around it folded in.
 
 A token's step reads every weight once, so these kernels do nothing but stream weights: each program takes a few rows
 of W whole, through asynchronous copies, and adds up products in registers. Folded in: the RMSNorm before (its scale is
 one number, multiplied in at the end), several matrices of one input side by side (q, k, v; no merged copy is made),
 SwiGLU, bias, residual. Sums are in float32. With `overlap` a kernel starts while the one before it still runs
 (programmatic dependent launch, compute capability 9 and newer).
+
+Where a row of W fits into one tile, the tile stays in registers for several tokens (`few`), and each gets the bits that
+it gets alone.
 """
 
 from __future__ import annotations
@@ -41,6 +44,15 @@ class Norm:
     eps: float
 
 
+FEW = 16
+"""Tokens that `few` matrices take at a time."""
+
+
+def few(in_features: int) -> bool:
+    """Whether products with so wide an input can take several tokens at a time."""
+    return in_features <= tiles_for(in_features, gated=True).columns
+
+
 def tiles_for(in_features: int, gated: bool) -> Tiles:
     """What made whole steps fastest on an H200, of what docs/log.md tells."""
     if in_features <= 512 and not gated:
@@ -59,6 +71,12 @@ def _input(x_ptr, gain_ptr, column, width, NORM: tl.constexpr):
 
 
 @triton.jit
+def _scale(squares, width, eps, NORM: tl.constexpr):
+    """What the norm multiplies by, from the squares of its input; 1 without."""
+    return 1.0 / tl.sqrt(tl.sum(squares, 0) / width + eps) if NORM else 1.0
+
+
+@triton.jit
 def _gemv(
     x_ptr,
     gain_ptr,
@@ -74,7 +92,10 @@ def _gemv(
     n1,
     n2,
     width,
+    out_width,
     eps,
+    TOKENS: tl.constexpr,
+    TOKENS_PADDED: tl.constexpr,
     NORM: tl.constexpr,
     GATED: tl.constexpr,
     BIAS: tl.constexpr,
@@ -101,6 +122,9 @@ def _gemv(
     column = tl.arange(0, COLUMNS)
     offset = row[:, None].to(tl.int64) * width + column[None, :]
     inside = (row < n)[:, None]
+    t = tl.arange(0, TOKENS_PADDED)
+    y = tl.zeros((TOKENS_PADDED, ROWS), tl.float32)
+    u = y
     if WHOLE:
         # Weights do not depend on the kernel before; its output does.
         mask = inside & (column < width)[None, :]
@@ -109,16 +133,17 @@ def _gemv(
             up = tl.load(w1_ptr + offset, mask=mask, other=0.0, eviction_policy="evict_first")
         if OVERLAP:
             gdc_wait()
-        x, squares = _input(x_ptr, gain_ptr, column, width, NORM)
-        total = w.to(tl.float32) * x[None, :]
-        if GATED:
-            up_total = up.to(tl.float32) * x[None, :]
+        for token in tl.static_range(TOKENS):
+            x, squares = _input(x_ptr + token * width, gain_ptr, column, width, NORM)
+            scale = _scale(squares, width, eps, NORM)
+            y = tl.where((t == token)[:, None], (tl.sum(w.to(tl.float32) * x[None, :], 1) * scale)[None, :], y)
+            if GATED:
+                u = tl.where((t == token)[:, None], (tl.sum(up.to(tl.float32) * x[None, :], 1) * scale)[None, :], u)
     else:
         if OVERLAP:
             gdc_wait()
         total = tl.zeros((ROWS, COLUMNS), tl.float32)
-        if GATED:
-            up_total = tl.zeros((ROWS, COLUMNS), tl.float32)
+        up_total = total
         squares = tl.zeros((COLUMNS,), tl.float32)
         for start in tl.range(0, width, COLUMNS, num_stages=STAGES):
             mask = inside & (start + column < width)[None, :]
@@ -129,20 +154,20 @@ def _gemv(
             if GATED:
                 up = tl.load(w1_ptr + offset + start, mask=mask, other=0.0, eviction_policy="evict_first")
                 up_total += up.to(tl.float32) * x[None, :]
-    scale = 1.0
-    if NORM:
-        scale = 1.0 / tl.sqrt(tl.sum(squares, 0) / width + eps)
-    y = tl.sum(total, 1) * scale
+        scale = _scale(squares, width, eps, NORM)
+        y = (tl.sum(total, 1) * scale)[None, :]
+        u = (tl.sum(up_total, 1) * scale)[None, :]
     if BIAS:
-        y += tl.load(b_ptr + row, mask=row < n, other=0.0).to(tl.float32)
+        y += tl.load(b_ptr + row, mask=row < n, other=0.0).to(tl.float32)[None, :]
     if GATED:
-        u = tl.sum(up_total, 1) * scale
         if BIAS:
-            u += tl.load(b1_ptr + row, mask=row < n, other=0.0).to(tl.float32)
+            u += tl.load(b1_ptr + row, mask=row < n, other=0.0).to(tl.float32)[None, :]
         y = y / (1.0 + tl.exp(-y)) * u
+    at = t[:, None] * out_width + before + row[None, :]
+    mask = (t < TOKENS)[:, None] & (row < n)[None, :]
     if RESIDUAL:
-        y += tl.load(residual_ptr + before + row, mask=row < n, other=0.0).to(tl.float32)
-    tl.store(out_ptr + before + row, y.to(out_ptr.dtype.element_ty), mask=row < n)
+        y += tl.load(residual_ptr + at, mask=mask, other=0.0).to(tl.float32)
+    tl.store(out_ptr + at, y.to(out_ptr.dtype.element_ty), mask=mask)
 
 
 def gemv(
@@ -157,10 +182,11 @@ def gemv(
     tiles: Tiles | None = None,
     overlap: bool = False,
 ) -> Tensor:
-    """Write to `out` (1, sum of out_features) the products of x (1, in) with 1 to 3 matrices (out, in), and return it.
+    """Write to `out` (tokens, sum of out_features) the products of x (tokens, in) with 1 to 3 matrices (out, in).
 
-    With `norm` x is normalised first; `biases` is one a matrix, or none; with `gated` the two matrices are gate and up
-    and the result is silu(gate)·up; `residual` is added, and may be `out` itself. Everything contiguous.
+    Returns `out`. One token, or up to `FEW` where the width is `few`, or within the tiles given. With `norm` x is
+    normalised first; `biases` is one a matrix, or none; with `gated` the two matrices are gate and up and the result is
+    silu(gate)·up; `residual` is added, and may be `out` itself. Everything contiguous.
     """
     width = x.shape[-1]
     sizes = [weight.shape[0] for weight in weights]
@@ -170,6 +196,11 @@ def gemv(
     with_bias = any(bias is not None for bias in biases)
     if with_bias and any(bias is None for bias in biases):
         raise ValueError("biases: give one for each matrix, or none")
+    tokens, whole = x.shape[0], width <= tiles.columns
+    if tokens > (FEW if whole else 1):
+        raise ValueError(
+            f"tokens: {tokens} at once are too many; allowed: {FEW if whole else 1} for a width of {width}"
+        )
     some = [*biases, *[weights[0]] * (3 - len(biases))] if with_bias else padded
     counts = [*sizes, 0, 0][:3]
     _gemv[(sum(triton.cdiv(count, tiles.rows) for count in rows),)](
@@ -181,7 +212,10 @@ def gemv(
         out,
         *counts,
         width,
+        out.shape[-1],
         norm.eps if norm else 0.0,
+        TOKENS=tokens,
+        TOKENS_PADDED=triton.next_power_of_2(tokens),
         NORM=norm is not None,
         GATED=gated,
         BIAS=with_bias,
@@ -189,7 +223,7 @@ def gemv(
         ROWS=tiles.rows,
         COLUMNS=tiles.columns,
         STAGES=tiles.stages,
-        WHOLE=width <= tiles.columns,
+        WHOLE=whole,
         OVERLAP=overlap,
         num_warps=tiles.warps,
         **_launch(overlap),
