@@ -33,6 +33,7 @@ def _register() -> None:
         plan,
         report,
         run,
+        serve,
         tokenize,
     )
 
@@ -49,6 +50,7 @@ def _register() -> None:
     app.add_typer(bench.app, name="bench")
     app.add_typer(inspect.app, name="inspect")
     app.command("generate")(generate.generate)
+    app.command("serve")(serve.serve)
 
 
 @app.callback(invoke_without_command=True)

@@ -8,10 +8,12 @@ ours also notes a fingerprint of the base in `hayless.json`, and refuses any oth
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from hayless.core import atomic
@@ -22,12 +24,48 @@ from hayless.core.registry import method_of, methods, record_of
 from hayless.model.anatomy import dims_of_model
 from hayless.model.source import local_folder
 from hayless.model.tensors import fingerprint, listed, read_tensors, tensor_names, write_tensors
-from hayless.model.transform import note, record
+from hayless.model.transform import forget, note, record
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 OURS = "hayless.json"
 BASE = "base"
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """An adapter as it was read: its method's config and its tensors, which stay where they are."""
+
+    config: MethodConfig
+    tensors: dict[str, Tensor]
+
+    def put_on(self, model: PreTrainedModel) -> None:
+        """Add the adapter to its base, and note it. FileDamaged for tensors that do not fit."""
+        part = method_of(self.config).load()
+        with torch.no_grad():
+            part.restore(model, self.config)
+            try:
+                part.load(model, self.config, self.tensors)
+            except FileDamaged:
+                part.remove(model, self.config)
+                raise
+        note(model, self.config)
+
+    def take_off(self, model: PreTrainedModel) -> None:
+        """Remove the adapter again; the base is as it was."""
+        method_of(self.config).load().remove(model, self.config)
+        forget(model, self.config)
+
+
+def read(folder: Path) -> Adapter:
+    """The adapter in `folder`. NotSupported for kinds of adapters and fields that are not honoured."""
+    found = _config(folder)
+    method = _method(found.get("peft_type"))
+    if not (folder / WEIGHTS).is_file():
+        raise RequestError(f"{folder} has no {WEIGHTS}.", hint="Pickles (adapter_model.bin) are never read.")
+    tensor_names(folder / WEIGHTS)
+    config = method.load().read(found)
+    return Adapter(config, dict(read_tensors([folder / WEIGHTS])))
 
 
 def load(folder: Path, load_base: Callable[[Path], PreTrainedModel]) -> PreTrainedModel:
@@ -36,20 +74,11 @@ def load(folder: Path, load_base: Callable[[Path], PreTrainedModel]) -> PreTrain
     NotSupported for kinds of adapters and fields that are not honoured, RequestError for a base that is not there or is
     another one, FileDamaged for tensors that do not fit.
     """
-    found = _config(folder)
-    method = _method(found.get("peft_type"))
-    if not (folder / WEIGHTS).is_file():
-        raise RequestError(f"{folder} has no {WEIGHTS}.", hint="Pickles (adapter_model.bin) are never read.")
-    tensor_names(folder / WEIGHTS)
-    part = method.load()
-    config = part.read(found)
+    adapter = read(folder)
     base = base_of(folder)
-    _check_base(folder, base)
+    check_base(folder, base)
     model = load_base(base)
-    with torch.no_grad():
-        part.restore(model, config)
-        part.load(model, config, dict(read_tensors([folder / WEIGHTS])))
-    note(model, config)
+    adapter.put_on(model)
     return model
 
 
@@ -135,7 +164,7 @@ def _method(peft_type: object) -> Method:
     return readers[str(peft_type)]
 
 
-def _check_base(folder: Path, base: Path) -> None:
+def check_base(folder: Path, base: Path) -> None:
     """RequestError where the adapter noted another base than the one found. Adapters of others note none."""
     path = folder / OURS
     if not path.is_file() or base == folder / BASE:

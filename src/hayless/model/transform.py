@@ -70,6 +70,10 @@ class AdapterTransform(Transform, Protocol):
         """Fill the branches from PEFT's tensors; missing, unexpected or misshapen ones are errors."""
         ...
 
+    def remove(self, model: PreTrainedModel, config: Any) -> None:
+        """Take the branches off; the base is as it was before them."""
+        ...
+
     def merge(self, model: PreTrainedModel, config: Any) -> Change:
         """Add the branches into the base weights and remove them."""
         ...

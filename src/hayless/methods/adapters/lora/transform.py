@@ -87,6 +87,13 @@ class Lora:
                 weight.copy_(tensors[name])
 
     @staticmethod
+    def remove(model: PreTrainedModel, config: LoraConfig) -> None:
+        """Take the branches off; what is not packed trains again."""
+        for _, module, _ in list(_modules(model, config)):
+            layer.detach(module)
+        _thaw(model, config)
+
+    @staticmethod
     def merge(model: PreTrainedModel, config: LoraConfig) -> Change:
         """W ← W + scaling·BA, rounded once to W's dtype; the branches go, and what is not packed trains again.
 

@@ -1,0 +1,213 @@
+"""The model's thread: takes requests from the server's event loop, runs them side by side, hands their tokens back.
+
+Everything that touches the model happens in one thread. Requests are begun in the order in which they came; one for
+another adapter waits until the batch is empty, and those behind it wait with it, so that nobody waits for ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import traceback
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from hayless.core.errors import HaylessError, RequestError, WorkError
+from hayless.decode.engine import Engine
+from hayless.decode.options import SamplingOptions
+from hayless.decode.request import Piece, Request
+from hayless.decode.running import Running
+from hayless.serve.adapters import Adapters
+from hayless.serve.errors import Busy, Stopping
+from hayless.serve.settings import ServeSettings
+
+Event = Piece | HaylessError
+"""What a stream brings: a token, or what ended it instead."""
+
+
+@dataclass(eq=False, slots=True)
+class Stream:
+    """One continuation on its way to a client; `events` ends with a piece that has a `finish`, or with an error."""
+
+    request: Request
+    adapter: str
+    loop: asyncio.AbstractEventLoop
+    events: asyncio.Queue[Event] = field(default_factory=asyncio.Queue)
+
+
+class Service:
+    """Runs an engine for many clients. `start` it, `submit` from an event loop, `stop` it.
+
+    `adapters` are switched between batches; the name "" is the model without any.
+    """
+
+    def __init__(self, engine: Engine, adapters: Adapters, settings: ServeSettings) -> None:
+        self.engine, self.adapters, self.settings = engine, adapters, settings
+        self._opened: Running | None = engine.open(settings.rows, settings.tokens)
+        self.tokens = self._opened.tokens
+        self.generated = 0
+        self._waiting: deque[Stream] = deque()
+        self._streams: dict[Request, Stream] = {}
+        self._cancelled: list[Stream] = []
+        self._wake = threading.Condition()
+        self._stopping = False
+        self._failed: HaylessError | None = None
+        self._thread = threading.Thread(target=self._run, name="hayless-model", daemon=True)
+
+    def start(self) -> None:
+        """Begin to work."""
+        self._thread.start()
+
+    def stop(self, grace: float) -> None:
+        """Take nothing more, finish what runs within `grace` seconds, end the rest."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+        if not self._thread.is_alive():
+            return
+        self._thread.join(grace)
+        with self._wake:
+            self._cancelled += [*self._streams.values(), *self._waiting]
+            self._wake.notify()
+        self._thread.join()
+
+    @property
+    def load(self) -> tuple[int, int]:
+        """Requests that run, and that wait."""
+        return len(self._streams), len(self._waiting)
+
+    @property
+    def failed(self) -> HaylessError | None:
+        """What ended the model's thread, if something did."""
+        return self._failed
+
+    def submit(self, prompts: Sequence[list[int]], options: Sequence[SamplingOptions], adapter: str) -> list[Stream]:
+        """Streams of continuations, from within an event loop.
+
+        RequestError for a prompt that does not fit, Busy where too many wait, Stopping at the end.
+        """
+        loop = asyncio.get_running_loop()
+        requests = [self.engine.request(ids, one) for ids, one in zip(prompts, options, strict=True)]
+        for request in requests:
+            if request.tokens > self.tokens:
+                raise RequestError(
+                    f"The prompt's {len(request.prompt)} tokens and {request.budget} of the answer are"
+                    f" {request.tokens}; a request may have {self.tokens} here.",
+                    hint="Shorten the prompt, or ask for fewer tokens.",
+                )
+        streams = [Stream(request, adapter, loop) for request in requests]
+        with self._wake:
+            if self._failed is not None:
+                raise self._failed
+            if self._stopping:
+                raise Stopping("The server is being stopped.")
+            # Free rows are no places to wait in, but what waits for one of them is no crowd either.
+            free = max(0, self.settings.rows - len(self._streams))
+            if len(self._waiting) + len(streams) > self.settings.queue + free:
+                raise Busy(f"{len(self._waiting)} requests wait already.", hint="Try again in a while.")
+            self._waiting += streams
+            self._wake.notify()
+        return streams
+
+    def cancel(self, streams: Sequence[Stream]) -> None:
+        """Nobody wants these any more."""
+        with self._wake:
+            self._cancelled += streams
+            self._wake.notify()
+
+    def _run(self) -> None:
+        running = self._opened
+        self._opened = None
+        assert running is not None
+        try:
+            while self._wait_for_work(running):
+                try:
+                    running = self._turn(running)
+                except Exception as error:
+                    # Out of memory, or a defect: those who run hear of it, the others go on in a new batch.
+                    traceback.print_exc()
+                    self._end(error, list(self._streams.values()))
+                    running = self.engine.open(self.settings.rows, self.settings.tokens)
+        except Exception as error:
+            self._failed = WorkError(f"The model stopped: {error}.")
+            traceback.print_exc()
+            with self._wake:
+                left = [*self._streams.values(), *self._waiting]
+                self._waiting.clear()
+            self._end(self._failed, left)
+
+    def _wait_for_work(self, running: Running) -> bool:
+        """Sleep until there is work; False when there is none and will be none."""
+        with self._wake:
+            while not (running.busy or self._waiting or self._cancelled or self._stopping):
+                self._wake.wait()
+            return bool(running.busy or self._waiting or self._cancelled)
+
+    def _turn(self, running: Running) -> Running:
+        """Let requests leave and in, and make a token of each; the batch that now runs."""
+        with self._wake:
+            self._drop_cancelled(running)
+            due = self._due(running)
+        if due and due[0].adapter != self.adapters.active:
+            self.adapters.switch(due[0].adapter)
+            # Branches change how the model can be run.
+            running = self.engine.open(self.settings.rows, self.settings.tokens)
+        for stream in due:
+            running.add(stream.request)
+        self._hand_out(running.step())
+        return running
+
+    def _due(self, running: Running) -> list[Stream]:
+        """Who takes a free row now: those that came first, as far as they want the adapter that is on."""
+        due: list[Stream] = []
+        adapter = self.adapters.active if running.busy else None
+        while self._waiting and len(self._streams) < self.settings.rows:
+            adapter = self._waiting[0].adapter if adapter is None else adapter
+            if self._waiting[0].adapter != adapter:
+                break
+            stream = self._waiting.popleft()
+            self._streams[stream.request] = stream
+            due.append(stream)
+        return due
+
+    def _drop_cancelled(self, running: Running) -> None:
+        for stream in self._cancelled:
+            if stream in self._waiting:
+                self._waiting.remove(stream)
+            running.cancel(stream.request)
+            self._streams.pop(stream.request, None)
+            _call(stream.loop, _deliver, [(stream, Stopping("The request was cancelled."))])
+        self._cancelled.clear()
+
+    def _hand_out(self, made: Sequence[tuple[Request, Piece | WorkError]]) -> None:
+        """Bring tokens to their event loops, with one call for each loop."""
+        parcels: dict[asyncio.AbstractEventLoop, list[tuple[Stream, Event]]] = {}
+        for request, event in made:
+            stream = self._streams.get(request)
+            if stream is None:
+                continue
+            self.generated += 1
+            if isinstance(event, HaylessError) or event.finish:
+                del self._streams[request]
+            parcels.setdefault(stream.loop, []).append((stream, event))
+        for loop, parcel in parcels.items():
+            _call(loop, _deliver, parcel)
+
+    def _end(self, error: Exception, streams: Sequence[Stream]) -> None:
+        """Tell streams that they ended with an error."""
+        known = error if isinstance(error, HaylessError) else WorkError(f"The model's step failed: {error}.")
+        for stream in streams:
+            self._streams.pop(stream.request, None)
+            _call(stream.loop, _deliver, [(stream, known)])
+
+
+def _deliver(parcel: Sequence[tuple[Stream, Event]]) -> None:
+    for stream, event in parcel:
+        stream.events.put_nowait(event)
+
+
+def _call(loop: asyncio.AbstractEventLoop, run: Callable[..., None], *given: object) -> None:
+    with suppress(RuntimeError):  # the loop is closed, and with it every connection
+        loop.call_soon_threadsafe(run, *given)
