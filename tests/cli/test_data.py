@@ -64,6 +64,20 @@ def test_a_model_too_small_for_the_tokenizer(tmp_path: Path, tokenizer: Path) ->
     assert problem["name"] == "outside_model" and "96 embeddings" in problem["what"]
 
 
+def test_new_tokens_are_one_token_and_must_stand_somewhere(tmp_path: Path, tokenizer: Path) -> None:
+    path = made.write_lines(
+        tmp_path / "rows.jsonl", [{"prompt": f"<ask>{n}?", "completion": f"{n}."} for n in range(20)]
+    )
+    arguments = (path, "--tokenizer", tokenizer, "--sequence-length", 64, "--json", "--allow", "contained")
+    plain, added = (json.loads(run(*arguments, *more).stdout) for more in ((), ("--new-token", "<ask>")))
+    first = [[token["text"] for token in found["examples"][0]["first"]] for found in (plain, added)]
+    assert "<ask>" in first[1] and "<ask>" not in first[0] and "".join(first[0]) == "".join(first[1])
+    assert "new_token_unseen" not in {problem["name"] for problem in added["problems"]}
+    nowhere = json.loads(run(*arguments, "--new-token", "<ask>", "--new-special", "<say>").stdout)
+    [found] = [problem for problem in nowhere["problems"] if problem["name"] == "new_token_unseen"]
+    assert found["refused"] and (found["count"], found["total"], found["ids"]) == (1, 2, ["<say>"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
@@ -76,6 +90,8 @@ def test_a_model_too_small_for_the_tokenizer(tmp_path: Path, tokenizer: Path) ->
         (("rows.jsonl", "--tokenizer", "tokenizer", "--turns", "first"), "--turns = 'first'"),
         (("rows.jsonl", "--tokenizer", "tokenizer", "--heldout", 2), "--heldout = 2.0"),
         (("rows.jsonl", "--tokenizer", "tokenizer", "--out", "plot.pdf"), "png or .svg"),
+        (("rows.jsonl", "--tokenizer", "tokenizer", "--new-token", " "), "--new-token: a token must hold"),
+        (("rows.jsonl", "--tokenizer", "tokenizer", "--new-special", "<s>"), "--new-special = '<s>'"),
         (("rows.jsonl", "text.jsonl", "--tokenizer", "tokenizer"), "used in different ways"),
     ],
 )

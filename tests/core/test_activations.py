@@ -17,6 +17,7 @@ from hayless.core.compose import predict
 from hayless.core.families import dims_of, ledger_of
 from hayless.core.forward import RunShape
 from hayless.core.ledger import Ledger
+from hayless.core.new_rows import only_new_rows
 from hayless.core.registry import configure
 from hayless.core.replay import Replay, moved_bytes, replay
 from hayless.core.roles import Role
@@ -25,7 +26,9 @@ from hayless.measure.activations import SavedActivations, saved_activations
 from hayless.methods.memory.checkpointing import CheckpointingConfig
 from hayless.methods.memory.recompute import Checkpointing
 from hayless.model.attention import VARLEN, attending
+from hayless.model.new_tokens import Added
 from hayless.model.transform import apply
+from hayless.model.vocabulary import training_alone
 from hayless.train.attention import varlen
 from hayless.train.forward import model_inputs
 
@@ -184,6 +187,17 @@ def test_frozen_base_with_adapters(name: str, methods: tuple[str, ...]) -> None:
     apply(model, configs)
     model.train()
     agree(measured(model), predicted(predict(ledger, configs)))
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("name", ["llama", "gemma3_text", "gpt2", "opt-350m", "gpt_neox"])
+def test_rows_of_new_tokens_alone(name: str, autocast: bool) -> None:
+    model, ledger = built(name)
+    added = Added(("one", "other", "third"), 20, ((), (), ()))
+    expected = predicted(only_new_rows(ledger, 3), arithmetic="bfloat16" if autocast else None)
+    with training_alone(model, added):
+        agree(measured(model, autocast=autocast), expected)
+    assert expected.backward.gradients <= 2 * 3 * 64 * 4
 
 
 def test_experts_are_close_though_not_listed_as_verified() -> None:

@@ -16,9 +16,10 @@ from hayless.core.registry import configure
 from hayless.measure.files import file_bytes
 from hayless.model.anatomy import dims_of_model
 from hayless.model.load import load_model, load_tokenizer
+from hayless.model.new_tokens import Added, NewTokens, extend
 from hayless.model.save import save_model
 from hayless.model.transform import apply
-from hayless.model.vocabulary import Added, add_tokens, only_new_rows
+from hayless.model.vocabulary import grow, training_alone
 from tests import tiny
 from tests.model.saving import check_same, tokenizer
 
@@ -31,9 +32,16 @@ def tables(model: PreTrainedModel) -> list[Tensor]:
     return [model.get_input_embeddings().weight, model.get_output_embeddings().weight]
 
 
+def add(model: PreTrainedModel, words: Any, *tokens: str, special: tuple[str, ...] = ()) -> Added:
+    """Tokens given to a tokenizer and to a model."""
+    added = extend(words.backend_tokenizer, NewTokens(tokens=tokens, special=special))
+    grow(model, added)
+    return added
+
+
 def grown(name: str) -> tuple[PreTrainedModel, Any, Added]:
     model, words = tiny.model(name), tokenizer()
-    return model, words, add_tokens(model, words, NEW)
+    return model, words, add(model, words, *NEW)
 
 
 @pytest.mark.parametrize("name", tiny.CAUSAL)
@@ -42,7 +50,7 @@ def test_rows_are_added_and_the_rest_stays(name: str) -> None:
     with torch.no_grad():
         old_logits = before(IDS[:, :2]).logits
     model, words, added = grown(name)
-    assert (added.tokens, added.known, added.first, added.end, added.rows) == (tuple(NEW), (), 96, 98, 98)
+    assert (added.tokens, added.first, added.end, len(tables(model)[0])) == (tuple(NEW), 96, 98, 98)
     assert model.config.vocab_size == len(words) == 98 and words.convert_tokens_to_ids(NEW) == [96, 97]
     assert words("w3 w5w7 w4", add_special_tokens=False)["input_ids"] == [3, 96, 4]
     tied = before.config.tie_word_embeddings
@@ -64,9 +72,10 @@ def test_a_row_starts_as_the_mean_of_what_its_text_was_cut_into() -> None:
     pieces = words("abd", add_special_tokens=False)["input_ids"]
     assert len(pieces) == 3
     old = [table.clone() for table in tables(model)]
-    added = add_tokens(model, words, ["abd"])
+    added = add(model, words, "abd")
     # The model had rows to spare.
-    assert added.rows == 96 == model.config.vocab_size and added.first < 96
+    assert len(tables(model)[0]) == 96 == model.config.vocab_size and added.first < 96
+    assert added.pieces == (tuple(pieces),)
     for table, before in zip(tables(model), old, strict=True):
         assert torch.allclose(table[added.first], before[pieces].mean(0))
         others = torch.arange(96) != added.first
@@ -78,7 +87,7 @@ def test_a_row_starts_as_the_mean_of_what_its_text_was_cut_into() -> None:
 def test_saved_and_read_back(name: str, dtype: str, tmp_path: Path) -> None:
     model = tiny.model(name).to(getattr(torch, dtype))
     words = tokenizer()
-    add_tokens(model, words, NEW, special=True)
+    add(model, words, NEW[0], special=(NEW[1],))
     save_model(model, tmp_path / "model", tokenizer=words)
     assert file_bytes(tmp_path / "model").weights == ledger_of(dims_of_model(model)).files()["model"]
     back = load_model(tmp_path / "model")
@@ -87,10 +96,14 @@ def test_saved_and_read_back(name: str, dtype: str, tmp_path: Path) -> None:
     for found, expected in zip(tables(back), tables(model), strict=True):
         assert torch.equal(found, expected)
     again = load_tokenizer(tmp_path / "model")
-    assert again.convert_tokens_to_ids(NEW) == [96, 97] and again.added_tokens_decoder[97].special
+    assert again.convert_tokens_to_ids(NEW) == [96, 97] and [
+        again.added_tokens_decoder[at].special for at in (96, 97)
+    ] == [False, True]
 
 
-@pytest.mark.parametrize("name", ["llama", "llama-tied", "gpt2", "opt", "opt-350m", "gpt_neox", "mixtral", "gemma"])
+@pytest.mark.parametrize(
+    "name", ["llama", "llama-tied", "gpt2", "opt", "opt-350m", "gpt_neox", "mixtral", "gemma", "gemma3"]
+)
 def test_only_new_rows_are_trained_whatever_the_optimizer_does(name: str) -> None:
     model, _, added = grown(name)
     before = {key: value.clone() for key, value in model.state_dict().items()}
@@ -98,7 +111,7 @@ def test_only_new_rows_are_trained_whatever_the_optimizer_does(name: str) -> Non
     with torch.no_grad():
         first = model(IDS).logits
     model.train()
-    with only_new_rows(model, added) as parameters:
+    with training_alone(model, added) as parameters:
         assert [parameter for parameter in model.parameters() if parameter.requires_grad] == parameters
         tied = model.config.tie_word_embeddings
         assert [len(parameter) for parameter in parameters] == [2] * (1 if tied else 2)
@@ -127,7 +140,7 @@ def test_gradients_are_those_of_training_everything() -> None:
     model(IDS, labels=IDS).loss.backward()
     whole = model.get_input_embeddings().weight.grad[96:].clone()
     model.zero_grad()
-    with only_new_rows(model, added) as [new]:
+    with training_alone(model, added) as [new]:
         model(IDS, labels=IDS).loss.backward()
         assert torch.allclose(new.grad, whole, atol=1e-7)
 
@@ -135,7 +148,7 @@ def test_gradients_are_those_of_training_everything() -> None:
 def test_an_error_inside_leaves_the_model_as_it_was() -> None:
     model, _, added = grown("llama-tied")
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    with pytest.raises(ZeroDivisionError), only_new_rows(model, added):
+    with pytest.raises(ZeroDivisionError), training_alone(model, added):
         raise ZeroDivisionError
     after = model.state_dict()
     assert after.keys() == before.keys() and all(torch.equal(after[key], before[key]) for key in before)
@@ -143,15 +156,24 @@ def test_an_error_inside_leaves_the_model_as_it_was() -> None:
 
 
 def test_what_is_refused() -> None:
-    model, words = tiny.model("llama"), tokenizer()
-    for wrong in ([""], ["x", "x"]):
-        with pytest.raises(RequestError, match="not empty, each once"):
-            add_tokens(model, words, wrong)
-    with pytest.raises(RequestError, match="knows all of these"):
-        add_tokens(model, words, ["w5"])
-    added = add_tokens(model, words, ["w5", "other"])
-    assert added.known == ("w5",) and added.tokens == ("other",)
-    packed = tiny.model("llama")
-    apply(packed, [configure("kmeans", bits=2, iterations=2, targets=["embedding"])])
-    with pytest.raises(NotSupported, match="embedding"):
-        add_tokens(packed, tokenizer(), ["new"])
+    words = tokenizer()
+    for known, place in (
+        (NewTokens(tokens=("new", "w5")), "tokens = 'w5'"),
+        (NewTokens(special=("<s>",)), "special"),
+    ):
+        with pytest.raises(RequestError, match=f"{place}.*no token yet"):
+            extend(words.backend_tokenizer, known)
+    assert len(words) == 96
+    with pytest.raises(RequestError, match="before the new tokens it had 100, and the model has 96"):
+        add(tiny.model("llama"), tokenizer(100), "new")
+    for name, method in (("kmeans", {"bits": 2, "iterations": 2}), ("magnitude", {"sparsity": 0.5})):
+        changed = tiny.model("llama")
+        apply(changed, [configure(name, targets=["embedding"], **method)])
+        with pytest.raises(NotSupported, match="embedding"):
+            add(changed, tokenizer(), "new")
+    with pytest.raises(NotSupported, match="decoders"):
+        add(tiny.model("t5"), tokenizer(), "new")
+    model, _, added = grown("llama")
+    apply(model, [configure("lora", rank=2)])
+    with pytest.raises(RequestError, match="adapter"), training_alone(model, added):
+        pass

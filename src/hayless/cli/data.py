@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from hayless.data.check_view import Shown, Token
     from hayless.data.config import DataConfig
     from hayless.data.corpus import Kind
+    from hayless.model.new_tokens import Added
 
 app = typer.Typer(help="See what a model is really trained on.", no_args_is_help=True)
 
@@ -36,6 +37,8 @@ def check(
     files: list[str] = typer.Argument(None, help="Files, folders or patterns, in any format that recipes read."),
     model: str = typer.Option("", "--model", help="The model to be trained: its tokenizer, and room for its tokens."),
     tokenizer: str = typer.Option("", "--tokenizer", help="A tokenizer by itself: a folder or hub id."),
+    new_token: list[str] = typer.Option([], "--new-token", help="A token to add, as model.new_tokens.tokens does."),
+    new_special: list[str] = typer.Option([], "--new-special", help="A special one, as model.new_tokens.special does."),
     objective: str = typer.Option("auto", "--objective", help="auto (what the data is for), lm, sft or reward."),
     sequence_length: int = typer.Option(1024, "--sequence-length", help="Tokens of a row."),
     template: str = typer.Option("plain", "--template", help="plain or chat: how instructions become text."),
@@ -65,10 +68,18 @@ def check(
     given = [{**source.model_dump(), "template": template, "turns": turns} for source in sources(files or (), builtin)]
     config = _config({"sources": given, "heldout": heldout, "allow": allowed})
     words, embeddings = _tokenizer(model, tokenizer)
+    added = _added(words, new_token, new_special)
+    if added is not None and embeddings is not None:
+        embeddings = max(embeddings, added.end)
     with tempfile.TemporaryDirectory(prefix="hayless-check-") as folder, shown(err) as progress:
         prepared = prepare(config, words, Path(folder), kind=_kind(objective, config), progress=progress)
         found = checks.problems(
-            prepared, words, sequence_length=sequence_length, allow=config.allow, embeddings=embeddings
+            prepared,
+            words,
+            sequence_length=sequence_length,
+            allow=config.allow,
+            embeddings=embeddings,
+            new_tokens=added.numbers if added else None,
         )
         figures = checks.figures(prepared, sequence_length=sequence_length)
         examples = check_view.examples(prepared.train, words)
@@ -139,6 +150,20 @@ def _tokenizer(model: str, tokenizer: str) -> tuple[PreTrainedTokenizerBase, int
     if model:
         embeddings = dims_of(fetch_config(model)).vocab_size
     return load_tokenizer(tokenizer or model), embeddings
+
+
+def _added(words: PreTrainedTokenizerBase, tokens: list[str], special: list[str]) -> Added | None:
+    """Tokens added to the tokenizer, if any are named."""
+    from hayless.core.options import checked
+    from hayless.model.new_tokens import NewTokens, extend
+    from hayless.model.vocabulary import backend_of
+
+    if not (tokens or special):
+        return None
+    options = ("--new-token", "--new-special")
+    names = {"": " and ".join(options)}
+    names |= {f"{name}.{number}": options[name == "special"] for name in ("tokens", "special") for number in range(99)}
+    return extend(backend_of(words), checked(NewTokens, {"tokens": tokens, "special": special}, names), names=options)
 
 
 def _show_examples(examples: Sequence[Shown]) -> None:

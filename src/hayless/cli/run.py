@@ -55,7 +55,7 @@ def _show_plan(recipe: object, json: bool) -> None:
         emit({"recipe": resolved, "prediction": prediction.to_json()})
         return
     out.print(yaml.write(resolved))
-    out.print(ledger_table(prediction.ledger))
+    out.print(ledger_table(prediction))
     out.print()
     rows = [(title(name), written(name, value)) for name, value in prediction.figures.items()]
     table(["predicted", ""], rows, right=1)

@@ -11,6 +11,7 @@ from hayless.core.attention import Attention
 from hayless.core.dtypes import item_bytes
 from hayless.core.families import family_of
 from hayless.core.ledger import Layout, Ledger, Row
+from hayless.core.new_rows import NAME as NEW_ROWS
 from hayless.core.roles import Role
 from hayless.core.tape import Tape, Tensor
 
@@ -206,6 +207,11 @@ class Run:
         self._hidden_dtype = table.dtype
         ids = tape.constant(self.shape.tokens, "int64")
         x = tape.embedding(ids, table, self.shape.tokens * dims.embedding_width)
+        new = self.weight(f"{self.paths.embedding}.{NEW_ROWS}", "weight")
+        if new is not None:
+            found = tape.embedding(tape.constant(self.shape.tokens, "int64"), new, x.elements)
+            found = tape.scale(found) if dims.model_type == "gemma3_text" else found
+            x = tape.choose(tape.cast(found, x.dtype), x, self.shape.tokens)
         self._held.append(x)
         if self.paths.project_in and dims.embedding_width != dims.hidden_size:
             x = self.linear(x, self.paths.project_in)
@@ -233,6 +239,10 @@ class Run:
             rows = min(self.shape.logits, self.shape.sequence) * self.shape.batch
             hidden = tape.copy(hidden, rows * hidden.elements // self.shape.tokens)
         logits = self.linear(hidden, found.module)
+        new = self.weight(f"{found.tied_to or found.module}.{NEW_ROWS}", "weight")
+        if new is not None:
+            size = hidden.elements // found.in_features * (new.elements // found.in_features)
+            logits = tape.put(logits, tape.linear(hidden, tape.cast(new, hidden.dtype), None, size))
         if self.shape.training:
             tape.result = tape.cross_entropy(logits, tape.constant(self.shape.tokens, "int64"))
             tape.hold(logits)

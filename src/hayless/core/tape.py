@@ -169,6 +169,16 @@ class Tape:
         """Rows of a table; the ids are saved."""
         return self._record((ids, table), elements, table.dtype, (ids,))
 
+    def choose(self, a: Tensor, b: Tensor, rows: int) -> Tensor:
+        """Rows of a or of b, by a mask of one byte for each of `rows`, which is saved."""
+        return self._record((a, b), a.elements, wider(a, b), (self._new(rows, "bool", False),))
+
+    def put(self, whole: Tensor, part: Tensor) -> Tensor:
+        """`whole` with `part` written into it, in its memory; nothing saved, but its gradient is copied."""
+        out = Tensor(whole.elements, whole.dtype, whole.grad or part.grad, whole.storage)
+        self.segments[-1].ops.append(Op((whole, part), (out,)))
+        return out
+
     def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor | None, tokens: int) -> Tensor:
         """torch's own layer norm: saves its input and each token's mean and deviation."""
         if self.arithmetic and self.device == "cuda":

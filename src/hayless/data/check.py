@@ -7,7 +7,7 @@ what a model would be trained on; `refuse` makes an error of what must not be.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -79,11 +79,13 @@ def problems(
     sequence_length: int,
     allow: Collection[str] = (),
     embeddings: int | None = None,
+    new_tokens: Mapping[str, int] | None = None,
 ) -> list[Problem]:
     """Everything that is wrong with prepared data, training and held-out part together, in a fixed order.
 
     `allow` names problems that are not refused; before training, `LEFT_OUT` belongs there: those documents are gone.
-    `embeddings` is how many tokens the model has room for. RequestError for a name in `allow` that is no problem's.
+    `embeddings` is how many tokens the model has room for, `new_tokens` the numbers of those that it is to learn.
+    RequestError for a name in `allow` that is no problem's.
     """
     for name in allow:
         if name not in get_args(ProblemName):
@@ -96,6 +98,7 @@ def problems(
         *look.begins(),
         *look.special_tokens(),
         *look.vocabulary(embeddings),
+        *look.unseen(new_tokens or {}),
         *look.contained(),
     ]
     return [problem for problem in found if problem.count]
@@ -281,6 +284,15 @@ class _Look:
         what = f"documents hold tokens that the model has no room for ({embeddings:,} embeddings)"
         todo = "Give the tokenizer that the model was trained with, or add the new tokens to the model."
         return [unknown_to_tokenizer, self._flagged("outside_model", outside, what, todo)]
+
+    def unseen(self, new_tokens: Mapping[str, int]) -> list[Problem]:
+        """New tokens that stand nowhere in what is trained on, so that nothing is learnt about them."""
+        store = self._prepared.train
+        missing = [token for token, number in new_tokens.items() if not (store.tokens == number).any()]
+        what = "new tokens stand in no training document"
+        todo = "Use them in the data (special ones are written by a chat template only), or leave them out."
+        noted = Noted(len(missing), missing[:_NAMED])
+        return [self._noted("new_token_unseen", noted, what, todo, refused=True, total=len(new_tokens))]
 
     def contained(self) -> list[Problem]:
         """Held-out documents that training documents hold in pieces."""

@@ -29,6 +29,7 @@ ProblemName = Literal[
     "turn_inside_token",
     "unknown_tokens",
     "outside_model",
+    "new_token_unseen",
     "contained",
 ]
 """What `hayless data check` looks for."""

@@ -9,14 +9,17 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import huggingface_hub
 from huggingface_hub import errors as hub
 
 from hayless.core import atomic
-from hayless.core.errors import RequestError, WorkError
+from hayless.core.errors import FileDamaged, RequestError, WorkError
 from hayless.core.families import read_config
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
@@ -47,12 +50,34 @@ def local_folder(source: str | Path, revision: str | None = None) -> Path:
 
 def fetch_config(source: str | Path, revision: str | None = None) -> dict[str, Any]:
     """config.json of a folder or hub id, without its weights. Raises what `local_folder` raises."""
+    return read_config(_folder_with("config.json", source, revision))
+
+
+def fetch_tokenizer(source: str | Path, revision: str | None = None) -> Tokenizer:
+    """The tokenizer of a folder or hub id, as the `tokenizers` library has it. RequestError where there is none of
+    this kind, and what `local_folder` raises."""
+    from tokenizers import Tokenizer
+
+    path = _folder_with("tokenizer.json", source, revision) / "tokenizer.json"
+    if not path.is_file():
+        raise RequestError(f"There is no {path}.", hint="Give a folder or hub id with a tokenizer.json.")
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:
+        # The library raises bare Exceptions for files it cannot read.
+        raise FileDamaged(
+            f"{path} cannot be read: {' '.join(str(error).split())[:300]}", hint="Copy it again."
+        ) from None
+
+
+def _folder_with(file: str, source: str | Path, revision: str | None) -> Path:
+    """The folder `source`, or one that `file` of a hub id was fetched to."""
     folder = _existing(source, revision)
     if folder is None:
         name = str(source)
-        path = _fetch(name, revision, lambda: huggingface_hub.hf_hub_download(name, "config.json", revision=revision))
+        path = _fetch(name, revision, lambda: huggingface_hub.hf_hub_download(name, file, revision=revision), file)
         folder = Path(path).parent
-    return read_config(folder)
+    return folder
 
 
 def _existing(source: str | Path, revision: str | None) -> Path | None:
@@ -78,7 +103,7 @@ def _existing(source: str | Path, revision: str | None) -> Path | None:
     return None
 
 
-def _fetch(name: str, revision: str | None, download: Callable[[], str]) -> str:
+def _fetch(name: str, revision: str | None, download: Callable[[], str], file: str = "config.json") -> str:
     """Run a download with errors a user can act on, none of which quotes an address or a token."""
     at = f" at revision {revision!r}" if revision else ""
     try:
@@ -102,7 +127,7 @@ def _fetch(name: str, revision: str | None, download: Callable[[], str]) -> str:
             hint="Go online once (HF_HUB_OFFLINE unset), or give a folder.",
         ) from None
     except hub.EntryNotFoundError:
-        raise RequestError(f"{name} has no config.json on the hub{at}.", hint="Is it a transformers model?") from None
+        raise RequestError(f"{name} has no {file} on the hub{at}.", hint="Is it a transformers model?") from None
     except hub.HFValidationError:
         raise RequestError(f"There is no folder {name}, and {name!r} is not a hub id.") from None
     except OSError as error:

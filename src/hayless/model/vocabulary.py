@@ -1,137 +1,147 @@
-"""New tokens: given to the tokenizer, given rows in the embedding and the head, and trained alone where that is asked.
+"""Rows for new tokens in the embedding and the head, which start where their text was, and train alone if asked.
 
 A new token's rows start as the mean of the rows of the tokens that its text was cut into before, so that it means at
 first about what they did (Gee et al., Fast Vocabulary Transfer for Language Model Compression, 2022).
+
+Rows that train alone are small tables beside the frozen ones (`hayless.core.new_rows` has them in the ledger): the
+embedding's output is taken from them where a new token stands, and the head's logits of new tokens come from them. So
+no gradient, no optimizer state and no copy of a whole table exists. Shapes: b rows, s positions, h width, n new tokens,
+v entries of the vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from tokenizers import AddedToken
+from tokenizers import Tokenizer
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hayless.core.errors import NotSupported, RequestError, bad_value
+from hayless.core.compose import predict
+from hayless.core.errors import NotSupported, RequestError
+from hayless.core.families import ledger_of
+from hayless.core.ledger import Ledger
+from hayless.core.new_rows import NAME, only_new_rows, vocabulary_rows
 from hayless.core.roles import Role
-from hayless.model.anatomy import Anatomy
+from hayless.model.anatomy import Anatomy, dims_of_model
 from hayless.model.anatomy.binding import Site
+from hayless.model.new_tokens import Added
+from hayless.model.transform import record
 
 
-@dataclass(frozen=True, slots=True)
-class Added:
-    """The tokens that are new, and their rows [first, end) of the embedding, which now has `rows`; and the tokens that
-    the tokenizer knew already."""
-
-    tokens: tuple[str, ...]
-    known: tuple[str, ...]
-    first: int
-    end: int
-    rows: int
+def backend_of(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
+    """What transformers' tokenizer has inside. NotSupported for one that is written in Python."""
+    found: Tokenizer | None = getattr(tokenizer, "backend_tokenizer", None)
+    if found is None:
+        raise NotSupported(f"{type(tokenizer).__name__} is none of the tokenizers library, so it gets no new tokens.")
+    return found
 
 
-def add_tokens(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str], *, special: bool = False
-) -> Added:
-    """Add tokens to a tokenizer and rows for them to the model's embedding and head, both in place.
+def grow(model: PreTrainedModel, added: Added) -> int:
+    """Give tokens that its tokenizer has got rows in the model's embedding and head, in place; spare rows are taken
+    first. Returns how many rows the embedding has then.
 
-    A head that is the embedding stays it; another one gets rows of its own. Spare rows of the model are taken first.
-    `special` tokens are never cut and are left out of decoded text. RequestError for empty tokens, tokens named twice
-    and none that is new; NotSupported for an embedding or head that a method holds in another form.
+    A head that is the embedding stays it; another one gets rows of its own. RequestError where the tokenizer had more
+    tokens before than the model has rows; NotSupported as in `vocabulary_rows`.
     """
-    if not all(tokens) or len(set(tokens)) < len(tokens):
-        raise bad_value("tokens", list(tokens), allowed="texts that are not empty, each once")
-    known = tuple(token for token in tokens if token in tokenizer.get_vocab())
-    new = [token for token in tokens if token not in known]
-    if not new:
-        raise RequestError("The tokenizer knows all of these tokens already.", hint="Leave new tokens out.")
-    sites = _tables(model)
-    former = [tokenizer(token, add_special_tokens=False)["input_ids"] for token in new]
-    tokenizer.add_tokens(
-        [AddedToken(token, special=special, normalized=False) for token in new], special_tokens=special
-    )
-    places = tokenizer.get_vocab()
-    first, end = places[new[0]], places[new[-1]]
-    rows = int(sites[0].weight(model).shape[0])
-    if end >= rows:
-        rows = end + 1
+    table = _tables(model)[0].weight(model)
+    if added.first > len(table):
+        raise RequestError(
+            f"The tokenizer does not match the model: before the new tokens it had {added.first}, and the model has"
+            f" {len(table)} embeddings.",
+            hint="Give the tokenizer that the model was trained with.",
+        )
+    rows = max(len(table), added.end)
+    if rows > len(table):
         model.resize_token_embeddings(rows, mean_resizing=False)
     for site in _tables(model):
         if not site.row.tied_to:
-            _start(site.weight(model), first, former)
-    return Added(tuple(new), known, first, end + 1, rows)
+            _start(site.weight(model), added.first, added.pieces)
+    return rows
 
 
 @contextmanager
-def only_new_rows(model: PreTrainedModel, added: Added) -> Iterator[list[nn.Parameter]]:
-    """Inside the block nothing of the model is trained but the rows of `added`: they are parameters of their own, and
-    whatever an optimizer does (weight decay, momentum) reaches no other row. After it, the model is as it was before,
-    with the new values in it. Gives the parameters to train: of the embedding, and of a head of its own.
+def training_alone(model: PreTrainedModel, added: Added) -> Iterator[list[nn.Parameter]]:
+    """Inside the block nothing of the model trains but the rows of `added`, so that whatever an optimizer does (weight
+    decay, momentum) reaches no other row; gives them as parameters, of the embedding and of a head of its own. After
+    it the model is as it was before, with their values in its tables.
+
+    RequestError for a model with an adapter; NotSupported as in `vocabulary_rows`.
     """
-    wanted = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    only_new_rows(_ledger(model), len(added.tokens))
     sites = _tables(model)
-    before = [dict(site.module(model)._parameters) for site in sites]
-    for parameter in wanted:
-        parameter.requires_grad_(False)
-    parts: list[tuple[nn.Parameter, nn.Parameter]] = []
-    try:
-        for site in sites:
-            parametrize.register_parametrization(site.module(model), site.parameter, _Rows(added.first, added.end))
-            held: Any = site.module(model).parametrizations[site.parameter]  # type: ignore[index]
-            if site.row.tied_to:
-                # One table in two places has one pair of parts.
-                held.original0, held.original1 = parts[0]
-            else:
-                held.original0.requires_grad_(False)
-                parts.append((held.original0, held.original1.requires_grad_(True)))
-        yield [new for _, new in parts]
-    finally:
-        for site, parameters in zip(sites, before, strict=True):
-            module = site.module(model)
-            if parametrize.is_parametrized(module, site.parameter):
-                value = getattr(module, site.parameter).detach()
-                parametrize.remove_parametrizations(module, site.parameter, leave_parametrized=True)
-                module._parameters = parameters
-                with torch.no_grad():
-                    site.weight(model).copy_(value)
+    wanted = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    with ExitStack() as stack:
         for parameter, trains in wanted.items():
-            parameter.requires_grad_(trains)
+            stack.callback(parameter.requires_grad_, trains)
+            parameter.requires_grad_(False)
+        held: dict[str, nn.Module] = {}
+        for site in sites:
+            module = site.module(model)
+            rows = held.get(site.row.tied_to or "")
+            if rows is None:
+                rows = held[site.module_path] = _apart(site.weight(model)[added.first : added.end])
+                module.add_module(NAME, rows)
+                stack.callback(_put_back, module, site.weight(model), added)
+            hook = _looked_up if site.row.role is Role.EMBEDDING else _scored
+            stack.callback(module.register_forward_hook(hook(rows, added)).remove)
+        yield [rows.weight for rows in held.values()]  # type: ignore[misc]
 
 
-class _Rows(nn.Module):
-    """A table as two parameters: the rows that stay, and the new ones."""
+def _apart(rows: Tensor) -> nn.Module:
+    """Rows (n, h) of a table as a table of their own."""
+    return nn.Embedding.from_pretrained(rows.detach().clone(), freeze=False)
 
-    def __init__(self, first: int, end: int) -> None:
-        super().__init__()
-        self._first, self._end = first, end
 
-    def forward(self, old: Tensor, new: Tensor) -> Tensor:
-        """The whole table."""
-        return torch.cat([old[: self._first], new, old[self._first :]])
+def _put_back(module: Any, table: Tensor, added: Added) -> None:
+    """Write what the rows are now into the table, and take them off."""
+    with torch.no_grad():
+        table[added.first : added.end].copy_(module.new_rows.weight)
+    del module.new_rows
 
-    def right_inverse(self, table: Tensor) -> tuple[Tensor, Tensor]:
-        """Its two parts."""
-        old = torch.cat([table[: self._first], table[self._end :]])
-        return old, table[self._first : self._end].clone()
+
+def _looked_up(rows: Any, added: Added) -> Any:
+    """A forward hook of the embedding: where a new token stands, its row of `rows`."""
+
+    def hook(module: Any, inputs: tuple[Tensor, ...], output_bsh: Tensor) -> Tensor:
+        local_bs = inputs[0] - added.first
+        new_bs = (local_bs >= 0) & (local_bs < len(added.tokens))
+        found_bsh = rows(local_bs.clamp(0, len(added.tokens) - 1))
+        scale = getattr(module, "embed_scale", None)
+        if scale is not None:
+            found_bsh = found_bsh * scale.to(found_bsh.dtype)
+        return torch.where(new_bs[..., None], found_bsh.to(output_bsh.dtype), output_bsh)
+
+    return hook
+
+
+def _scored(rows: Any, added: Added) -> Any:
+    """A forward hook of the head: the logits of new tokens, from `rows`, in the place of the frozen table's."""
+
+    def hook(module: Any, inputs: tuple[Tensor, ...], output_bsv: Tensor) -> Tensor:
+        (x_bsh,) = inputs
+        output_bsv[..., added.first : added.end] = F.linear(x_bsh, rows.weight.to(x_bsh.dtype))
+        return output_bsv
+
+    return hook
+
+
+def _ledger(model: PreTrainedModel) -> Ledger:
+    return predict(ledger_of(dims_of_model(model)), record(model))
 
 
 def _tables(model: PreTrainedModel) -> list[Site]:
     """The embedding of tokens and the head, in this order. NotSupported where a method holds one in another form."""
-    anatomy = Anatomy.of(model)
-    found = [
-        *(site for site in anatomy.sites if site.module(model) is anatomy.embedding),
-        *(site for site in anatomy.weights({Role.HEAD}) if site.row.shape[0] == anatomy.dims.vocab_size),
-    ]
+    names = {row.module for row in vocabulary_rows(_ledger(model))}
+    found = [site for site in Anatomy.of(model).sites if site.module_path in names and site.parameter == "weight"]
     for site in found:
         if site.packed(model):
             raise NotSupported(
-                f"{site.name} ({site.row.role.value}) is held in another form, so it cannot get new rows.",
-                hint="Add tokens before a method packs it.",
+                f"{site.name} ({site.row.role.value}) is held in another form, so it cannot get new rows."
             )
     return found
 

@@ -18,12 +18,13 @@ from hayless.core.errors import FileDamaged, HaylessError, bad_value
 from hayless.core.measurement import Measurement
 from hayless.core.registry import method_of
 from hayless.core.units import format_bytes
-from hayless.data.batches import Batches, one_pass
+from hayless.data.batches import Batch, Batches, one_pass
 from hayless.data.check import LEFT_OUT, problems, refuse
 from hayless.data.corpus import Kind
 from hayless.measure.memory import MemoryMeter
 from hayless.model.anatomy import dims_of_model
 from hayless.model.build import build_model
+from hayless.model.vocabulary import training_alone
 from hayless.recipe.schema import Train
 from hayless.recipe.start import Start
 from hayless.train.trainer import Trainer, TrainResult
@@ -63,15 +64,18 @@ def learn(
     if limit and train.sequence_length > limit:
         raise bad_value("sequence_length", train.sequence_length, allowed=f"at most {limit}, the model's own limit")
     _check_data(model, train, start, console)
-    trainer = _trainer(model, train, start, folder, predicted_bytes, console)
-    if meter is not None:
-        meter.restart()
-    result = trainer.run()
-    finished = folder / "result.json"
-    if finished.exists():
-        # It was finished before; its weights came from the checkpoint just now, and training took no memory.
-        return _read(finished)
-    figures = _figures(result, model, meter)
+    if start.added and not train.only and not model.get_input_embeddings().weight.requires_grad:
+        console.print("The rows of new tokens stay as they are: the embedding is frozen in this step.")
+    with training_alone(model, start.added) if train.only and start.added else contextlib.nullcontext():
+        trainer = _trainer(model, train, start, folder, predicted_bytes, console)
+        if meter is not None:
+            meter.restart()
+        result = trainer.run()
+        finished = folder / "result.json"
+        if finished.exists():
+            # It was finished before; its weights came from the checkpoint just now, and training took no memory.
+            return _read(finished)
+        figures = _figures(result, model, meter)
     atomic.write_json(finished, figures.model_dump(mode="json"))
     return figures
 
@@ -85,15 +89,20 @@ def data_kind(train: Train) -> Kind:
 def rehearse(train: Train, start: Start) -> None:
     """Train a toy for a step, validation, samples and saving included, so that what libraries set up on first use is
     not taken for the model's memory."""
+    toy, settings = toy_and_settings(train, start)
+    with tempfile.TemporaryDirectory(prefix="hayless-") as folder, contextlib.suppress(HaylessError):
+        # What is wrong with the data shows, and is said, in the real run.
+        _trainer(toy, settings, start, Path(folder), None, Console(file=io.StringIO())).run()
+
+
+def toy_and_settings(train: Train, start: Start) -> tuple[PreTrainedModel, Train]:
+    """A tiny model for the recipe's data, and a step of its training: small, but with the same parts."""
     shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
     config = {"model_type": "llama", **shape, "vocab_size": len(start.tokenizer), "max_position_embeddings": 32}
     toy = build_model(config, device=start.device, task=start.recipe.model.task)
     short = {"steps": 1, "tokens": None, "batch_size": 1, "micro_batch_size": None, "sequence_length": 16}
     sparing = {"validation_tokens": 16, "sample_tokens": 1, "compile": False, "tensorboard": False, "patience": 0}
-    settings = train.model_copy(update=short | sparing)
-    with tempfile.TemporaryDirectory(prefix="hayless-") as folder, contextlib.suppress(HaylessError):
-        # What is wrong with the data shows, and is said, in the real run.
-        _trainer(toy, settings, start, Path(folder), None, Console(file=io.StringIO())).run()
+    return toy, train.model_copy(update=short | sparing)
 
 
 def _check_data(model: PreTrainedModel, train: Train, start: Start, console: Console) -> None:
@@ -105,6 +114,7 @@ def _check_data(model: PreTrainedModel, train: Train, start: Start, console: Con
         sequence_length=train.sequence_length,
         allow=(*LEFT_OUT, *start.recipe.data.allow),
         embeddings=dims_of_model(model).vocab_size,
+        new_tokens=start.added.numbers if start.added else None,
     )
     refuse(found)
     for problem in found:
@@ -112,27 +122,36 @@ def _check_data(model: PreTrainedModel, train: Train, start: Start, console: Con
             console.print(f"allowed: {problem}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _trainer(
-    model: PreTrainedModel, train: Train, start: Start, folder: Path, predicted_bytes: int | None, console: Console
-) -> Trainer:
-    data = start.data(data_kind(train))
+def training_batches(train: Train, start: Start) -> Batches:
+    """The batches of a training step."""
     assert start.recipe.data is not None, "the schema asks for data where a step trains"
-    batches = Batches(
-        data.train,
+    return Batches(
+        start.data(data_kind(train)).train,
         sequence_length=train.sequence_length,
         batch_size=train.batch_size,
         micro_batch_size=train.micro_batch_size,
         seed=train.seed,
         proportions=start.recipe.data.proportions or None,
     )
-    if batches.truncated or batches.skipped:
-        console.print(f"training data: {batches.description}", markup=False, highlight=False)
-    validation = one_pass(
-        data.heldout,
+
+
+def held_out_batches(train: Train, start: Start) -> list[Batch]:
+    """The batches that a training step is validated on."""
+    found = one_pass(
+        start.data(data_kind(train)).heldout,
         sequence_length=train.sequence_length,
         rows=train.micro_batch_size or train.batch_size,
         max_tokens=train.validation_tokens,
     )
+    return list(found)
+
+
+def _trainer(
+    model: PreTrainedModel, train: Train, start: Start, folder: Path, predicted_bytes: int | None, console: Console
+) -> Trainer:
+    batches = training_batches(train, start)
+    if batches.truncated or batches.skipped:
+        console.print(f"training data: {batches.description}", markup=False, highlight=False)
     return Trainer(
         model,
         start.tokenizer,
@@ -141,20 +160,23 @@ def _trainer(
         optimizer=train.optimizer,
         memory=train.memory,
         batches=batches,
-        validation=validation,
+        validation=held_out_batches(train, start),
         folder=folder,
         predicted_bytes=predicted_bytes,
         console=console,
     )
 
 
-def training_rows(trained: Sequence[TrainFigures]) -> list[Measurement]:
-    """What all training steps of a run took together: time and tokens in all, the largest peak."""
+def training_rows(
+    trained: Sequence[TrainFigures], included: str = "validation, samples and checkpoints included"
+) -> list[Measurement]:
+    """What all training steps of a run took together: time and tokens in all, the largest peak. `included` says what
+    the time is of."""
     if not trained:
         return []
     seconds, tokens = sum(step.seconds for step in trained), sum(step.tokens for step in trained)
     peaks = [step.peak_bytes for step in trained if step.peak_bytes is not None]
-    note = f"{tokens:,} tokens; validation, samples and checkpoints included"
+    note = f"{tokens:,} tokens; {included}"
     rows = [
         Measurement(name="train_seconds", unit="s", value=seconds, note=note, better="lower"),
         Measurement(

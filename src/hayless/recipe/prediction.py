@@ -6,35 +6,43 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from hayless.core.compose import predict as rewrite
 from hayless.core.cost import TrainShape, backward_flops, decode_cost, forward_flops, is_packed, training_cost
 from hayless.core.dims import ModelDims
 from hayless.core.errors import NotSupported, RequestError
-from hayless.core.families import dims_of, ledger_of, read_config
+from hayless.core.families import dims_of, labels_of, ledger_of, read_config
 from hayless.core.ledger import Ledger
 from hayless.core.method import MethodConfig
+from hayless.core.new_rows import only_new_rows, vocabulary_rows
 from hayless.core.registry import method_of, record_of
 from hayless.core.roles import Role
+from hayless.model.new_tokens import extend
 from hayless.recipe.schema import ApplyStep, ModelSection, Recipe, Save, TokenizerSection, Train, TrainStep
 
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
 DeviceKind = Literal["cuda", "cpu"]
+
+NEW_TOKENS = ("model.new_tokens.tokens", "model.new_tokens.special")
+"""What a recipe calls new tokens."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """The ledger of the finished model in memory, the one of the saved file, and figures by measurement name."""
+    """The ledger of the finished model in memory, the one that the last training step meets (that of the finished model
+    where nothing trains), the one of the saved file, and figures by measurement name."""
 
     ledger: Ledger
+    training: Ledger
     saved: Ledger
     figures: dict[str, float]
 
     def to_json(self) -> dict[str, Any]:
         """Plain data: figures, and each role's elements and bytes."""
-        roles = {
-            role: {"elements": count, "held_bytes": held} for role, (count, held, _) in by_role(self.ledger).items()
-        }
+        roles = {role: {"elements": count, "held_bytes": held} for role, (count, held) in by_role(self.ledger).items()}
         return {"figures": self.figures, "methods": list(self.ledger.methods), "roles": roles}
 
 
@@ -55,10 +63,11 @@ def predict(recipe: Recipe, device: DeviceKind | None = None) -> Prediction:
     device = device or device_kind(recipe.device)
     stages, dims, done = walk(recipe)
     ledger, saved = rewrite(ledger_of(dims), done), _saved(dims, done, recipe.saving)
+    training = stages[-1].ledger if stages else ledger
     files = saved.files()
     figures: dict[str, float] = {
         "parameters": saved.parameters,
-        "trainable_parameters": stages[-1].ledger.trainable if stages else ledger.trainable,
+        "trainable_parameters": training.trainable,
         "nonzero_parameters": saved.nonzero,
         "file_bytes": sum(files.values()),
     }
@@ -71,7 +80,7 @@ def predict(recipe: Recipe, device: DeviceKind | None = None) -> Prediction:
     if measuring and measuring.decode and recipe.model.task == "causal" and saved.dims.family not in ("bert", "t5"):
         context = measuring.prompt_tokens + measuring.decode_tokens
         figures["decode_peak_bytes"] = decode_cost(saved, 1, context, device=device).peak.total
-    return Prediction(ledger, saved, figures)
+    return Prediction(ledger, training, saved, figures)
 
 
 def flops_per_token(recipe: Recipe) -> list[float]:
@@ -119,9 +128,23 @@ def walk(recipe: Recipe) -> tuple[list[Stage], ModelDims, list[MethodConfig]]:
             done = [*done, step.apply]
         elif isinstance(step, TrainStep):
             ledger = rewrite(ledger_of(dims), done)
+            if step.train.only:
+                ledger = _only_new_rows(recipe.model, ledger, f"steps.{position}.train.only")
             stages.append(Stage(position, step.train, ledger))
             dims = dims.with_dtype(_dtype_after(ledger, step.train))
     return stages, dims, done
+
+
+def _only_new_rows(section: ModelSection, ledger: Ledger, field: str) -> Ledger:
+    """The ledger while the rows of new tokens train alone. RequestError where that would freeze a head that is new."""
+    assert section.new_tokens is not None, "the schema asks for new tokens where only they train"
+    found = section.config or _config_of(str(section.path), section.revision)
+    if section.task == "reward" and not labels_of(found):
+        raise RequestError(
+            f"{field} = 'new_tokens' would leave the score head, which is new, as random as it is.",
+            hint="Start from a reward model that is trained, or train everything.",
+        )
+    return only_new_rows(ledger, len(section.new_tokens.all))
 
 
 def _dtype_after(ledger: Ledger, train: Train) -> str:
@@ -148,7 +171,19 @@ def starting_point(section: ModelSection) -> tuple[ModelDims, list[MethodConfig]
         before = record_of(found.get("hayless"))
         dims = dims_of(found)
         dims = dims.with_dtype(section.dtype) if section.dtype else dims
-    return (replace(dims, labels=1) if section.task == "reward" else dims), before
+    dims = replace(dims, labels=1) if section.task == "reward" else dims
+    return replace(dims, vocab_size=_grown_vocabulary(section, rewrite(ledger_of(dims), before))), before
+
+
+def _grown_vocabulary(section: ModelSection, ledger: Ledger) -> int:
+    """Rows of the embedding once new tokens have theirs."""
+    rows = ledger.dims.vocab_size
+    if section.new_tokens is None:
+        return rows
+    vocabulary_rows(ledger)
+    if isinstance(section.tokenizer, TokenizerSection):
+        return max(rows, section.tokenizer.vocab_size)
+    return max(rows, extend(_tokenizer(section), section.new_tokens, names=NEW_TOKENS).end)
 
 
 def _config_of(path: str, revision: str | None) -> dict[str, Any]:
@@ -170,33 +205,31 @@ def complete_config(section: ModelSection) -> dict[str, Any]:
     assert section.config is not None
     config = dict(section.config)
     if "vocab_size" not in config:
-        config["vocab_size"] = _vocabulary(section.tokenizer)
+        trained = section.tokenizer if isinstance(section.tokenizer, TokenizerSection) else None
+        config["vocab_size"] = trained.vocab_size if trained else _tokenizer(section).get_vocab_size()
     return config
 
 
-def _vocabulary(tokenizer: str | TokenizerSection | None) -> int:
-    if isinstance(tokenizer, TokenizerSection):
-        return tokenizer.vocab_size
-    path = Path(str(tokenizer)) / "tokenizer.json"
-    if not path.is_file():
-        raise RequestError(f"There is no {path}.", hint="Give model.config.vocab_size, or a tokenizer folder.")
-    from tokenizers import Tokenizer
+def _tokenizer(section: ModelSection) -> Tokenizer:
+    """The tokenizer that a recipe names, or its model's own, before new tokens."""
+    from hayless.model.source import fetch_tokenizer
 
-    return int(Tokenizer.from_file(str(path)).get_vocab_size())
+    if section.tokenizer is None:
+        return fetch_tokenizer(str(section.path), section.revision)
+    return fetch_tokenizer(str(section.tokenizer))
 
 
-def by_role(ledger: Ledger) -> dict[str, tuple[int, int, int]]:
-    """Role → (elements, bytes held, trainable elements), in the order of the rows."""
-    found: dict[str, tuple[int, int, int]] = {}
+def by_role(ledger: Ledger) -> dict[str, tuple[int, int]]:
+    """Role → (elements, bytes held), in the order of the rows."""
+    found: dict[str, tuple[int, int]] = {}
     for row in ledger.rows:
-        elements, held, trainable = found.get(row.role.value, (0, 0, 0))
-        trained = row.elements if row.trainable else 0
-        found[row.role.value] = (elements + row.elements, held + row.bytes, trainable + trained)
+        elements, held = found.get(row.role.value, (0, 0))
+        found[row.role.value] = (elements + row.elements, held + row.bytes)
     return found
 
 
-def ledger_table(ledger: Ledger) -> Any:
-    """A rich table of elements, bytes and trainable elements by role."""
+def ledger_table(prediction: Prediction) -> Any:
+    """A rich table by role: elements and bytes of the finished model, and what its last training step trains."""
     from rich.table import Table
 
     from hayless.core.units import format_bytes, format_count
@@ -205,8 +238,10 @@ def ledger_table(ledger: Ledger) -> Any:
     table.add_column("role")
     for title in ("elements", "in memory", "trainable"):
         table.add_column(title, justify="right")
-    for role, (elements, held, trainable) in by_role(ledger).items():
+    rows, ledger = prediction.training.rows, prediction.ledger
+    for role, (elements, held) in by_role(ledger).items():
+        trainable = sum(row.elements for row in rows if row.trainable and row.role.value == role)
         table.add_row(role, format_count(elements), format_bytes(held), format_count(trainable))
-    total = (format_count(ledger.parameters), format_bytes(ledger.weight_bytes), format_count(ledger.trainable))
-    table.add_row("all", *total, style="bold")
+    total = (ledger.parameters, ledger.weight_bytes, prediction.training.trainable)
+    table.add_row("all", format_count(total[0]), format_bytes(total[1]), format_count(total[2]), style="bold")
     return table

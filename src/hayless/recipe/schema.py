@@ -19,6 +19,7 @@ from hayless.core.options import Options
 from hayless.core.registry import configure, methods
 from hayless.data.config import DataConfig
 from hayless.measure.settings import MeasureSettings
+from hayless.model.new_tokens import NewTokens
 from hayless.train.settings import TrainSettings
 
 
@@ -50,11 +51,14 @@ else:
     MemoryConfig = _union(Part.MEMORY)
 
 
+_SMALLEST = 260
+
+
 class TokenizerSection(Options):
     """A tokenizer to train on the recipe's training documents."""
 
     level: Literal["char", "word", "bpe", "unigram"] = Field("bpe", description="What a token is.")
-    vocab_size: int = Field(4096, ge=260, le=1_000_000, description="Entries, special tokens included.")
+    vocab_size: int = Field(4096, ge=_SMALLEST, le=1_000_000, description="Entries, special and new tokens included.")
 
 
 class ModelSection(Options):
@@ -64,6 +68,9 @@ class ModelSection(Options):
     config: dict[str, Any] | None = Field(None, description="A Hugging Face config; weights start at random.")
     tokenizer: str | TokenizerSection | None = Field(
         None, description="A folder or hub id, or one to train; the model's own if not given."
+    )
+    new_tokens: NewTokens | None = Field(
+        None, description="Tokens to add to the tokenizer, with rows in the embedding and the head."
     )
     revision: str | None = Field(None, description="Branch, tag or commit of a hub id.")
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
@@ -79,7 +86,18 @@ class ModelSection(Options):
             raise ValueError("give exactly one of path and config")
         if self.config is not None and self.tokenizer is None:
             raise ValueError("a new model needs a tokenizer: a path, or {level: bpe, vocab_size: 4096} to train one")
+        if isinstance(self.tokenizer, TokenizerSection) and self.learnt_entries < _SMALLEST:
+            raise ValueError(
+                f"tokenizer.vocab_size ({self.tokenizer.vocab_size}) leaves {self.learnt_entries} entries beside"
+                f" new_tokens; at least {_SMALLEST} are learnt"
+            )
         return self
+
+    @property
+    def learnt_entries(self) -> int:
+        """How many entries a tokenizer to train has before it gets new tokens."""
+        assert isinstance(self.tokenizer, TokenizerSection)
+        return self.tokenizer.vocab_size - (len(self.new_tokens.all) if self.new_tokens else 0)
 
 
 class Train(TrainSettings):
@@ -88,6 +106,9 @@ class Train(TrainSettings):
     objective: ObjectiveConfig = Field(default_factory=lambda: configure("lm"), description="What is minimised.")
     optimizer: OptimizerConfig = Field(default_factory=lambda: configure("adamw"), description="How weights move.")
     memory: tuple[MemoryConfig, ...] = Field((), description="Methods that trade time for memory.")
+    only: Literal["new_tokens"] | None = Field(
+        None, description="new_tokens: nothing trains but the rows of model.new_tokens. Everything trains if not given."
+    )
 
 
 class Measure(MeasureSettings):
@@ -192,6 +213,7 @@ class Recipe(Options):
         if uses_data and self.data is None:
             what = f"a {uses_data[0]} step" if uses_data[0] in STEPS else "a tokenizer to train"
             raise ValueError(f"{what} needs data: add a data section")
+        self._check_only()
         return self
 
     @property
@@ -208,6 +230,14 @@ class Recipe(Options):
     def measuring(self) -> Measure | None:
         """What is measured of the saved model, if anything is."""
         return next((step.measure for step in self.steps if isinstance(step, MeasureStep)), None)
+
+    def _check_only(self) -> None:
+        """Rows of new tokens train alone only where there are some."""
+        for position, step in enumerate(self.steps):
+            if isinstance(step, TrainStep) and step.train.only and self.model.new_tokens is None:
+                raise ValueError(
+                    f"steps.{position}.train.only is new_tokens, and there are none: name them in model.new_tokens"
+                )
 
     def _check_ending(self) -> None:
         """There is one saved model a run, and what is measured is that one: both come last, once."""

@@ -13,7 +13,9 @@ from hayless.data.store import Kind, Prepared, prepare
 from hayless.data.tokenizer import train_tokenizer
 from hayless.model.build import build_model, checked_device
 from hayless.model.load import check_tokenizer, load_model, load_tokenizer
-from hayless.recipe.prediction import complete_config
+from hayless.model.new_tokens import Added, extend
+from hayless.model.vocabulary import backend_of, grow
+from hayless.recipe.prediction import NEW_TOKENS, complete_config
 from hayless.recipe.schema import Recipe, TokenizerSection
 
 
@@ -28,16 +30,32 @@ class Start:
         self._say = say
         self._prepared: dict[Kind, Prepared] = {}
 
-    @cached_property
+    @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The recipe's tokenizer: trained on its data, named, or the model's own."""
+        """The recipe's tokenizer: trained on its data, named, or the model's own; with the new tokens."""
+        return self._words[0]
+
+    @property
+    def added(self) -> Added | None:
+        """The new tokens, if the recipe names some."""
+        return self._words[1] if self.recipe.model.new_tokens is not None else None
+
+    @cached_property
+    def _words(self) -> tuple[PreTrainedTokenizerBase, Added | None]:
+        found, wanted = self._named_tokenizer(), self.recipe.model.new_tokens
+        if wanted is None:
+            return found, None
+        added = extend(backend_of(found), wanted, names=NEW_TOKENS)
+        self._say("new tokens: " + ", ".join(f"{token!r} ({number:,})" for token, number in added.numbers.items()))
+        return found, added
+
+    def _named_tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer before new tokens."""
         section = self.recipe.model
         if isinstance(section.tokenizer, TokenizerSection):
             assert self.recipe.data is not None, "the schema asks for data where a tokenizer is trained"
-            wanted = section.tokenizer
-            return train_tokenizer(
-                self.recipe.data, wanted.level, wanted.vocab_size, self._folder, progress=self._progress
-            )
+            level, entries = section.tokenizer.level, section.learnt_entries
+            return train_tokenizer(self.recipe.data, level, entries, self._folder, progress=self._progress)
         if section.tokenizer is not None:
             return load_tokenizer(section.tokenizer)
         assert section.path is not None, "the schema asks for a tokenizer where a model is new"
@@ -69,6 +87,8 @@ class Start:
             model = load_model(
                 section.path, dtype=section.dtype, device=self.device, revision=section.revision, task=section.task
             )
+        if self.added is not None:
+            grow(model, self.added)
         if self.uses_text:
             check_tokenizer(model, self.tokenizer)
         return model
@@ -76,4 +96,5 @@ class Start:
     @property
     def uses_text(self) -> bool:
         """Whether anything in the recipe reads text, so that there must be a tokenizer."""
-        return self.recipe.data is not None or self.recipe.model.config is not None
+        section = self.recipe.model
+        return self.recipe.data is not None or section.config is not None or section.new_tokens is not None
