@@ -19,7 +19,7 @@ from hayless.train.metrics import read
 from tests import tiny
 from tests.train import source, worker
 
-TIMED = {"tokens_per_second", "seconds", "eta_seconds", "peak_bytes", "mfu"}
+TIMED = {"tokens_per_second", "data_wait_share", "seconds", "eta_seconds", "peak_bytes", "mfu"}
 ROOT = Path(__file__).parents[2]
 
 

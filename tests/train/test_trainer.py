@@ -4,6 +4,7 @@ import io
 import json
 import math
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -181,6 +182,7 @@ def test_metric_lines_have_units_in_their_names_and_count_right(tmp_path):
         "trained_tokens",
         "padded_tokens",
         "tokens_per_second",
+        "data_wait_share",
         "peak_bytes",
         "mfu",
         "seconds",
@@ -190,6 +192,23 @@ def test_metric_lines_have_units_in_their_names_and_count_right(tmp_path):
     assert lines[1]["tokens"] == sum(batch.input_tokens for batch in batches)
     assert lines[1]["padded_tokens"] == sum(batch.padded_tokens for batch in batches)
     assert lines[1]["mfu"] is None and lines[1]["peak_bytes"] > 10**6
+
+
+def test_waiting_for_data_is_counted_and_said(tmp_path):
+    class Late(source.Random):
+        """The last batch comes a while after all others were used."""
+
+        def step(self, step):
+            while step == 3 and len(source.lines(tmp_path, "train")) < 3:
+                time.sleep(0.01)
+            time.sleep(0.3 if step == 3 else 0)
+            return super().step(step)
+
+    out = io.StringIO()
+    source.trainer(tmp_path, steps=4, batches=Late(), log_every=1, console=Console(file=out, width=200)).run()
+    shares = [line["data_wait_share"] for line in source.lines(tmp_path, "train")]
+    assert all(0 <= share <= 1 for share in shares) and shares[3] > 0.02
+    assert f"{shares[3]:.0%} waiting for data" in out.getvalue()
 
 
 def test_tensorboard_events(tmp_path):

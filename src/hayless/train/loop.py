@@ -52,8 +52,12 @@ class Loop:
             self.batches, self.state.step, self.settings.total_steps, pin=self.model.device.type == "cuda"
         )
         with closing(coming):
-            while not self.out_of_patience and (found := next(coming, None)):
-                self._step(found[1])
+            while not self.out_of_patience:
+                asked = time.perf_counter()
+                found = next(coming, None)
+                if found is None:
+                    break
+                self._step(found[1], waited=time.perf_counter() - asked)
         if self.settings.patience and self.state.best_step not in (None, self.state.step):
             self._back_to_best()
 
@@ -62,7 +66,7 @@ class Loop:
         """Whether enough validations have passed without a better loss."""
         return 0 < self.settings.patience <= self.state.validations_since_best
 
-    def _step(self, pieces: Sequence[Batch]) -> None:
+    def _step(self, pieces: Sequence[Batch], waited: float) -> None:
         settings, state, total = self.settings, self.state, self.settings.total_steps
         step = state.step + 1
         share = rate(settings.schedule, state.step, total)
@@ -83,6 +87,7 @@ class Loop:
                 trained_tokens=state.trained_tokens,
                 padded_tokens=state.padded_tokens,
                 seconds=state.seconds,
+                waited=waited,
                 metrics=figures.metrics,
             )
         )

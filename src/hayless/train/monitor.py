@@ -22,13 +22,17 @@ from hayless.train.metrics import Kind, MetricsLog
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
+_LONG_WAIT = 0.02
+"""The share of the time spent waiting for batches from which on it is shown."""
+
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
     """One update: its own figures, and the run's counts so far.
 
     `loss` is in nats a unit; `tokens` are input tokens (padding not counted), `trained_tokens` those with a target,
-    `padded_tokens` the rest of the batches; `seconds` of all parts of the run together. `metrics` are means over units.
+    `padded_tokens` the rest of the batches; `seconds` of all parts of the run together, `waited` those that this update
+    waited for its batch. `metrics` are means over units.
     """
 
     step: int
@@ -39,6 +43,7 @@ class StepReport:
     trained_tokens: int
     padded_tokens: int
     seconds: float
+    waited: float
     metrics: Mapping[str, float]
 
 
@@ -72,6 +77,7 @@ class Monitor:
         self._console = console
         self._writer = _writer(tensorboard, purge_step=start + 1) if tensorboard else None
         self._mark = (time.perf_counter(), start, tokens)
+        self._waited = 0.0
         columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(bar_width=12), TextColumn("{task.fields[line]}"))
         self._progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
         self._task = self._progress.add_task("", total=total, completed=start, line="")
@@ -91,6 +97,7 @@ class Monitor:
     def step(self, report: StepReport) -> None:
         """Show one update; every n-th and the last are written down."""
         self._progress.update(self._task, completed=report.step)
+        self._waited += report.waited
         if report.step % self._every and report.step != self._total:
             return
         now = time.perf_counter()
@@ -98,7 +105,8 @@ class Monitor:
         elapsed = max(now - before, 1e-9)
         rate = (report.tokens - tokens_before) / elapsed
         eta = elapsed / max(1, report.step - steps_before) * (self._total - report.step)
-        self._mark = (now, report.step, report.tokens)
+        waiting = self._waited / elapsed
+        self._mark, self._waited = (now, report.step, report.tokens), 0.0
         fields = {
             "loss": report.loss,
             **report.metrics,
@@ -108,6 +116,7 @@ class Monitor:
             "trained_tokens": report.trained_tokens,
             "padded_tokens": report.padded_tokens,
             "tokens_per_second": rate,
+            "data_wait_share": waiting,
             "peak_bytes": peak_bytes(self._device),
             "mfu": self._utilisation(rate),
             "seconds": report.seconds,
@@ -163,6 +172,8 @@ class Monitor:
             f"{format_count(fields['trained_tokens'])} trained, {format_count(fields['padded_tokens'])} padded",
             f"peak {format_bytes(fields['peak_bytes'])}",
         ]
+        if fields["data_wait_share"] > _LONG_WAIT:
+            parts.append(f"{fields['data_wait_share']:.0%} waiting for data")
         if fields["mfu"] is not None:
             parts.append(f"MFU {fields['mfu']:.1%}")
         return "  ".join([*parts, f"{format_seconds(fields['eta_seconds'])} left"])

@@ -58,7 +58,7 @@ def update(
     metrics: dict[str, torch.Tensor] = {}
     for piece in pieces:
         with arithmetic(settings.precision, model.device):
-            loss = objective.loss(model, piece.to(model.device))
+            loss = objective.loss(model, piece.to(model.device, non_blocking=True))
         updater.backward(loss.total / units)
         totals.append(loss.total.detach())
         for name, value in loss.metrics.items():
