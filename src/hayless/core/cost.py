@@ -17,6 +17,7 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 from hayless.core.activations import VERIFIED, record
+from hayless.core.allocator import WORKSPACE_BYTES, allocated_bytes
 from hayless.core.attention import AttentionChoice, attention_for
 from hayless.core.dims import ModelDims
 from hayless.core.dtypes import item_bytes
@@ -89,8 +90,9 @@ class TrainShape:
 
 @dataclass(frozen=True, slots=True)
 class Bytes:
-    """Bytes in use at one moment, by cause. `temporary`: what exists only while an operation runs, and gradients of
-    activations; `loss`: logits, the loss and their gradients."""
+    """Bytes in use at one moment, by cause. `temporary`: what exists only while an operation runs, gradients of
+    activations, and on CUDA workspaces of libraries and what memory has beyond its tensors; `loss`: logits, the loss
+    and their gradients."""
 
     weights: int = 0
     gradients: int = 0
@@ -198,15 +200,19 @@ def training_cost(ledger: Ledger, shape: TrainShape) -> Cost:
         weights=weight_bytes(ledger, shape.dtype),
         optimizer=optimizer_bytes(ledger, shape),
         master=4 * ledger.trainable if shape.precision == "master" else 0,
+        temporary=_beside_states(ledger, shape) if shape.device == "cuda" else 0,
     )
-    widening = 0
+    widening = unused = 0
+    if shape.device == "cuda":
+        sizes = ((row.count, math.prod(row.shape) * item_bytes(shape.dtype(row))) for row in trained)
+        unused = sum(count * (allocated_bytes(size) - size) for count, size in sizes)
     if shape.precision == "master":
         largest = 4 * max(math.prod(row.shape) for row in trained)
         widening = min(4 * ledger.trainable, max(MASTER_CHUNK_BYTES, largest))
     phases = {
         "forward": resting + _during(held.forward),
         "backward": resting + _during(held.backward),
-        "step": resting + Bytes(gradients=gradients, temporary=widening),
+        "step": resting + Bytes(gradients=gradients, temporary=widening + unused),
     }
     forward = Work(
         forward_flops(ledger, shape.batch, shape.sequence), resting.weights + moved_bytes(tape), launches(tape)
@@ -304,6 +310,26 @@ def optimizer_bytes(ledger: Ledger, shape: TrainShape) -> int:
         for row in ledger.rows
         if row.trainable and not row.tied_to
     )
+
+
+def _beside_states(ledger: Ledger, shape: TrainShape) -> int:
+    """On CUDA: workspaces of libraries, and what the memory of weights and states has beyond their own bytes.
+
+    States are taken for tensors as large as what is moved, as far as they are, and one for the rest.
+    """
+    total = WORKSPACE_BYTES
+    for row in ledger.rows:
+        if row.tied_to:
+            continue
+        dtype, tensors = shape.dtype(row), [tensor.bytes for tensor in row.held]
+        if not is_packed(row):
+            tensors = [math.prod(row.shape) * item_bytes(dtype)]
+        if row.trainable:
+            moved = math.prod(row.shape) * item_bytes(shape.moved_dtype)
+            whole, rest = divmod(shape.state_bytes(row.shape, shape.moved_dtype), moved)
+            tensors += [moved] * whole + [rest] * (rest > 0) + [moved] * (shape.precision == "master")
+        total += row.count * sum(allocated_bytes(size) - size for size in tensors)
+    return total
 
 
 def kv_cache_bytes(dims: ModelDims, batch: int, context: int, dtype: str | None = None) -> int:

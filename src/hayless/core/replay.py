@@ -43,7 +43,7 @@ class Replay:
 
 def replay(tape: Tape, *, gradients: int = 0) -> Replay:
     """Follow a tape forward and, where it trains, backward. `gradients`: bytes kept from earlier micro-batches."""
-    memory = _Memory(gradients)
+    memory = _Memory(gradients, tape)
     last = _last_uses(tape.segments)
     for segment in tape.segments:
         if segment.checkpointed:
@@ -83,12 +83,14 @@ def launches(tape: Tape) -> int:
 class _Memory:
     """What is in use now, by cause, and the highest point so far."""
 
-    def __init__(self, gradients: int) -> None:
+    def __init__(self, gradients: int, tape: Tape) -> None:
+        self._size = tape.held_bytes
         self._in_frames: set[Storage] = set()
         self._saved: Counter[Storage] = Counter()
         self._gradient_of: dict[Tensor, Storage] = {}
         self._owners: Counter[Storage] = Counter()
-        self._with_gradient: set[Storage] = set()
+        self._awaited = _uses(tape.segments)
+        self._can_grow: set[Storage] = set()
         self._accumulates = gradients > 0
         self._gradients, self._activations, self._loss, self._temporary = gradients, 0, 0, 0
         self.peak = self.now()
@@ -129,7 +131,7 @@ class _Memory:
 
     def begin_backward(self, loss: Tensor) -> None:
         """The gradient of the loss, which is 1, exists."""
-        self._give(loss, Storage(loss.bytes, loss=True))
+        self._give(loss, self._buffer(loss))
 
     def reaches(self, ops: Sequence[Op]) -> bool:
         """Whether gradients have come to what `ops` made."""
@@ -152,14 +154,10 @@ class _Memory:
     def _make_gradient(self, tensor: Tensor, op: Op, arrived: Storage, passing: list[Storage]) -> None:
         """The gradient of one input; `passing` gets buffers that go when the operation is done."""
         if tensor.storage.leaf:
-            if tensor.storage in self._with_gradient or self._accumulates:
-                passing.append(self._own(Storage(tensor.bytes)))
-            else:
-                self._with_gradient.add(tensor.storage)
-                self._gradients += tensor.bytes
+            self._add_to_weight(tensor, passing, in_place=len(op.inputs) == 1)
             return
         shared = op.passes and tensor.dtype == op.outputs[0].dtype
-        buffer = arrived if shared else Storage(tensor.bytes, loss=tensor.storage.loss)
+        buffer = arrived if shared else self._buffer(tensor)
         there = self._gradient_of.get(tensor)
         if there is None:
             self._give(tensor, buffer)
@@ -168,7 +166,36 @@ class _Memory:
         if self._owners[there] > 1:
             # Autograd adds in place only to a gradient that nobody else looks at.
             passing.append(there)
-            self._give(tensor, Storage(tensor.bytes, loss=tensor.storage.loss))
+            self._give(tensor, self._buffer(tensor))
+
+    def _add_to_weight(self, weight: Tensor, passing: list[Storage], *, in_place: bool) -> None:
+        """A gradient of a weight; those of one that is used twice are summed before the sum is kept.
+
+        `in_place`: others can be added to this one in its memory. Not so to what matrix products give, a view.
+        """
+        there = self._gradient_of.pop(weight, None)
+        made = self._own(self._buffer(weight))
+        if there is not None:
+            passing.append(made)
+            made = there
+            if there not in self._can_grow:
+                passing.append(there)
+                made = self._own(self._buffer(weight))
+        if there is not None or in_place:
+            self._can_grow.add(made)
+        self._awaited[weight.storage] -= 1
+        if self._awaited[weight.storage] > 0:
+            self._gradient_of[weight] = made
+        elif self._accumulates:
+            passing.append(made)
+        else:
+            self._disown(made)
+            self._gradients += weight.bytes
+            self._temporary += made.bytes - weight.bytes
+
+    def _buffer(self, tensor: Tensor) -> Storage:
+        """Memory for a gradient of `tensor`."""
+        return Storage(self._size(tensor.bytes), loss=tensor.storage.loss)
 
     def _give(self, tensor: Tensor, buffer: Storage) -> None:
         self._gradient_of[tensor] = self._own(buffer)
@@ -231,6 +258,17 @@ def _last_uses(segments: Iterable[Segment]) -> dict[Storage, Op]:
         for op in segment.ops
         for tensor in (*op.inputs, *op.outputs, *op.saved)
     }
+
+
+def _uses(segments: Iterable[Segment]) -> Counter[Storage]:
+    """How many gradients each weight gets."""
+    found: Counter[Storage] = Counter()
+    for segment in segments:
+        for op in segment.ops:
+            if any(tensor.grad for tensor in op.outputs):
+                for storage in {tensor.storage for tensor in op.inputs if tensor.grad and tensor.storage.leaf}:
+                    found[storage] += 1
+    return found
 
 
 def _entering(segment: Segment) -> list[Storage]:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
+from hayless.core.allocator import allocated_bytes
 from hayless.core.dtypes import item_bytes
 
 Keeps = Literal["input", "output", "nothing"]
@@ -224,8 +225,12 @@ class Tape:
             self._casts[x.storage] = found
         return found
 
+    def held_bytes(self, size: int) -> int:
+        """Bytes of memory that a tensor of `size` bytes takes on this tape's device."""
+        return allocated_bytes(size) if self.device == "cuda" else size
+
     def _new(self, elements: int, dtype: str, grad: bool) -> Tensor:
-        return Tensor(elements, dtype, grad, Storage(elements * item_bytes(dtype), loss=self._loss))
+        return Tensor(elements, dtype, grad, Storage(self.held_bytes(elements * item_bytes(dtype)), loss=self._loss))
 
     def _record(
         self,
