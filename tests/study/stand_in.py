@@ -21,8 +21,10 @@ from tests.study import folders
 
 
 def main() -> None:
-    """Be `hayless run RECIPE --run-dir FOLDER [--fresh]`."""
+    """Be `hayless run RECIPE --run-dir FOLDER [--peer NAME] [--fresh]`."""
     _, verb, source, option, target, *rest = sys.argv
+    peer = rest[1] if rest[:1] == ["--peer"] else ""
+    rest = rest[2:] if peer else rest
     assert verb == "run" and option == "--run-dir" and rest in ([], ["--fresh"])
     recipe, folder = load(source), Path(target)
     with (folder.parent / "starts.txt").open("a", encoding="utf-8") as file:
@@ -45,14 +47,14 @@ def main() -> None:
         folder.mkdir(parents=True)
         run = RunFolder(folder)
         run.begin(recipe, fresh=False)
-        run.set_status("running", recipe=digest(recipe))
+        run.set_status("running", recipe=digest(recipe, peer))
         (folder / "half").touch()
         (folder.parent / "sleeper.pid").write_text(str(os.getpid()), encoding="utf-8")
         time.sleep(60)
     shutil.rmtree(folder, ignore_errors=True)
     folders.run(folder, recipe.name, bits=2.0 + 0.1 * recipe.seed, seed=recipe.seed)
     shutil.copy(source, folder / "recipe.yaml")
-    status = {"state": "done", "recipe": digest(recipe), "seconds": 1.0}
+    status = {"state": "done", "recipe": digest(recipe, peer), "seconds": 1.0}
     (folder / "status.json").write_text(json.dumps(status), encoding="utf-8")
 
 

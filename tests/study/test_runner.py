@@ -76,6 +76,18 @@ def test_what_is_done_is_kept_and_what_failed_is_tried_again(tmp_path: Path) -> 
     assert starts(tmp_path)[6:] == ["good fresh", "after fresh"]  # what it starts from is another model now
 
 
+def test_a_row_that_a_peer_takes_over_is_done_anew(tmp_path: Path) -> None:
+    found = study(tmp_path, ("row", recipe("works")))
+    quietly(found)
+    by_peer = found.model_copy(update={"rows": (found.rows[0].model_copy(update={"peer": "transformers"}),)})
+    quietly(by_peer)
+    quietly(by_peer)
+    assert starts(tmp_path) == ["row", "row fresh"]
+    (tmp_path / "study.json").unlink()
+    quietly(found)
+    assert starts(tmp_path)[2:] == ["row fresh"], "what a peer left is not taken for one's own"
+
+
 def test_a_row_whose_start_failed_is_not_run(tmp_path: Path) -> None:
     rows = [("first", recipe("refuses")), ("second", recipe(str(tmp_path / "first" / "model")))]
     results = quietly(study(tmp_path, *rows))

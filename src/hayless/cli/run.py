@@ -15,6 +15,7 @@ def run(
     ),
     run_dir: str = typer.Option("", "--run-dir", help="Folder of the run; runs/NAME if not given."),
     fresh: bool = typer.Option(False, "--fresh", help="Delete what an earlier run left there and start over."),
+    peer: str = typer.Option("", "--peer", help="transformers or peft: that library's loop instead, to compare."),
     schema: bool = typer.Option(False, "--schema", help="Print the JSON Schema of recipes, for editors."),
     json: bool = Json,
 ) -> None:
@@ -32,9 +33,14 @@ def run(
     if dry_run:
         _show_plan(resolved, json)
         return
-    from hayless.recipe.execute import run as execute
+    if peer:
+        from hayless.study import peers
 
-    done = execute(resolved, run_dir or None, fresh=fresh)
+        done = peers.run(peers.find(peer), resolved, run_dir or None, fresh=fresh)
+    else:
+        from hayless.recipe.execute import run as execute
+
+        done = execute(resolved, run_dir or None, fresh=fresh)
     if json:
         emit({"folder": str(done.folder), **done.receipt.to_json()})
         return

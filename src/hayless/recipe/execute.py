@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Protocol
 
 from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -45,54 +46,80 @@ class Run:
     receipt: Receipt
 
 
+class Maker(Protocol):
+    """Another library that makes the model which a recipe asks for, to be compared with."""
+
+    name: str
+    """What it is called, with its version."""
+    key: str
+    """What it is called, whatever its version."""
+
+    def make(self, start: Start, place: RunFolder, console: Console) -> list[Measurement]:
+        """Make the model, save it to `place.model`, and say what that took. The data is prepared already."""
+        ...
+
+
 def run(
-    recipe: Recipe, folder: Path | str | None = None, *, fresh: bool = False, console: Console | None = None
+    recipe: Recipe,
+    folder: Path | str | None = None,
+    *,
+    fresh: bool = False,
+    console: Console | None = None,
+    by: Maker | None = None,
 ) -> Run:
     """Run `recipe` in `folder` (`runs/NAME` if None) and return what came of it; a finished run is not done again.
 
     `fresh` deletes what an earlier run left there. Progress goes to `console` (standard error if None). Raises what the
-    steps raise; the folder then says why, and the same call goes on from the last checkpoint.
+    steps raise; the folder then says why, and the same call goes on from the last checkpoint. `by` makes the model in
+    hayless's place (from the start each time).
     """
     place = RunFolder(Path(folder) if folder is not None else Path("runs") / recipe.name)
     with place.lock():
-        if not place.begin(recipe, fresh=fresh):
-            _Execution(recipe, place, console or Console(stderr=True)).run()
+        if not place.begin(recipe, fresh=fresh, by=by.key if by else ""):
+            _Execution(recipe, place, console or Console(stderr=True), by).run()
         return Run(place.path, Receipt.from_run(place.path))
 
 
 class _Execution:
     """One attempt at a run."""
 
-    def __init__(self, recipe: Recipe, place: RunFolder, console: Console) -> None:
+    def __init__(self, recipe: Recipe, place: RunFolder, console: Console, by: Maker | None) -> None:
         self.recipe = recipe
         self.place = place
         self.console = console
-        self._digest = digest(recipe)
+        self.by = by
+        self._digest = digest(recipe, by.key if by else "")
         self._started = time.monotonic()
         self._before = float(place.status().get("seconds", 0.0))
 
     def run(self) -> None:
         with self._state_kept(), shown(self.console) as progress:
             start = Start(self.recipe, self.place.data, progress, self._say)
-            prediction = predict(self.recipe, "cuda" if start.device.type == "cuda" else "cpu")
-            self._prepare(start)
-            rows = self._work(start, prediction, Context(seed=self.recipe.seed, progress=progress))
-            described = [_with_prediction(row, prediction) for row in rows]
+            self._prepare_data(start)
+            if self.by is not None:
+                rows = self.by.make(start, self.place, self.console) + self._measured(start)
+            else:
+                rows = self._own(start, Context(seed=self.recipe.seed, progress=progress))
             content = {
                 "machine": describe().model_dump(mode="json"),
                 "date": datetime.now(UTC).isoformat(timespec="seconds"),
-                "rows": [row.model_dump(mode="json", exclude={"error"}) for row in described],
+                "rows": [row.model_dump(mode="json", exclude={"error"}) for row in rows],
             }
             atomic.write_json(self.place.measurements, content)
         Receipt.from_run(self.place.path).write(self.place.path)
 
-    def _prepare(self, start: Start) -> None:
-        """What takes memory or time and is not the model's: data, and what libraries set up on first use."""
+    def _prepare_data(self, start: Start) -> None:
         for kind in dict.fromkeys(_kinds(self.recipe)):
             start.data(kind)
+
+    def _own(self, start: Start, context: Context) -> list[Measurement]:
+        """Hayless's own work, with what was predicted of it."""
+        prediction = predict(self.recipe, "cuda" if start.device.type == "cuda" else "cpu")
         for step in self.recipe.steps:
             if isinstance(step, TrainStep):
+                # What libraries set up on first use is not the model's memory.
                 rehearse(step.train, start)
+        return [_with_prediction(row, prediction) for row in self._work(start, prediction, context)]
 
     def _work(self, start: Start, prediction: Prediction, context: Context) -> list[Measurement]:
         meter = _meter(start)
@@ -148,6 +175,7 @@ class _Execution:
             settings,
             device=str(start.device),
             documents=self.place.documents,
+            reliability=self.place.path,
         )
 
     @contextmanager
@@ -163,7 +191,8 @@ class _Execution:
 
     def _note(self, state: str, **more: object) -> None:
         seconds = self._before + time.monotonic() - self._started
-        self.place.set_status(state, recipe=self._digest, seconds=round(seconds, 3), **more)
+        peer = {"peer": self.by.name} if self.by else {}
+        self.place.set_status(state, recipe=self._digest, seconds=round(seconds, 3), **peer, **more)
 
     def _say(self, message: str) -> None:
         self.console.print(message, markup=False, highlight=False, soft_wrap=True)

@@ -78,14 +78,15 @@ class RunFolder:
             self.path / "status.json", {"state": state, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **more}
         )
 
-    def begin(self, recipe: Recipe, *, fresh: bool) -> bool:
-        """Prepare the folder for `recipe`. True when a finished run of the very same recipe is already there.
+    def begin(self, recipe: Recipe, *, fresh: bool, by: str = "") -> bool:
+        """Prepare the folder for `recipe`, carried out by a peer if it is named. True when a finished run of the very
+        same is already there.
 
         RequestError when the folder holds another recipe's run and `fresh` was not asked for.
         """
         if fresh:
             self._clear()
-        wanted = digest(recipe)
+        wanted = digest(recipe, by)
         status = self.status()
         if self.recipe.exists() and status.get("recipe") != wanted:
             raise RequestError(
@@ -131,13 +132,17 @@ class RunFolder:
             shutil.rmtree(item) if item.is_dir() else item.unlink()
 
 
-def digest(recipe: Recipe) -> str:
-    """A hash of everything that decides what a recipe gives: settings that may change while it is resumed do not."""
+def digest(recipe: Recipe, by: str = "") -> str:
+    """A hash of everything that decides what a recipe gives: settings that may change while it is resumed do not.
+
+    `by` names the peer that carries it out, where it is not hayless.
+    """
     content = recipe.model_dump(mode="json")
     for step in content["steps"]:
         for name in RESUMABLE & step.get("train", {}).keys():
             del step["train"][name]
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    text = json.dumps(content, sort_keys=True) + by
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _alive(holder: str) -> bool:

@@ -31,8 +31,8 @@ STATES = ("new", "running", "done", "failed")
 class Receipt(BaseModel):
     """What one run was, cost and gave.
 
-    `changes` are its steps in short words (`kmeans bits=4`, `train lm, 2M tokens`); `problems` says what could not be
-    read from the folder.
+    `changes` are its steps in short words (`kmeans bits=4`, `train lm, 2M tokens`); `peer` is the library that carried
+    them out, with its version, where that was not hayless; `problems` says what could not be read from the folder.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -44,6 +44,7 @@ class Receipt(BaseModel):
     date: str = ""
     machine: Machine | None = None
     changes: tuple[str, ...] = ()
+    peer: str = ""
     rows: tuple[Measurement, ...] = ()
     problems: tuple[str, ...] = Field(default=())
 
@@ -73,6 +74,7 @@ class Receipt(BaseModel):
             date=str(measured.get("date") or status.get("time") or ""),
             machine=_machine(measured.get("machine"), problems),
             changes=tuple(_changes(recipe)),
+            peer=str(status.get("peer") or ""),
             rows=tuple(in_order(_rows(measured.get("rows"), problems))),
             problems=tuple(problems),
         )
@@ -112,7 +114,7 @@ class Receipt(BaseModel):
         """The receipt as Markdown; `picture` is the path of an image to show above the table."""
         lines = ["## Receipt", ""]
         if self.changes:
-            lines += [f"Made with hayless: {plain(', '.join(self.changes))}.", ""]
+            lines += [f"Made with {plain(self.peer) or 'hayless'}: {plain(', '.join(self.changes))}.", ""]
         if picture:
             lines += [f"![Predicted and measured figures of {plain(self.name)}]({picture})", ""]
         lines += ["| figure | predicted | measured | published |", "|---|---:|---:|---:|"]
@@ -174,6 +176,7 @@ class Card:
             cells = [Text(title(row.name)), Text(predicted_cell(row)), Text(measured_cell(row), style="bold")]
             table.add_row(*cells, *published, Text(_strip(row, plain)))
         parts: list[Any] = [Text(", ".join(receipt.changes), style="dim")] if receipt.changes else []
+        parts += [Text(f"carried out by {receipt.peer}, a peer", style="dim")] if receipt.peer else []
         parts.append(table if receipt.rows else Text("Nothing was measured."))
         if receipt.state == "failed":
             parts.append(Text(f"Failed: {receipt.reason or 'no reason was noted'}", style="red"))

@@ -145,6 +145,7 @@ def _run_data(row: Row, most_points: int) -> dict[str, Any]:
     parts = ("value", "low", "high", "predicted", "published")
     return {
         "label": row.label,
+        "peer": receipt.peer,
         "state": receipt.state,
         "failed": row.record.failed,
         "reason": row.record.reason,
@@ -195,6 +196,7 @@ def _run(row: Row, common: set[str]) -> dict[str, Any]:
     size = receipt.figure("file_bytes")
     return {
         "label": row.label,
+        "peer": receipt.peer,
         "rank": row.rank,
         "failed": record.failed,
         "state": {"failed": "failed", "running": "not finished", "new": "not run"}.get(receipt.state, receipt.state),

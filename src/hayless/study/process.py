@@ -43,9 +43,10 @@ class Process:
     _known: list[psutil.Process] = field(default_factory=list)
 
     @classmethod
-    def start(cls, recipe: Path, folder: Path, log: Path, *, fresh: bool) -> Process:
-        """Start `hayless run` on a recipe, its output going to `log`."""
+    def start(cls, recipe: Path, folder: Path, log: Path, *, fresh: bool, peer: str = "") -> Process:
+        """Start `hayless run` on a recipe, its output going to `log`; `peer` carries it out in hayless's place."""
         command = [*COMMAND, "run", str(recipe), "--run-dir", str(folder)]
+        command += ["--peer", peer] if peer else []
         command += ["--fresh"] if fresh else []
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as output:

@@ -133,7 +133,8 @@ class _Runner:
             atomic.write_text(path, yaml.write(contender.recipe.model_dump(mode="json", exclude_none=True)))
             recipe = load_recipe(path)
             needs = [job for job in jobs if starts_from(recipe, job.folder)]
-            parts = [digest(recipe), *(keys[job.contender.slug] for job in needs)]
+            asked = digest(recipe, contender.peer)
+            parts = [asked, *(keys[job.contender.slug] for job in needs)]
             keys[contender.slug] = hashlib.sha256("\n".join(parts).encode()).hexdigest()
             outcome = Outcome(
                 label=contender.label,
@@ -145,11 +146,11 @@ class _Runner:
                 budgeted=contender.row.budgeted,
             )
             job = _Job(contender, outcome, self.folder / contender.slug, path, needs, fresh)
-            self._carry_over(job, earlier.get(contender.slug), digest(recipe))
+            self._carry_over(job, earlier.get(contender.slug), asked)
             jobs.append(job)
         return jobs
 
-    def _carry_over(self, job: _Job, before: Outcome | None, recipe: str) -> None:
+    def _carry_over(self, job: _Job, before: Outcome | None, asked: str) -> None:
         """Take over what an earlier session did for the same recipe; anything else in the folder is done anew."""
         if job.fresh:
             return
@@ -161,7 +162,7 @@ class _Runner:
         same = same or (before is None and not job.needs)
         if status["state"] == "new" and not (job.folder / "recipe.yaml").exists():
             return
-        if not same or status.get("recipe") != recipe:
+        if not same or status.get("recipe") != asked:
             job.fresh = True
             return
         if before is not None:
@@ -183,7 +184,7 @@ class _Runner:
 
     def _start(self, job: _Job) -> None:
         log = self.folder / "logs" / f"{job.contender.slug}.log"
-        process = Process.start(job.recipe, job.folder, log, fresh=job.fresh)
+        process = Process.start(job.recipe, job.folder, log, fresh=job.fresh, peer=job.contender.peer)
         self.running[job.contender.slug] = (job, process)
         job.outcome.state = "running"
         for other, _ in self.running.values():

@@ -21,6 +21,8 @@ from hayless.recipe.load import load as load_recipe
 from hayless.recipe.load import validate
 from hayless.recipe.prediction import flops_per_token
 from hayless.recipe.schema import ApplyStep, Recipe, Train, TrainStep
+from hayless.study import peers
+from hayless.study.peers import PeerName
 
 RESERVED = frozenset({"data", "logs", "recipes"})
 """Names in a study's folder that no row's folder may have."""
@@ -62,6 +64,9 @@ class Row(Options):
         default_factory=dict, description="Published figures by measurement name, such as file_bytes: 2.1e6."
     )
     source: str = Field("", description="Where the published figures come from.")
+    peer: PeerName | None = Field(
+        None, description="Another library that carries the recipe out instead of hayless, to be compared with."
+    )
     budgeted: bool = Field(
         True, description="Whether the budget holds for it; say false for a model that other rows start from."
     )
@@ -114,6 +119,11 @@ class Contender:
     recipe: Recipe
     row: Row
 
+    @property
+    def peer(self) -> str:
+        """The peer that carries the recipe out, or an empty string."""
+        return self.row.peer or ""
+
 
 def load(source: Path | str | Mapping[str, Any]) -> Study:
     """A Study from a YAML file or a mapping. RequestError lists every mistake with its place."""
@@ -136,6 +146,8 @@ def contenders(study: Study) -> list[Contender]:
                     recipe = load_recipe(row.recipe, [_override(*item) for item in (row.overrides | point).items()])
                     budget = study.budget if row.budgeted else None
                     recipe = _seeded(_within(recipe, budget, [(study.path / c.slug, c.recipe) for c in found]), seed)
+                    if row.peer is not None:
+                        peers.check(peers.find(row.peer), recipe)
                 except RequestError as error:
                     raise RequestError(f"Row {label!r}: {error.message}", hint=error.hint) from None
                 slug = slug_of(label)

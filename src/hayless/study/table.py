@@ -36,7 +36,7 @@ COLUMNS = (
 )
 """Measurements that tables show and that plots have as axes."""
 
-HIGHER_IS_BETTER = frozenset({"train_tokens_per_second", "pairwise_accuracy"})
+HIGHER_IS_BETTER = frozenset({"train_tokens_per_second", "pairwise_accuracy", "token_accuracy"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +75,12 @@ class Table:
         ]
 
     def to_dicts(self) -> list[dict[str, Any]]:
-        """One plain dict a row: label, state, reason, rank, difference to the baseline, and every measurement."""
+        """One plain dict a row: label, the peer that made it if one did, state, reason, rank, difference to the
+        baseline, and every measurement."""
         return [
             {
                 "label": row.label,
+                "peer": row.record.receipt.peer,
                 "state": row.record.receipt.state,
                 "reason": row.record.reason,
                 "remark": row.remark,
@@ -105,7 +107,9 @@ class Table:
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         heads = [name if part == "value" else f"{name}_{part}" for name, part in kept]
-        writer.writerow(["run", "state", "rank", "difference_bits_per_byte", *map(_cell, heads), "remark", "reason"])
+        writer.writerow(
+            ["run", "peer", "state", "rank", "difference_bits_per_byte", *map(_cell, heads), "remark", "reason"]
+        )
         for row in self.rows:
             receipt = row.record.receipt
             figures = [getattr(found, part) if (found := receipt.figure(name)) else None for name, part in kept]
@@ -113,6 +117,7 @@ class Table:
             writer.writerow(
                 [
                     _cell(row.label),
+                    _cell(receipt.peer),
                     receipt.state,
                     row.rank,
                     difference,
@@ -138,7 +143,8 @@ class Table:
             if name == QUALITY:
                 table.add_column("to baseline", justify="right")
         for row in self.rows:
-            cells = [str(row.rank) if row.rank else "", row.label]
+            peer = row.record.receipt.peer
+            cells = [str(row.rank) if row.rank else "", f"{row.label} (peer: {peer})" if peer else row.label]
             for name in columns:
                 found = row.record.receipt.figure(name)
                 cells.append(measured_cell(found).removesuffix(unit_of(name)).rstrip() if found else "")

@@ -5,6 +5,7 @@ A contender that cannot take part, fails, or computes something else is a row wi
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -90,6 +91,7 @@ def _together(work: Work, path: Path, stopwatch: Stopwatch) -> _Found:
     found.figures = {name: ready[name].figures() for name in timed}
     del timed, ready
     if torch.cuda.is_initialized():
+        gc.collect()
         torch.cuda.empty_cache()  # fresh processes share the device with this one
     if work.peaks:
         for contender in list(found.still_in(work)):

@@ -93,6 +93,10 @@ function methodsOf(plain) {
 function methodNotes(one, two) {
   const [left, right] = [methodsOf(one.plain), methodsOf(two.plain)];
   const notes = [];
+  if (one.peer !== two.peer) {
+    const by = [one, two].map((run) => `${run.label} by ${run.peer || "hayless"}`).join(", ");
+    notes.push(element("li", {}, element("strong", {}, "carried out"), `: ${by}.`));
+  }
   for (const key of new Set([...left.keys(), ...right.keys()])) {
     const [a, b] = [left.get(key), right.get(key)];
     const { method, slot } = a || b;

@@ -50,7 +50,7 @@ function filter() {
   shownRuns.clear();
   for (const row of rows) {
     const run = data.runs[row.dataset.run];
-    const text = [run.label, ...run.changes].join(" ").toLowerCase();
+    const text = [run.label, run.peer, ...run.changes].join(" ").toLowerCase();
     const right = !state || (state === "done") === !run.failed;
     row.hidden = !right || !words.every((word) => text.includes(word));
     if (!row.hidden) shownRuns.add(run);
@@ -81,12 +81,12 @@ function csvText() {
   for (const name of Object.keys(data.measurements))
     for (const part of parts)
       if (shown.some((run) => figureOf(run, name) && figureOf(run, name)[part] !== null)) columns.push([name, part]);
-  const lines = [["run", "state", "rank", "difference_bits_per_byte"]];
+  const lines = [["run", "peer", "state", "rank", "difference_bits_per_byte"]];
   lines[0].push(...columns.map(([name, part]) => (part === "value" ? name : `${name}_${part}`)), "remark", "reason");
   for (const run of shown) {
     const figures = columns.map(([name, part]) => (figureOf(run, name) ? figureOf(run, name)[part] : null));
     const difference = run.difference ? run.difference.value : null;
-    lines.push([run.label, run.state, run.rank, difference, ...figures, run.remark, run.reason]);
+    lines.push([run.label, run.peer, run.state, run.rank, difference, ...figures, run.remark, run.reason]);
   }
   return lines.map((line) => line.map(csvCell).join(",")).join("\n") + "\n";
 }
