@@ -121,7 +121,11 @@ def test_the_recommended_recipe_is_written_and_accepted(tmp_path: Path) -> None:
     file = tmp_path / "planned.yaml"
     asked = ("--memory", "6GB", "--preset", "llama-1b", "--data-tokens", "10M", "--seq", "256", "--batch", "4")
     found = document(*asked, "--gpus", "4", "--write", file)
-    assert found["fitting"][0]["fits"] and not found["others"][0]["fits"] and "4 × H200" in found["notes"][-1]
+    assert found["fitting"][0]["fits"] and not found["others"][0]["fits"] and "4 × H200" in found["shared"]["title"]
+    stages = {}
+    for row in found["shared"]["rows"]:
+        stages.setdefault(row["way"], []).append(row["needed_bytes"])
+    assert all(needs == sorted(needs, reverse=True) and len(needs) == 4 for needs in stages.values())
     assert load(file).model_dump(mode="json")["name"] == "planned"
     shown = run(*asked).stdout
     for words in ("best first", "Does not fit", "optimizer state", "micro_batch_size"):
@@ -130,6 +134,12 @@ def test_the_recommended_recipe_is_written_and_accepted(tmp_path: Path) -> None:
         run(*asked[:4])
     with pytest.raises(RequestError, match="needs"):
         run("--memory", "1GB", *asked[2:])
+    # Many GPUs hold what one does not, on paper; a recipe for them cannot be written.
+    many = document("--memory", "1.5GB", *asked[2:], "--gpus", "256")
+    assert not many["fitting"] and many["recipe"] is None and any(row["fits"] for row in many["shared"]["rows"])
+    assert "not built yet" in run("--memory", "1.5GB", *asked[2:], "--gpus", "256").stdout
+    with pytest.raises(RequestError, match="needs"):
+        run("--memory", "1.5GB", *asked[2:], "--gpus", "256", "--write", file)
 
 
 @pytest.mark.parametrize(

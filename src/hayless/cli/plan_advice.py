@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hayless.cli.output import emit, out
 from hayless.cli.output import table as show_table
+from hayless.cli.plan_tables import show_tables
 from hayless.core.errors import RequestError
 from hayless.core.units import format_bytes, parse_bytes
 from hayless.plan.memory import dims_from, needed
@@ -39,41 +40,42 @@ def recommend(
 ) -> None:
     """Ways to train in a budget of memory, best first, and the first as a recipe."""
     from hayless.core.atomic import write_text
-    from hayless.core.families import ledger_of
-    from hayless.plan import recommend, zero
+    from hayless.plan import cluster_tables, recommend
     from hayless.recipe import yaml
 
     if not tokens:
         raise RequestError("--memory needs --data-tokens.", hint="Say how many tokens to train on, such as 100M.")
     dims, before = dims_from(model, preset)
     on = recommend.budgeted(on, parse_bytes(budget))
-    advice = recommend.advise(
-        dims,
-        before,
-        on,
-        batch=ROWS if batch is None else batch,
-        sequence=recommend.usual_sequence(dims) if seq is None else seq,
-        tokens=tokens,
-        shorten=seq is None,
-    )
+    rows = ROWS if batch is None else batch
+    sequence = recommend.usual_sequence(dims) if seq is None else seq
+    advice = recommend.advise(dims, before, on, batch=rows, sequence=sequence, tokens=tokens, shorten=seq is None)
     notes = [f"Times are those of one {on.name} ({on.source}); its memory is taken as {format_bytes(on.memory_bytes)}."]
+    shared = None
     if gpus != 1:
-        notes.append("The recipes train on one GPU; sharing states out is not built yet. On paper, by ZeRO's count:")
-        notes.append(zero.claim(ledger_of(dims).parameters, gpus, on))
-    content = recommend.recipe(advice.best, model, preset, data, tokens)
-    if write:
+        ways = dict.fromkeys(choice.way for choice in _telling((*advice.others, *advice.fitting)))
+        shared = cluster_tables.sharing(list(ways), on, gpus, rows, sequence)
+    content = None
+    if write or advice.fitting or not (shared and any(row["fits"] for row in shared.records)):
+        content = recommend.recipe(advice.best, model, preset, data, tokens)
+    if write and content:
         write_text(Path(write), yaml.write(content))
     if json:
-        emit({**advice.to_json(), "recipe": content, "notes": notes})
-    else:
-        show_advice(advice, content, notes, write)
+        emit({**advice.to_json(), "recipe": content, "shared": shared.to_json() if shared else None, "notes": notes})
+        return
+    show_advice(advice, format_bytes(on.memory_bytes))
+    if shared:
+        show_tables([shared], json)
+    out.print("\n".join(notes), markup=False)
+    if write:
+        out.print(f"The first is in {write}; look at it with: hayless run {write} --dry-run", markup=False)
+    elif content:
+        out.print("\nThe first as a recipe (--write FILE saves it):", style="bold")
+        out.print(yaml.write(content), markup=False)
 
 
-def show_advice(advice: Advice, recipe: dict[str, Any], notes: Sequence[str], written: str) -> None:
-    """Ways that fit, best first, those that do not and why, and the first as a recipe where it was not written."""
-    from hayless.recipe import yaml
-
-    memory = advice.best.plan.device.memory_bytes
+def show_advice(advice: Advice, memory: str) -> None:
+    """Ways that fit in so much memory, best first, and those that do not and why."""
     rows = []
     for choice in advice.fitting:
         found = choice.to_json(advice.tokens)
@@ -88,19 +90,14 @@ def show_advice(advice: Advice, recipe: dict[str, Any], notes: Sequence[str], wr
                 "; ".join(choice.gives_up),
             ]
         )
-    out.print(f"Fits in {format_bytes(memory)}, best first", style="bold")
-    show_table(["", "update", "needs", "left", "tokens/s", "GPU-hours", "gives up"], rows)
+    if rows:
+        out.print(f"Fits in {memory}, best first", style="bold")
+        show_table(["", "update", "needs", "left", "tokens/s", "GPU-hours", "gives up"], rows)
     if advice.others:
-        out.print("Does not fit, not even one row at once", style="bold")
+        out.print(f"Does not fit in {memory}, not even one row at once", style="bold")
         show_table(["", "needs", "most of it"], [_why_not(choice) for choice in _telling(advice.others)])
     for name, reason in advice.impossible.items():
         out.print(f"{name}: {reason}", markup=False)
-    out.print("\n".join(notes), markup=False)
-    if written:
-        out.print(f"The first is in {written}; look at it with: hayless run {written} --dry-run", markup=False)
-    else:
-        out.print("\nThe first as a recipe (--write FILE saves it):", style="bold")
-        out.print(yaml.write(recipe), markup=False)
 
 
 def _telling(others: Sequence[Choice]) -> list[Choice]:

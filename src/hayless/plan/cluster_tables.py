@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
-from hayless.core.devices import DEVICES, Device
+from hayless.core.devices import DEVICES, Device, find
 from hayless.core.dims import ModelDims
 from hayless.core.families import dims_of, ledger_of
 from hayless.core.units import format_bytes
@@ -16,6 +16,8 @@ from hayless.plan.cluster import Job, Prediction, Split, predict, search
 from hayless.plan.links import Cluster, inside
 from hayless.plan.presets import config_of
 from hayless.plan.table import Table, significant
+from hayless.plan.ways import Way
+from hayless.plan.zero import STAGES
 
 MEASURED: Mapping[str, float] = {"eager": 0.403, "compiled": 0.500}
 """The share of 989 TFLOP/s that this project's training steps of Llama's 1B shape reached on one H200, as they are and
@@ -226,6 +228,24 @@ def comparison(dims: ModelDims, cluster: Cluster, sequence: int) -> Table:
     columns = ("split", "copies", "states a GPU", "sent a GPU", "bubble", "utilisation", "tokens/s a GPU")
     notes.append("Bubble: waiting beside work, (p−1)/m. Without micro-batches one stage works at a time: 1/p are used.")
     return Table(title, columns, tuple(cells), tuple(records), tuple(notes))
+
+
+def sharing(ways: Sequence[Way], on: Device, gpus: int, batch: int, sequence: int) -> Table:
+    """What each way to train needs a GPU where `gpus` of them share the batch and, by ZeRO's stages, the states: with
+    one row at once and every block computed again; and the tokens/s of the first stage that fits."""
+    there = Cluster(replace(find(on.name), memory_bytes=on.memory_bytes), gpus, MEASURED["eager"], inside(on.name))
+    cells, records = [], []
+    for way in ways:
+        job = Job(way.ledger, max(batch, gpus), sequence, way.precision, way.optimizer)
+        found = [predict(job, Split(gpus, stage=stage, recompute=1.0), there) for stage in (0, *STAGES)]
+        fits = [each for each in found if each.needed_bytes <= on.memory_bytes]
+        rate = significant(fits[0].rate, 4) if fits else "does not fit"
+        cells.append((way.name, *(format_bytes(each.needed_bytes) for each in found), rate))
+        records += [{"way": way.name, "fits": each in fits, **_record(each)} for each in found]
+    title = f"Shared by {gpus:,} × {on.name} of {format_bytes(on.memory_bytes)}, needed by each"
+    notes = (UNVERIFIED, "Training on several GPUs is not built yet: there is no recipe for it.")
+    columns = ("", "plain", "stage 1", "stage 2", "stage 3", "tokens/s")
+    return Table(title, columns, tuple(cells), tuple(records), notes)
 
 
 def _measured(run: Run) -> float:
