@@ -28,6 +28,9 @@ CONTEXT_BYTES = 500_000_000
 SLACK = 0.05
 """Allowance for what the allocator keeps beyond what is in use, as a share of it; 5 to 15 percent are seen."""
 
+TIMES = "Times are a roofline's: a bound that is not yet compared with measurements."
+"""What stands beside every time."""
+
 WATTS: dict[str, int] = {
     "B200": 1000,
     "H200": 700,
