@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import typer
 
 from hayless.cli.output import Json
@@ -34,6 +36,47 @@ def scaling(
         raise typer.BadParameter("needs --parameters", param_hint="--tokens")
     else:
         show_tables([scaling.published()], json)
+
+
+@app.command("fit")
+def fit(
+    folders: list[str] = typer.Argument(None, metavar="RUNS|STUDY", help="Folders of runs, or a study's."),
+    held_out: str = typer.Option(
+        "largest", "--held-out", help="The run to predict: the one of most compute, one by its name, or none."
+    ),
+    count: str = typer.Option("total", "--count", help="What N counts: total, or non-embedding."),
+    budgets: str = typer.Option("", "--flops", help="Budgets to tell the best N and D for, such as 1e15,1e18."),
+    out_file: str = typer.Option("", "--out", help="Also draw the picture to this .png or .svg."),
+    json: bool = Json,
+) -> None:
+    """Fit L(N, D) = E + A/N^α + B/D^β to finished runs: recipes/scaling.yaml makes some."""
+    if not folders:
+        raise typer.BadParameter("name a study's folder, such as runs/scaling", param_hint="RUNS|STUDY")
+    if count not in ("total", "non-embedding"):
+        raise typer.BadParameter("allowed: total or non-embedding", param_hint="--count")
+    form = Path(out_file).suffix.removeprefix(".")
+    if out_file and form not in ("png", "svg"):
+        raise typer.BadParameter("ends in .png or .svg", param_hint="--out")
+    from hayless.plan.sweep import findings, runs, tables
+
+    wanted = _budgets(budgets)
+    sweep = runs.read([Path(folder) for folder in folders])
+    found = findings.analyse(sweep, "total" if count == "total" else "non-embedding", held_out)
+    if out_file:
+        from hayless.core.atomic import write_bytes
+        from hayless.plan.sweep.picture import draw
+
+        write_bytes(Path(out_file), draw(found, ", ".join(folders), "png" if form == "png" else "svg"))
+    show_tables(tables.tables(found, wanted), json)
+
+
+def _budgets(text: str) -> list[float]:
+    from hayless.core.errors import bad_value
+
+    try:
+        return [float(part) for part in text.split(",")] if text else []
+    except ValueError:
+        raise bad_value("flops", text, allowed="numbers such as 1e15,1e18") from None
 
 
 def _points(text: str) -> list[tuple[float, float]]:

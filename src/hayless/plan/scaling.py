@@ -1,7 +1,9 @@
 """Scaling laws: loss from parameters N, tokens D and compute C = 6ND, and a fit of one's own.
 
-Kaplan et al., 2020 (arXiv:2001.08361): N without embeddings, C in PF-days. Hoffmann et al., 2022 (arXiv:2203.15556):
-L = E + A/N^α + B/D^β; refitted by Besiroglu et al., 2024 (arXiv:2404.10102). Losses are nats a token.
+Kaplan et al., 2020 (arXiv:2001.08361, section 1.2): N without embeddings, C in PF-days. Hoffmann et al., 2022
+(arXiv:2203.15556): L = E + A/N^α + B/D^β, N with embeddings; coefficients as printed in appendix D.2, and unrounded as
+in the paper's source. Besiroglu et al., 2024 (arXiv:2404.10102, table 1) quote the source and fitted the law anew.
+Table 3 and figure 4 of Chinchilla were checked against the paper's text. Losses are nats a token.
 """
 
 from __future__ import annotations
@@ -45,16 +47,28 @@ class Parametric:
         """The loss of N parameters after D tokens."""
         return self.irreducible + self.a / parameters**self.alpha + self.b / tokens**self.beta
 
+    @property
+    def share(self) -> float:
+        """a in N_opt ∝ C^a; D_opt ∝ C^(1−a)."""
+        return self.beta / (self.alpha + self.beta)
+
     def optimum(self, flops: float) -> tuple[float, float]:
         """N and D of least loss with 6ND = C (equation 4 of the paper)."""
         ratio = (self.alpha * self.a / (self.beta * self.b)) ** (1 / (self.alpha + self.beta))
-        parameters = ratio * (flops / 6) ** (self.beta / (self.alpha + self.beta))
+        parameters = ratio * (flops / 6) ** self.share
         return parameters, flops / 6 / parameters
+
+    def formula(self) -> str:
+        """The law in a line."""
+        return f"{self.irreducible:.6g} + {self.a:.6g}/N^{self.alpha:.4g} + {self.b:.6g}/D^{self.beta:.4g}"
 
 
 KAPLAN = {"N": PowerLaw(8.8e13, 0.076), "D": PowerLaw(5.4e13, 0.095), "C": PowerLaw(3.1e8, 0.050)}
 CHINCHILLA = Parametric(1.69, 406.4, 410.7, 0.34, 0.28)
-REFIT = Parametric(1.82, 482.01, 2085.43, 0.3478, 0.3658)
+CHINCHILLA_UNROUNDED = Parametric(1.6934, 406.4, 410.7, 0.3392, 0.2849)
+REFIT = Parametric(1.8172, 482.01, 2085.43, 0.3478, 0.3658)
+GOPHER_FLOPS = 5.76e23
+"""Chinchilla's and Gopher's budget, by table 3."""
 
 SOURCE = "Chinchilla (arXiv:2203.15556), table 3: parameters, FLOPs and tokens for training at the optimum"
 PUBLISHED = (
@@ -66,6 +80,7 @@ PUBLISHED = (
     ("280B", 280e9, 9.90e24, 5.9e12),
     ("520B", 520e9, 3.43e25, 11.0e12),
     ("1T", 1e12, 1.27e26, 21.2e12),
+    ("10T", 10e12, 1.30e28, 216.2e12),
 )
 
 
@@ -139,6 +154,8 @@ def published() -> Table:
                 "refit_loss_nats": fitted[1],
             }
         )
+    laws = {"printed": CHINCHILLA, "unrounded": CHINCHILLA_UNROUNDED, "refitted": REFIT}
+    best = ", ".join(f"{format_count(law.optimum(GOPHER_FLOPS)[0])} {name}" for name, law in laws.items())
     return Table(
         "Scaling: the optimum by Chinchilla's first approach",
         ("parameters", "tokens", "6ND", "printed FLOPs", "off", "tokens each", "loss", "loss, refitted"),
@@ -146,7 +163,9 @@ def published() -> Table:
         tuple(records),
         (
             "Kaplan: L(N) = (8.8e13/N)^0.076, L(D) = (5.4e13/D)^0.095, L(C) = (3.1e8/C)^0.050, C in PF-days.",
-            "Chinchilla: L = 1.69 + 406.4/N^0.34 + 410.7/D^0.28; refitted: 1.82 + 482.01/N^0.3478 + 2085.43/D^0.3658.",
+            f"Chinchilla: L = {CHINCHILLA.formula()}; refitted: {REFIT.formula()}.",
+            f"Best N for Gopher's {GOPHER_FLOPS:.3g} FLOPs: {best}. Chinchilla's figure 4 says 40B, which the printed"
+            " digits do not give.",
         ),
         SOURCE,
     )
