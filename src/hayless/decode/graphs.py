@@ -1,10 +1,9 @@
 """Decoding on a CUDA device: a step is one captured graph, and the host only reads tokens.
 
 A session holds the buffers and the cache of some number of rows. Its step takes the rows' last tokens through a
-program's weights in Triton kernels, chooses the next tokens on the device and makes them the next inputs, so steps can
-be queued ahead of what the host has read. One row runs in `hayless.kernels.linear.gemv`; several in cuBLAS with the
-other kernels around it. A row that has ended is parked at length 0 until another request takes it: reading an empty
-cache costs nothing. Shapes: b rows, h hidden, v vocabulary.
+program's weights (see kernel_pass.py), chooses the next tokens on the device and makes them the next inputs, so steps
+can be queued ahead of what the host has read. A row that has ended is parked at length 0 until another request takes
+it: reading an empty cache costs nothing. Shapes: b rows, v vocabulary.
 """
 
 from __future__ import annotations
@@ -17,13 +16,12 @@ import torch
 from torch import Tensor
 
 from hayless.decode.cache import StaticCache
+from hayless.decode.kernel_pass import KernelPass, captured
 from hayless.decode.options import SamplingOptions
-from hayless.decode.program import Layer, Linear, Program
+from hayless.decode.program import Program
 from hayless.decode.request import Request
 from hayless.decode.sampling import RowOptions, invert
-from hayless.kernels.attention import Scratch, decode_attention, splits_for
 from hayless.kernels.choose import likeliest
-from hayless.kernels.linear import Norm, gemv, rms_norm, swiglu
 
 Choice = Literal["greedy", "sampled", "filtered"]
 """What a step must be able to do: take the likeliest token; draw; draw with top_k or top_p, which needs a sort."""
@@ -87,7 +85,6 @@ class Session:
         self.cache = StaticCache(dims, rows, capacity, dtype, device)
         self.lengths_b = torch.zeros(rows, dtype=torch.int32, device=device)
         self.active_b = torch.zeros(rows, dtype=torch.int32, device=device)
-        self.logits_bv = torch.empty(rows, dims.vocab_size, dtype=torch.float32, device=device)
         # Tokens (int64) and log-probabilities (float32) in one piece, so that one copy brings both to the host.
         self.raw = torch.zeros(3 * rows, dtype=torch.int32, device=device)
         self.tokens_b, self.logprobs_b = split_raw(self.raw)
@@ -96,18 +93,8 @@ class Session:
         self.draws_b = torch.zeros(rows, dtype=torch.long, device=device)
         self.host = [torch.zeros(3 * rows, dtype=torch.int32, pin_memory=True) for _ in range(_SLOTS)]
         self.events = [torch.cuda.Event() for _ in range(_SLOTS)]
-        processors = torch.cuda.get_device_properties(device).multi_processor_count
-        splits = splits_for(rows, dims.num_kv_heads, capacity, processors)
-        self._scratch = Scratch(rows, dims.num_heads, dims.num_kv_heads, dims.head_dim, splits, device)
-        cos, sin = program.rope(capacity)
-        half = dims.head_dim // 2
-        self._cos, self._sin = cos[:, half:].contiguous(), sin[:, half:].contiguous()
-        self._x = torch.empty(rows, dims.hidden_size, dtype=dtype, device=device)
-        self._y = torch.empty_like(self._x)
-        self._qkv = torch.empty(rows, dims.q_width + 2 * dims.kv_width, dtype=dtype, device=device)
-        self._mixed = torch.empty(rows, dims.q_width, dtype=dtype, device=device)
-        self._wide = torch.empty(rows, dims.intermediate_size, dtype=dtype, device=device)
-        self._overlap = torch.cuda.get_device_capability(device) >= (9, 0)
+        self.forward = KernelPass(program, self.cache, self.lengths_b)
+        self.logits_bv = self.forward.logits_nv
         self._graphs: dict[Choice, torch.cuda.CUDAGraph] = {}
 
     def replay(self, choice: Choice) -> None:
@@ -121,35 +108,18 @@ class Session:
             return
         for tensor in (self.lengths_b, self.active_b, self.tokens_b):
             tensor.zero_()
-        side = torch.cuda.Stream(self.program.device)
-        side.wait_stream(torch.cuda.current_stream(self.program.device))
-        with torch.cuda.stream(side):
-            self.step(choice)
-        torch.cuda.current_stream(self.program.device).wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self.step(choice)
-        self._graphs[choice] = graph
+        self._graphs[choice] = captured(lambda: self.step(choice), self.program.device)
 
     def step(self, choice: Choice) -> None:
         """Launch one step: the rows' last tokens in, their next ones out."""
-        program = self.program
-        torch.index_select(program.embedding, 0, self.tokens_b, out=self._x)
-        layer = self._layer_of_one if self.rows == 1 else self._layer_of_many
-        for index, weights in enumerate(program.layers):
-            layer(index, weights)
-        norm = Norm(program.final_gain, program.eps)
-        if self.rows == 1:
-            gemv(self._x, [program.head], self.logits_bv, norm=norm, overlap=self._overlap)
-        else:
-            self.logits_bv.copy_(torch.mm(rms_norm(self._x, norm, self._y), program.head.T))
+        self.forward.launch(self.tokens_b)
         self.choose(choice)
         self.lengths_b.add_(self.active_b)
 
     def choose(self, choice: Choice) -> None:
         """From logits to the next tokens and their log-probabilities."""
         if choice == "greedy":
-            likeliest(self.logits_bv, self.tokens_b, self.logprobs_b, overlap=self._overlap and self.rows == 1)
+            likeliest(self.logits_bv, self.tokens_b, self.logprobs_b, overlap=self.forward.overlap)
             return
         probs_bv = self.options.distribution(self.logits_bv, sort=choice == "filtered")
         uniforms_b = self.uniforms_bn.gather(1, self.draws_b[:, None])[:, 0]
@@ -167,51 +137,6 @@ class Session:
         for kept, chosen in ((tokens_b, self.tokens_b), (logprobs_b, self.logprobs_b), (draws_b, self.draws_b)):
             kept[rows] = chosen[rows]
             chosen.copy_(kept)
-
-    def _layer_of_one(self, index: int, layer: Layer) -> None:
-        """A block for a single row: five kernels, each begun while the one before it ends."""
-        eps, overlap = self.program.eps, self._overlap
-        parts = [layer.q, layer.k, layer.v]
-        _gemv(self._x, parts, self._qkv, norm=Norm(layer.input_gain, eps), overlap=overlap)
-        self._attend(index, layer, overlap)
-        _gemv(self._mixed, [layer.o], self._x, residual=self._x, overlap=overlap)
-        wide = [layer.gate, layer.up]
-        _gemv(self._x, wide, self._wide, norm=Norm(layer.post_gain, eps), gated=True, overlap=overlap)
-        _gemv(self._wide, [layer.down], self._x, residual=self._x, overlap=overlap)
-
-    def _layer_of_many(self, index: int, layer: Layer) -> None:
-        """A block for several rows: matrix products by cuBLAS."""
-        eps = self.program.eps
-        y = rms_norm(self._x, Norm(layer.input_gain, eps), self._y)
-        for part, target in zip((layer.q, layer.k, layer.v), self._qkv_views(), strict=True):
-            part.into(target, y)
-        self._attend(index, layer, overlap=False)
-        layer.o.onto(self._x, self._mixed)
-        y = rms_norm(self._x, Norm(layer.post_gain, eps), self._y)
-        swiglu(layer.gate(y), layer.up(y), self._wide)
-        layer.down.onto(self._x, self._wide)
-
-    def _attend(self, index: int, layer: Layer, overlap: bool) -> None:
-        q_norm = None if layer.q_gain is None else Norm(layer.q_gain, self.program.eps)
-        k_norm = None if layer.k_gain is None else Norm(layer.k_gain, self.program.eps)
-        decode_attention(
-            *self._qkv_views(),
-            self._cos,
-            self._sin,
-            self.lengths_b,
-            self.cache.k[index],
-            self.cache.v[index],
-            self._mixed,
-            self._scratch,
-            q_norm=q_norm,
-            k_norm=k_norm,
-            overlap=overlap,
-        )
-
-    def _qkv_views(self) -> tuple[Tensor, Tensor, Tensor]:
-        dims = self.program.dims
-        q, k, v = self._qkv.split([dims.q_width, dims.kv_width, dims.kv_width], 1)
-        return q, k, v
 
 
 class GraphBatch:
@@ -333,18 +258,3 @@ def _choice(requests: Sequence[Request]) -> Choice:
     if not drawn:
         return "greedy"
     return "filtered" if any(one.top_k or one.top_p < 1 for one in drawn) else "sampled"
-
-
-def _gemv(
-    x: Tensor,
-    parts: Sequence[Linear],
-    out: Tensor,
-    *,
-    norm: Norm | None = None,
-    gated: bool = False,
-    residual: Tensor | None = None,
-    overlap: bool,
-) -> None:
-    biases = [part.bias for part in parts] if any(part.bias is not None for part in parts) else []
-    weights = [part.weight for part in parts]
-    gemv(x, weights, out, biases=biases, norm=norm, gated=gated, residual=residual, overlap=overlap)

@@ -1,0 +1,141 @@
+"""A program's forward pass in Triton kernels, as a captured graph runs it.
+
+Every row takes `positions` new tokens behind what it holds by `lengths_b`, which lies on the device. One token, or a
+few of a small model, run in `hayless.kernels.linear.gemv`, each kernel begun while the one before it ends; more in
+cuBLAS with the other kernels around it. Without a CUDA device all of it runs in Triton's interpreter, for tests.
+Shapes: b rows, s positions, n = b·s tokens, row by row; h hidden, v vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from hayless.decode.cache import StaticCache
+from hayless.decode.program import Layer, Linear, Program
+from hayless.kernels.attention import Scratch, decode_attention, splits_for
+from hayless.kernels.linear import FEW, Norm, few, gemv, rms_norm, swiglu
+
+
+class KernelPass:
+    """Buffers of a pass over all rows of `cache`; `logits_nv` (n, v) are in float32.
+
+    With `last`, logits are of each row's last position only (b, v).
+    """
+
+    @torch.inference_mode()
+    def __init__(
+        self, program: Program, cache: StaticCache, lengths_b: Tensor, *, positions: int = 1, last: bool = False
+    ) -> None:
+        dims, device, dtype = program.dims, program.device, program.dtype
+        rows, tokens = len(lengths_b), len(lengths_b) * positions
+        self.program = program
+        self._cache, self._lengths_b, self._positions, self._last = cache, lengths_b, positions, last
+        cuda = device.type == "cuda"
+        processors = torch.cuda.get_device_properties(device).multi_processor_count if cuda else 1
+        splits = splits_for(rows, dims.num_kv_heads, cache.capacity, processors)
+        self._scratch = Scratch(rows, dims.num_heads * positions, dims.num_kv_heads, dims.head_dim, splits, device)
+        cos, sin = program.rope(cache.capacity)
+        half = dims.head_dim // 2
+        self._cos, self._sin = cos[:, half:].contiguous(), sin[:, half:].contiguous()
+        self._x = torch.empty(tokens, dims.hidden_size, dtype=dtype, device=device)
+        self._y = torch.empty_like(self._x)
+        self._qkv = torch.empty(tokens, dims.q_width + 2 * dims.kv_width, dtype=dtype, device=device)
+        self._mixed = torch.empty(tokens, dims.q_width, dtype=dtype, device=device)
+        self._wide = torch.empty(tokens, dims.intermediate_size, dtype=dtype, device=device)
+        self.logits_nv = torch.empty(rows if last else tokens, dims.vocab_size, dtype=torch.float32, device=device)
+        widths = (dims.hidden_size, dims.q_width, dims.intermediate_size)
+        self.fused = tokens == 1 or (tokens <= FEW and all(few(width) for width in widths))
+        self.overlap = self.fused and cuda and torch.cuda.get_device_capability(device) >= (9, 0)
+
+    @torch.inference_mode()
+    def launch(self, tokens_n: Tensor, offset: int = 0) -> Tensor:
+        """Launch the pass on tokens (n,), `offset` places behind the rows' lengths; returns its logits."""
+        program = self.program
+        torch.index_select(program.embedding, 0, tokens_n, out=self._x)
+        layer = self._fused_layer if self.fused else self._layer
+        for index, weights in enumerate(program.layers):
+            layer(index, weights, offset)
+        norm = Norm(program.final_gain, program.eps)
+        x = self._x.unflatten(0, (-1, self._positions))[:, -1].contiguous() if self._last else self._x
+        if self.fused:
+            gemv(x, [program.head], self.logits_nv, norm=norm, overlap=self.overlap)
+        else:
+            self.logits_nv.copy_(torch.mm(rms_norm(x, norm, self._y[: len(x)]), program.head.T))
+        return self.logits_nv
+
+    def _fused_layer(self, index: int, layer: Layer, offset: int) -> None:
+        """A block in five kernels, each begun while the one before it ends."""
+        eps, overlap = self.program.eps, self.overlap
+        parts = [layer.q, layer.k, layer.v]
+        _gemv(self._x, parts, self._qkv, norm=Norm(layer.input_gain, eps), overlap=overlap)
+        self._attend(index, layer, offset)
+        _gemv(self._mixed, [layer.o], self._x, residual=self._x, overlap=overlap)
+        wide = [layer.gate, layer.up]
+        _gemv(self._x, wide, self._wide, norm=Norm(layer.post_gain, eps), gated=True, overlap=overlap)
+        _gemv(self._wide, [layer.down], self._x, residual=self._x, overlap=overlap)
+
+    def _layer(self, index: int, layer: Layer, offset: int) -> None:
+        """A block with matrix products by cuBLAS."""
+        eps = self.program.eps
+        y = rms_norm(self._x, Norm(layer.input_gain, eps), self._y)
+        for part, target in zip((layer.q, layer.k, layer.v), self._qkv_views(), strict=True):
+            part.into(target, y)
+        self._attend(index, layer, offset)
+        layer.o.onto(self._x, self._mixed)
+        y = rms_norm(self._x, Norm(layer.post_gain, eps), self._y)
+        swiglu(layer.gate(y), layer.up(y), self._wide)
+        layer.down.onto(self._x, self._wide)
+
+    def _attend(self, index: int, layer: Layer, offset: int) -> None:
+        q_norm = None if layer.q_gain is None else Norm(layer.q_gain, self.program.eps)
+        k_norm = None if layer.k_gain is None else Norm(layer.k_gain, self.program.eps)
+        decode_attention(
+            *self._qkv_views(),
+            self._cos,
+            self._sin,
+            self._lengths_b,
+            self._cache.k[index],
+            self._cache.v[index],
+            self._mixed,
+            self._scratch,
+            q_norm=q_norm,
+            k_norm=k_norm,
+            overlap=self.overlap,
+            offset=offset,
+        )
+
+    def _qkv_views(self) -> tuple[Tensor, Tensor, Tensor]:
+        dims = self.program.dims
+        q, k, v = self._qkv.split([dims.q_width, dims.kv_width, dims.kv_width], 1)
+        return q, k, v
+
+
+def captured(run: Callable[[], object], device: torch.device) -> torch.cuda.CUDAGraph:
+    """`run`, compiled by being run once, as a graph."""
+    side = torch.cuda.Stream(device)
+    side.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(side):
+        run()
+    torch.cuda.current_stream(device).wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph
+
+
+def _gemv(
+    x: Tensor,
+    parts: Sequence[Linear],
+    out: Tensor,
+    *,
+    norm: Norm | None = None,
+    gated: bool = False,
+    residual: Tensor | None = None,
+    overlap: bool,
+) -> None:
+    biases = [part.bias for part in parts] if any(part.bias is not None for part in parts) else []
+    weights = [part.weight for part in parts]
+    gemv(x, weights, out, biases=biases, norm=norm, gated=gated, residual=residual, overlap=overlap)

@@ -1,0 +1,56 @@
+"""A pass in kernels gives the hidden states' logits and the cache of the plain program, several tokens a row."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hayless.decode.cache import StaticCache
+from hayless.decode.program import plan
+from tests import tiny
+
+pytest.importorskip("triton", reason="triton is not installed")
+
+from hayless.decode.kernel_pass import KernelPass
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+UNEVEN = [[0, 5, 9, 30, 31], [17], [44, 45, 46]]
+
+
+@pytest.fixture(autouse=True)
+def _exact_float32():
+    allowed = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    yield
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+
+
+@pytest.mark.parametrize("fused", [True, False], ids=["fused", "cublas"])
+@pytest.mark.parametrize(
+    ("name", "prompts", "positions", "offset"),
+    [("llama", UNEVEN, 3, 0), ("qwen3", UNEVEN[:1], 4, -1), ("llama-tied", UNEVEN, 1, 1)],
+)
+def test_equals_the_plain_program(name, prompts, positions, offset, fused):
+    program = plan(tiny.model(name).to(DEVICE))
+    rows = len(prompts)
+    caches = [StaticCache(program.dims, rows, 16, program.dtype, program.device) for _ in range(2)]
+    for cache in caches:
+        program.prefill(prompts, cache, 16)
+        for part in (cache.k, cache.v):
+            for row, length in enumerate(cache.lengths):
+                part[:, row, :, length:] = torch.nan
+    lengths_b = torch.tensor([n - offset for n in caches[0].lengths], dtype=torch.int32, device=DEVICE)
+    tokens_bs = torch.randint(96, (rows, positions), generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    expected = program.logits(program.forward(tokens_bs, caches[1]))
+    run = KernelPass(program, caches[0], lengths_b, positions=positions)
+    last = KernelPass(program, caches[0], lengths_b, positions=positions, last=True)
+    assert run.fused and last.fused, "the model is small"
+    if not fused:
+        run.fused = last.fused = run.overlap = last.overlap = False
+    torch.testing.assert_close(run.launch(tokens_bs.flatten(), offset), expected.flatten(0, 1), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(last.launch(tokens_bs.flatten(), offset), expected[:, -1], rtol=1e-4, atol=1e-4)
+    for part in ("k", "v"):
+        found, wanted = (getattr(cache, part) for cache in caches)
+        for row, length in enumerate(caches[1].lengths):
+            torch.testing.assert_close(found[:, row, :, :length], wanted[:, row, :, :length], rtol=1e-4, atol=1e-4)
+            assert found[:, row, :, length:].isnan().all()
