@@ -2,23 +2,13 @@
 
 from functools import partial
 
+from parts.models import LLAMA_1B
 from parts.training import Training
 
 from hayless.study.bench.gate import close
 from hayless.study.bench.spec import Contender, Spec, Work
 
-_CONFIG = {
-    "model_type": "llama",
-    "hidden_size": 2048,
-    "intermediate_size": 8192,
-    "num_hidden_layers": 16,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "vocab_size": 128_256,
-    "max_position_embeddings": 2048,
-    "tie_word_embeddings": True,
-}
-_STEP = Training(_CONFIG, rows=8, length=2048, precision="bf16", device="cuda")
+_STEP = Training(LLAMA_1B, rows=8, length=2048, precision="bf16", device="cuda")
 
 SPEC = Spec(
     name="train_1b",

@@ -12,6 +12,19 @@ from parts.stories import load_stories
 
 from hayless.study.bench.inputs import given
 
+LLAMA_1B = {
+    "model_type": "llama",
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 128_256,
+    "max_position_embeddings": 2048,
+    "tie_word_embeddings": True,
+}
+"""Llama-3.2-1B's shape, with the vocabulary that makes its head a fifth of it."""
+
 LLAMA_7B = {"model_type": "llama", "vocab_size": 32_000, "max_position_embeddings": 16_384}
 """Llama-7B's shape, which transformers has as its defaults, with room for 16k tokens."""
 
