@@ -169,8 +169,12 @@ def variant(
 
     Transforms change the model, optimizers and memory methods the training; without an optimizer it is AdamW.
     """
-    configs = [] if name == "full" else [_named(part) for part in name.split("+")]
-    return with_methods(name, configs, dims, before, shape, on, decode=decode)
+    return with_methods(name, methods_named(name), dims, before, shape, on, decode=decode)
+
+
+def methods_named(name: str) -> list[MethodConfig]:
+    """The methods of a way to train; `full` is none."""
+    return [_named(part) for part in name.split("+") if part.strip() != "full"]
 
 
 def with_methods(
@@ -184,7 +188,8 @@ def with_methods(
     decode: bool = True,
 ) -> Plan:
     """A plan of a model that has had the transforms `before`, changed and trained by `configs`; see `variant`."""
-    transforms, slots = [], [configure("adamw")]
+    transforms: list[MethodConfig] = []
+    slots = [configure("adamw")]
     for config in configs:
         kind = method_of(config).part
         if kind not in (Part.TRANSFORM, Part.OPTIMIZER, Part.MEMORY):
@@ -201,8 +206,8 @@ def with_methods(
 def _named(text: str) -> MethodConfig:
     """`lora` or `lora(rank=16, alpha=32)` as the config it names."""
     name, _, given = text.strip().removesuffix(")").partition("(")
-    options = dict(part.split("=", 1) if "=" in part else (part, "") for part in given.split(",") if part.strip())
-    return configure(name, **{field.strip(): value.strip() for field, value in options.items()})
+    options = (part.partition("=") for part in given.split(",") if part.strip())
+    return configure(name, **{field.strip(): value.strip() for field, _, value in options})
 
 
 def plan(name: str, ledger: Ledger, shape: TrainShape | None, on: Device, *, decode: bool = True) -> Plan:
@@ -228,6 +233,13 @@ def plan(name: str, ledger: Ledger, shape: TrainShape | None, on: Device, *, dec
     return Plan(name, ledger, on, train, run, arithmetic, tuple(notes))
 
 
+def plan_decoding(
+    name: str, ledger: Ledger, batch: int, context: int, on: Device, kind: Literal["cuda", "cpu"] = "cuda"
+) -> Plan:
+    """The plan of a model that is only run: `batch` rows that hold `context` tokens each."""
+    return Plan(name, ledger, on, None, decode_cost(ledger, batch, context, device=kind), ledger.dims.dtype)
+
+
 def of_recipe(path: str, model: str, preset: str, on: Device, changes: Mapping[str, Any]) -> list[Plan]:
     """A plan for each training step of a recipe, on its own model or another, with `changes` to its TrainShape."""
     from hayless.recipe.load import load
@@ -235,12 +247,15 @@ def of_recipe(path: str, model: str, preset: str, on: Device, changes: Mapping[s
     from hayless.recipe.schema import ModelSection
 
     recipe = load(path)
+    new_tokens = recipe.model.new_tokens
+    if preset and new_tokens is not None:
+        raise NotSupported(f"{path} adds new tokens, and a preset has no tokenizer.", hint="Give a model's folder.")
     if preset:
         config = config_of(preset)
         section = ModelSection(config=config, tokenizer=preset, dtype=config["dtype"])
         recipe = recipe.model_copy(update={"model": section})
     elif model:
-        recipe = recipe.model_copy(update={"model": ModelSection(path=model)})
+        recipe = recipe.model_copy(update={"model": ModelSection(path=model, new_tokens=new_tokens)})
     stages, _, _ = walk(recipe)
     if not stages:
         raise RequestError(f"{path} trains nothing.", hint="Give a recipe with a train step, or none.")

@@ -22,6 +22,7 @@ from hayless.core.method import MethodConfig
 from hayless.core.registry import method_of
 from hayless.data.batches import Batch, Batches
 from hayless.decode.engine import Engine
+from hayless.measure.memory import peak_bytes
 from hayless.train import randomness
 from hayless.train.attention import attention
 from hayless.train.blocks import compiled
@@ -29,7 +30,7 @@ from hayless.train.checkpoint import Checkpoints
 from hayless.train.failures import explained
 from hayless.train.loop import Loop
 from hayless.train.metrics import MetricsLog
-from hayless.train.monitor import Monitor, peak_bytes
+from hayless.train.monitor import Monitor
 from hayless.train.settings import TrainSettings
 from hayless.train.signals import Signals
 from hayless.train.slots import Objective
