@@ -43,7 +43,7 @@ LABELS = ["base", "four bits", "thin", "out of memory"]
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A page of four runs: the best, one a sixth of its size, one with an adapter, one that failed."""
+    """A page of four runs: the best, one a sixth of its size, one with an adapter by a peer, one that failed."""
     path = tmp_path_factory.mktemp("runs")
     runs = [
         folders.run(path / "base", "base", size=12_000_000, ms=4.0),
@@ -56,6 +56,8 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
     records = [record.read(run, label) for run, label in zip(runs, LABELS, strict=True)]
     published = records[1].receipt.with_published({"file_bytes": 2_500_000.0}, "Somebody et al. (2020)")
     records[1] = dataclasses.replace(records[1], receipt=published)
+    by_peer = records[2].receipt.model_copy(update={"peer": "peft 0.21"})
+    records[2] = dataclasses.replace(records[2], receipt=by_peer)
     out = path / "report.html"
     page.write(table.build(records), out, name="browser", budget="1,000,000 tokens a run")
     return out.as_uri()
@@ -122,6 +124,8 @@ def test_the_filter_finds_names_and_methods_for_table_and_plot(view: Page) -> No
     view.get_by_label("Filter").fill("kmeans")
     assert shown(view) == ["four bits"] and list(points(view)) == ["four bits"]
     assert view.locator("#count").inner_text() == "1 of 4 runs"
+    view.get_by_label("Filter").fill("peft")
+    assert shown(view) == ["thin"] and view.locator("#table tr:visible .tag").all_inner_texts() == ["peer"]
     view.get_by_label("Filter").fill("")
     view.get_by_label("State").select_option("failed")
     assert shown(view) == ["out of memory"] and not points(view)
@@ -146,6 +150,30 @@ def test_axes_can_be_chosen_and_the_front_follows(view: Page) -> None:
     assert view.locator("#plot .hollow").count() == 0
 
 
+def test_energy_is_an_axis_and_what_has_none_is_named(browser: Browser, tmp_path: Path) -> None:
+    """A fabricated counter: two runs of three on a machine that reports energy."""
+    runs = [
+        folders.run(tmp_path / "frugal", bits=2.2, joules=0.25),
+        folders.run(tmp_path / "hungry", bits=2.0, joules=1.5),
+        folders.run(tmp_path / "elsewhere", bits=2.1),
+    ]
+    page.write(table.build(record.read_all(runs)), tmp_path / "report.html", name="energy")
+    view = browser.new_page()
+    view.goto((tmp_path / "report.html").as_uri())
+    view.get_by_label("Across").select_option(label="Energy")
+    found = points(view)
+    assert set(found) == {"frugal", "hungry"} and found["frugal"].startswith("Energy 0.2500 J/token; Bits per byte")
+    assert view.locator("#plot a.point.on").count() == 2, "less energy and better quality are both on the front"
+    assert "Energy, J/token (lower is better)" in view.locator("#plot svg").text_content()
+    assert view.locator("#plot .note").inner_text() == "Not measured on both: elsewhere."
+    head(view, "Energy")
+    assert shown(view) == ["frugal", "hungry", "elsewhere"]
+    cells = view.locator("td[data-title^=Energy]").all_inner_texts()
+    assert cells == ["0.2500", "1.500", "not measured"]
+    assert "this machine does not report energy" in view.locator("details.run", has_text="elsewhere").text_content()
+    view.close()
+
+
 def test_two_runs_are_compared_and_the_difference_has_its_methods(view: Page) -> None:
     view.locator("#compare-a").select_option(label="base")
     view.locator("#compare-b").select_option(label="four bits")
@@ -158,7 +186,8 @@ def test_two_runs_are_compared_and_the_difference_has_its_methods(view: Page) ->
     assert "arXiv:1510.00149" in out.locator(".methods").inner_text()
     assert out.locator(".differs tr", has_text="apply kmeans.bits").locator("td").all_inner_texts() == ["–", "4"]
     view.locator("#compare-b").select_option(label="thin")
-    assert "lora, only in thin (rank 8)" in out.locator(".methods").inner_text()
+    notes = out.locator(".methods").inner_text()
+    assert "lora, only in thin (rank 8)" in notes and "carried out: base by hayless, thin by peft 0.21." in notes
 
 
 def test_a_recipe_is_one_click_away(view: Page) -> None:
@@ -183,7 +212,7 @@ def test_csv_has_the_rows_shown_in_their_order(view: Page) -> None:
     assert [row["run"] for row in rows] == ["four bits", "thin", "base"]
     assert float(rows[0]["file_bytes"]) == 2_000_000 == float(rows[0]["file_bytes_predicted"])
     assert float(rows[0]["file_bytes_published"]) == 2_500_000 and rows[1]["file_bytes_published"] == ""
-    assert float(rows[2]["rank"]) == 1
+    assert float(rows[2]["rank"]) == 1 and [row["peer"] for row in rows] == ["", "peft 0.21", ""]
 
 
 def test_samples_and_curves_open_and_read(view: Page) -> None:

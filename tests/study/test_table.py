@@ -147,6 +147,24 @@ def test_table_as_csv_and_text(tmp_path: Path) -> None:
     assert "4.00 MB" in file.getvalue() and "bad: it" in file.getvalue() and "=HYPERLINK" in file.getvalue()
 
 
+def test_energy_is_a_column_and_an_axis_where_some_run_has_it(tmp_path: Path) -> None:
+    runs = [folders.run(tmp_path / "frugal", bits=2.2, joules=0.25), folders.run(tmp_path / "hungry", joules=1.5)]
+    silent = folders.run(tmp_path / "silent")
+    records = record.read_all([*runs, silent])
+    found = table.build(records)
+    assert found.columns[-1] == "joules_per_token" and "joules_per_token" not in table.build(records[2:]).columns
+    file = io.StringIO()
+    Console(file=file, width=200).print(found.to_rich())
+    assert "0.2500" in file.getvalue() and "not measured" in file.getvalue()
+    rows = {row["run"]: row for row in csv.DictReader(io.StringIO(found.to_csv()))}
+    assert [rows[name]["joules_per_token"] for name in ("frugal", "hungry", "silent")] == ["0.25", "1.5", ""]
+    svg = pareto.draw(records, "joules_per_token", form="svg").decode()
+    assert "Energy, J/token (lower is better)" in svg and ">frugal<" in svg and ">silent<" not in svg
+    receipt = records[2].receipt
+    assert "Energy: this machine does not report energy." in receipt.markdown()
+    assert "| Energy |  | not measured |  |" in receipt.markdown()
+
+
 def test_the_summary_follows_from_the_figures(tmp_path: Path) -> None:
     runs = [folders.run(tmp_path / "base", size=8_000_000), folders.run(tmp_path / "packed", bits=2.3, size=2_000_000)]
     sentences = table.summary(table.build(record.read_all(runs)))

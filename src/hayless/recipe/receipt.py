@@ -187,9 +187,9 @@ class Card:
 
 
 def measured_cell(row: Measurement) -> str:
-    """The measured figure, with its spread as ± half of it, or a dash where there is none."""
+    """The measured figure, with its spread as ± half of it."""
     if row.value is None:
-        return "–" if row.predicted is None and row.published is None else "not measured"
+        return "not measured"
     text = written(row.name, row.value, row.unit)
     if row.low is None or row.high is None or row.low == row.high:
         return text

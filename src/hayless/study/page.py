@@ -227,16 +227,15 @@ def _run(row: Row, common: set[str]) -> dict[str, Any]:
     }
 
 
-def _cell(found: Measurement) -> dict[str, str] | None:
+def _cell(found: Measurement) -> dict[str, str]:
     """A figure in the table of results; its unit stands in the column's head."""
-    if found.value is None and found.predicted is None and found.published is None:
-        return None
     unit = unit_of(found.name)
     value, _, spread = measured_cell(found).removesuffix(unit).strip().partition(" ± ")
     error = f" ({percent(found.error)})" if found.error else ""
     predicted = written(found.name, found.predicted).removesuffix(unit).strip()
     return {
-        "value": "–" if found.value is None else value,
+        "value": value,
+        "missing": "missing" if found.value is None else "",
         "spread": spread,
         "predicted": predicted + error if predicted else "",
         "published": written(found.name, found.published).removesuffix(unit).strip(),

@@ -47,7 +47,7 @@ const spreadWide = (values) => Math.min(...values) > 0 && Math.max(...values) / 
 // Axes with grid lines; returns the scales. `box` has width, height and margins.
 function drawAxes(svg, box, x, y, names) {
   const bottom = box.height - box.bottom;
-  for (const tick of ticksOf(x.low, x.high, x.logarithmic, Math.max(2, Math.floor(box.width / 130)))) {
+  for (const tick of ticksOf(x.low, x.high, x.logarithmic, Math.max(3, Math.floor(box.width / 130)))) {
     const at = x.place(tick);
     svg.append(shape("line", { class: "grid", x1: at, x2: at, y1: box.top, y2: bottom }));
     svg.append(shape("text", { x: at, y: bottom + 17, "text-anchor": "middle" }, names.writeX(tick)));
@@ -59,17 +59,6 @@ function drawAxes(svg, box, x, y, names) {
   }
   svg.append(shape("text", { x: box.left, y: 13 }, names.y));
   svg.append(shape("text", { x: box.width - box.right, y: box.height - 4, "text-anchor": "end" }, names.x));
-}
-
-// Draws now, and again whenever the width of `node` has changed.
-function drawToWidth(node, draw) {
-  draw();
-  let width = node.clientWidth;
-  new ResizeObserver(() => {
-    if (Math.abs(node.clientWidth - width) < 2) return;
-    width = node.clientWidth;
-    requestAnimationFrame(draw);
-  }).observe(node);
 }
 
 document.addEventListener("click", async (event) => {

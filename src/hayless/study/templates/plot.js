@@ -2,9 +2,10 @@
 function drawPlot() {
   const [nameX, nameY] = [$("plot-x").value, $("plot-y").value];
   const holder = $("plot");
-  const found = data.runs
+  const done = data.runs
     .map((run, index) => ({ run, index, x: measured(run, nameX), y: measured(run, nameY) }))
-    .filter(({ run, x, y }) => shownRuns.has(run) && !run.failed && x !== null && y !== null);
+    .filter(({ run }) => shownRuns.has(run) && !run.failed);
+  const found = done.filter(({ x, y }) => x !== null && y !== null);
   holder.replaceChildren();
   if (!found.length) {
     holder.append(element("p", { class: "note" }, "No finished run that is shown has both figures."));
@@ -41,6 +42,10 @@ function drawPlot() {
   }
   holder.append(svg);
   nameDots(svg, box, found, marks);
+  const lacking = done.filter((point) => !found.includes(point)).map(({ run }) => run.label);
+  if (!lacking.length) return;
+  const rest = lacking.length > 8 ? ` and ${lacking.length - 8} more` : "";
+  holder.append(element("p", { class: "note" }, `Not measured on both: ${lacking.slice(0, 8).join(", ")}${rest}.`));
 }
 
 function axisName(name) {
