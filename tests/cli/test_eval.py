@@ -105,6 +105,20 @@ def test_only_outputs_of_examples_are_scored(folder: str, tmp_path: Path) -> Non
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     found = _json(folder, "--data", str(tmp_path / "a.jsonl"))
     assert found["kind"] == "sft" and found["bytes"] == sum(len(row["completion"].encode()) for row in rows)
+    assert 0 <= found["token_accuracy"]["value"] <= 1 and found["calibration"]["count"] == found["tokens"]
+    picture = tmp_path / "reliability.svg"
+    shown = run(evaluate, folder, "--data", str(tmp_path / "a.jsonl"), "--out", str(picture))
+    assert (
+        "token accuracy" in shown.stdout and "calibration error" in shown.stdout and ">tokens<" in picture.read_text()
+    )
+
+
+def test_plain_text_is_judged_where_a_picture_is_asked_for(folder: str, texts: Path, tmp_path: Path) -> None:
+    assert _json(folder, "--data", str(texts))["calibration"] is None
+    found = _json(folder, "--data", str(texts), "--out", str(tmp_path / "reliability.png"))
+    assert found["calibration"]["count"] == found["tokens"]
+    assert all(part["token_accuracy"] for part in found["domains"].values())
+    assert (tmp_path / "reliability.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_an_adapter_is_measured_on_its_base(folder: str, texts: Path, tmp_path: Path) -> None:
@@ -129,8 +143,13 @@ def test_a_reward_model_ranks_pairs(folder: str, texts: Path, tmp_path: Path) ->
     assert found["pairs"] == len(scores) == 30 and found["kind"] == "preference"
     wins = sum(row["chosen"] > row["rejected"] for row in scores)
     assert found["pairwise_accuracy"]["value"] == pytest.approx(wins / 30)
+    loss = sum(math.log1p(math.exp(row["rejected"] - row["chosen"])) for row in scores) / 30
+    assert found["preference_loss_nats_per_pair"]["value"] == pytest.approx(loss)
+    assert found["calibration"]["count"] == 30 and 0 <= found["brier_score"]["value"] <= 1
     assert _json(judge, "--data", pairs, "--batch-size", "1")["pairwise_accuracy"] == found["pairwise_accuracy"]
-    assert "pairwise accuracy" in run(evaluate, judge, "--data", pairs).stdout
+    shown = run(evaluate, judge, "--data", pairs, "--out", str(tmp_path / "reliability.svg")).stdout
+    assert all(words in shown for words in ("pairwise accuracy", "calibration error", "Brier score", "by chance"))
+    assert ">pairs<" in (tmp_path / "reliability.svg").read_text()
     for source, data, words in ((folder, pairs, "only a reward model"), (judge, str(texts), "no pairs of answers")):
         with pytest.raises(RequestError, match=words):
             raised(run(evaluate, source, "--data", data))
@@ -169,6 +188,8 @@ def test_the_table_shows_what_the_document_says(folder: str, texts: Path) -> Non
         (["{folder}", "--data", "{texts}", "--device", "cuda:99"], "device = 'cuda:99' is not there"),
         (["{folder}", "--data", "{texts}", "--dtype", "int4"], "dtype = 'int4'"),
         (["{folder}", "--data", "{texts}", "--documents", "{tmp}/no/out.json"], "cannot be written"),
+        (["{folder}", "--data", "{texts}", "--out", "{tmp}/no/out.png"], "--out .* cannot be written"),
+        (["{folder}", "--data", "{texts}", "--out", "{tmp}/out.pdf"], "--out"),
         (["{folder}", "--data", "{texts}", "--tokenizer", "{tmp}"], "no tokenizer"),
     ],
 )

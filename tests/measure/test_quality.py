@@ -16,7 +16,6 @@ from hayless.measure.quality import (
     Quality,
     batch_drift,
     paired_difference,
-    pairwise_accuracy,
     quality,
 )
 from tests import tiny
@@ -211,17 +210,6 @@ def test_pairs_need_the_same_documents():
     other = quality(model, [Document("d0", documents[0].tokens, 5)], begin=BEGIN)
     with pytest.raises(RequestError, match="28 bytes in one and 5"):
         paired_difference(first, other)
-
-
-def test_pairwise_accuracy_counts_ties_half():
-    found = pairwise_accuracy([1.0, 2.0, 3.0, 0.0], [0.0, 2.0, 4.0, -1.0])
-    assert found.value == 0.625 and 0 <= found.low < found.value < found.high <= 1
-    with pytest.raises(WorkError, match="finite"):
-        pairwise_accuracy([math.nan], [0.0])
-    with pytest.raises(RequestError, match="2 chosen scores and 1"):
-        pairwise_accuracy([1.0, 2.0], [0.0])
-    with pytest.raises(RequestError, match="no documents"):
-        pairwise_accuracy([], [])
 
 
 def test_a_part_has_the_figures_of_its_documents_alone():

@@ -14,10 +14,12 @@ from hayless.core.errors import HaylessError, RequestError
 from hayless.data.config import DataConfig, Source
 from hayless.data.store import TokenStore, prepare
 from hayless.data.tokenizer import train
-from hayless.measure import saved
+from hayless.measure import reward, saved
+from hayless.measure.heldout import as_document, look
 from hayless.measure.quality import quality
-from hayless.measure.saved import as_document, measure_saved
+from hayless.measure.saved import measure_saved
 from hayless.measure.settings import MeasureSettings
+from hayless.model.load import load_model
 from tests import tiny
 
 LINES = [
@@ -52,6 +54,15 @@ def preferences(tokenizer, tmp_path_factory) -> TokenStore:
     (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     config = DataConfig(sources=(Source(path=str(folder / "pairs.jsonl")),), heldout=0.4, near_duplicates=False)
     return prepare(config, tokenizer, folder / "prepared", kind="preference").heldout
+
+
+@pytest.fixture(scope="module")
+def outputs(tokenizer, tmp_path_factory) -> TokenStore:
+    folder = tmp_path_factory.mktemp("outputs")
+    rows = [{"prompt": f"Say {number}. ", "completion": LINES[number]} for number in range(40)]
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    config = DataConfig(sources=(Source(path=str(folder / "rows.jsonl")),), heldout=0.4, near_duplicates=False)
+    return prepare(config, tokenizer, folder / "prepared", kind="sft").heldout
 
 
 def _save(folder: Path, tokenizer: transformers.PreTrainedTokenizerBase, *, reward: bool = False) -> Path:
@@ -108,9 +119,46 @@ def test_a_damaged_folder_is_an_error_of_ours(tmp_path, tokenizer, heldout):
 
 
 def test_a_reward_model_is_measured_on_pairs(tmp_path, tokenizer, preferences):
-    rows = _here(_save(tmp_path, tokenizer, reward=True), preferences, SETTINGS)
-    assert set(rows) == {"file_bytes", "pairwise_accuracy"}
-    assert 0 <= rows["pairwise_accuracy"]["low"] <= rows["pairwise_accuracy"]["value"] <= 1
+    folder = _save(tmp_path / "model", tokenizer, reward=True)
+    rows = _here(folder, preferences, SETTINGS)
+    assert set(rows) == {"file_bytes", "pairwise_accuracy", "calibration_error", "brier_score", "preference_loss"}
+    expected = look(load_model(folder, task="reward"), preferences, SETTINGS.model_copy(update={"batch_size": 1}))
+    for name, figure in (
+        ("pairwise_accuracy", expected.accuracy),
+        ("calibration_error", expected.calibration.error),
+        ("brier_score", expected.brier),
+        ("preference_loss", expected.loss),
+    ):
+        row = rows[name]
+        assert (row["value"], row["low"], row["high"]) == pytest.approx(
+            (figure.value, figure.low, figure.high), rel=1e-5
+        )
+        assert row["low"] <= row["value"] <= row["high"]
+    with pytest.raises(RequestError, match="stride = 4"):
+        _here(folder, preferences, SETTINGS.model_copy(update={"stride": 4}))
+
+
+def test_pairs_are_computed_as_many_at_once_as_was_asked(tmp_path, tokenizer, preferences, monkeypatch):
+    model = load_model(_save(tmp_path / "model", tokenizer, reward=True), task="reward")
+    sizes = []
+    monkeypatch.setattr(
+        reward, "scores", lambda model, batch: sizes.append(len(batch.input_ids)) or batch.segments[:, 0]
+    )
+    assert len(look(model, preferences, SETTINGS.model_copy(update={"batch_size": 3})).pairs) > 6
+    assert set(sizes[:-1]) == {6} and sizes[-1] <= 6
+
+
+def test_outputs_of_examples_have_accuracy_and_calibration(tmp_path, tokenizer, outputs, monkeypatch):
+    monkeypatch.setattr(saved, "in_fresh_process", lambda module, request, timeout: saved._measure(request))
+    folder = _save(tmp_path / "model", tokenizer)
+    rows = measure_saved(folder, outputs, SETTINGS.model_copy(update={"decode": False}), reliability=tmp_path)
+    by_name = {row.name: row for row in rows}
+    expected = look(load_model(folder), outputs, SETTINGS)
+    assert by_name["token_accuracy"].value == pytest.approx(expected.token_accuracy.value)
+    assert by_name["calibration_error"].value == pytest.approx(expected.calibration.error.value, rel=1e-4)
+    assert "bins of confidence" in by_name["calibration_error"].note
+    assert json.loads((tmp_path / "reliability.json").read_text())["count"] == expected.tokens
+    assert (tmp_path / "reliability.svg").exists() and (tmp_path / "reliability.png").exists()
 
 
 def test_only_what_was_asked_is_measured(tmp_path, tokenizer, heldout):

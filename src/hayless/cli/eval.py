@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from hayless.cli.inputs import Builtin, sources
+from hayless.cli.inputs import Builtin, picture_form, sources
 from hayless.cli.output import Device, Dtype, Json, Model, emit, err, table
 
 if TYPE_CHECKING:
+    from hayless.core.drawing import Form
     from hayless.data.config import DataConfig
     from hayless.measure.evaluate import Evaluation
     from hayless.measure.interval import Interval
@@ -35,14 +36,16 @@ def evaluate(
     batch_size: int = typer.Option(8, help="Windows (or pairs) computed at once; does not change the result."),
     tokenizer: str = typer.Option(None, help="Folder or hub id of the tokenizer; the model's own if not given."),
     documents: str = typer.Option("", help="Write the figures of each document here, for paired comparisons."),
+    picture: Path = typer.Option(None, "--out", help="A picture of how sure and how right it is: .png or .svg."),
     device: str = Device,
     dtype: str = Dtype,
     json: bool = Json,
 ) -> None:
     """Measure a model's quality on your documents.
 
-    A language model gets loss, bits per byte and perplexity, a reward model the share of preference pairs that it ranks
-    as people did, both with 95% intervals.
+    A language model gets loss, bits per byte and perplexity, and on outputs of examples the share of tokens that it
+    would have chosen; a reward model the share of preference pairs that it ranks as people did. The last two come with
+    how well the model knows when it is right. All have 95% intervals.
     """
     from hayless.core import atomic
     from hayless.core.errors import RequestError
@@ -59,7 +62,8 @@ def evaluate(
         {"heldout_tokens": tokens, "context": context, "stride": stride, "batch_size": batch_size},
         {"heldout_tokens": "--tokens", "context": "--context", "stride": "--stride", "batch_size": "--batch-size"},
     )
-    target = _target(documents)
+    target, form = _target(documents, "--documents"), picture_form(picture)
+    drawn = _target(str(picture or ""), "--out")
     with shown(err) as progress:
         found = measured(
             model,
@@ -69,8 +73,11 @@ def evaluate(
             tokenizer=tokenizer,
             device=device,
             dtype=dtype,
+            judging=drawn is not None,
             progress=progress,
         )
+    if drawn is not None:
+        atomic.write_bytes(drawn, _drawn(found, form))
     if target is not None:
         atomic.write_json(target, _documents(found))
     if json:
@@ -79,6 +86,8 @@ def evaluate(
         _show(model, found)
         if target is not None:
             err.print(f"Figures of each document are in {target}.", soft_wrap=True)
+        if drawn is not None:
+            err.print(f"{drawn} written", markup=False, soft_wrap=True)
 
 
 def _data(paths: list[str], builtin: str, format: str, share: float | None) -> DataConfig:
@@ -90,16 +99,24 @@ def _data(paths: list[str], builtin: str, format: str, share: float | None) -> D
     return checked(DataConfig, {"sources": found, **held_out}, {"heldout": "--heldout-share"})
 
 
-def _target(path: str) -> Path | None:
-    """Where documents are written; a place that cannot be is refused before the work, not after it."""
+def _target(path: str, option: str) -> Path | None:
+    """Where something is written; a place that cannot be is refused before the work, not after it."""
     from hayless.core.errors import RequestError
 
     if not path:
         return None
     target = Path(path).expanduser()
     if target.is_dir() or not target.absolute().parent.is_dir():
-        raise RequestError(f"--documents {path} cannot be written.", hint="Give a file in a folder that exists.")
+        raise RequestError(f"{option} {path} cannot be written.", hint="Give a file in a folder that exists.")
     return target
+
+
+def _drawn(found: Evaluation, form: Form) -> bytes:
+    from hayless.measure.calibration import draw
+
+    calibration = found.found.calibration
+    assert calibration is not None, "a picture was asked for, so it was judged"
+    return draw(calibration, "pairs" if found.kind == "preference" else "tokens", form)
 
 
 def _documents(found: Evaluation) -> list[dict[str, Any]]:
@@ -127,8 +144,14 @@ def _figures(found: Quality | Ranking) -> dict[str, Any]:
     from hayless.measure.quality import Quality
 
     if not isinstance(found, Quality):
-        return {"pairs": len(found.pairs), "pairwise_accuracy": found.accuracy.model_dump()}
-    perplexity = found.perplexity
+        return {
+            "pairs": len(found.pairs),
+            "pairwise_accuracy": found.accuracy.model_dump(),
+            "calibration": found.calibration.model_dump(),
+            "brier_score": found.brier.model_dump(),
+            "preference_loss_nats_per_pair": found.loss.model_dump(),
+        }
+    perplexity, accuracy, calibration = found.perplexity, found.token_accuracy, found.calibration
     return {
         "context_tokens": found.context,
         "stride_tokens": found.stride,
@@ -139,6 +162,8 @@ def _figures(found: Quality | Ranking) -> dict[str, Any]:
         "bits_per_byte": found.bits_per_byte.model_dump(),
         "loss_nats_per_token": found.loss.model_dump(),
         "perplexity": perplexity.model_dump() if perplexity else None,
+        "token_accuracy": accuracy.model_dump() if accuracy else None,
+        "calibration": calibration.model_dump() if calibration else None,
     }
 
 
@@ -157,12 +182,14 @@ def _counts(found: Quality | Ranking) -> list[tuple[str, str]]:
     from hayless.measure.quality import Quality
 
     if not isinstance(found, Quality):
-        return [("measured", f"{len(found.pairs):,} pairs")]
+        return [("measured", f"{len(found.pairs):,} pairs"), ("calibration", found.calibration.note)]
     count = len(found.documents)
     size = f"{count:,} document{'s' * (count > 1)}, {found.tokens:,} tokens, {format_bytes(found.bytes)}"
     rows = [("measured", size), ("windows", f"context {found.context:,} tokens, stride {found.stride:,}")]
     if found.too_short:
         rows.append(("left out", f"{found.too_short:,} documents without a token to predict"))
+    if found.calibration:
+        rows.append(("calibration", found.calibration.note))
     return rows
 
 
@@ -170,12 +197,21 @@ def _rows(found: Quality | Ranking) -> list[tuple[str, str, str]]:
     from hayless.measure.quality import Quality
 
     if not isinstance(found, Quality):
-        return [("pairwise accuracy", *_written(found.accuracy))]
-    return [
+        return [
+            ("pairwise accuracy", *_written(found.accuracy)),
+            ("calibration error", *_written(found.calibration.error)),
+            ("Brier score", *_written(found.brier)),
+            ("loss (nats per pair)", *_written(found.loss)),
+        ]
+    rows = [
         ("bits per byte", *_written(found.bits_per_byte)),
         ("loss (nats per token)", *_written(found.loss)),
         ("perplexity", *_written(found.perplexity)),
     ]
+    if found.token_accuracy and found.calibration:
+        rows.append(("token accuracy", *_written(found.token_accuracy)))
+        rows.append(("calibration error", *_written(found.calibration.error)))
+    return rows
 
 
 def _by_domain(domains: dict[str, Quality | Ranking]) -> tuple[list[str], list[list[str]]]:

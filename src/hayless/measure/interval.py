@@ -20,6 +20,7 @@ _SEED = 0
 _CHUNK = 4_000_000
 
 Column = NDArray[np.float64]
+Table = NDArray[np.float64]
 
 
 class Interval(BaseModel):
@@ -56,6 +57,24 @@ def difference(
     resampled = np.concatenate([_difference(pairs, weights) for weights in _weights(count)])
     low, high = np.percentile(resampled, [2.5, 97.5])
     return Interval(value=value, low=float(low), high=float(high))
+
+
+def absolute(columns: Table, denominators: Sequence[float] | Column) -> Interval:
+    """Σ_b |Σ_d columns[d, b]| / Σ_d denominators[d] of columns (documents, b), with its interval over documents.
+
+    Resampling adds noise, which makes a sum of absolute values larger on average; the interval is moved down by as
+    much (and not below 0), so that it lies around the figure. Raises as `ratio`.
+    """
+    above = np.asarray(columns, dtype=np.float64)
+    _, below = _checked((np.abs(above).sum(axis=1).tolist(), list(denominators)))
+    value = float(np.abs(above.sum(axis=0)).sum() / below.sum())
+    if len(above) == 1:
+        return Interval(value=value)
+    resampled = np.concatenate(
+        [np.abs(weights @ above).sum(axis=1) / (weights @ below) for weights in _weights(len(above))]
+    )
+    low, high = np.percentile(resampled, [2.5, 97.5]) - (resampled.mean() - value)
+    return Interval(value=value, low=max(0.0, float(low)), high=float(high))
 
 
 def _difference(pairs: list[tuple[Column, Column]], weights: Column) -> Column:

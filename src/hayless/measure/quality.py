@@ -16,6 +16,7 @@ What is counted, so that figures of different models compare:
 - Intervals are bootstrap intervals over documents (`hayless.measure.interval`).
 
 For instruction tuning, `counted` marks the tokens of the output: only those are scored, and `bytes` are the output's.
+What the model would have said there, and how sure it was of that, is kept where it is asked for (`judging`).
 Shapes: b windows, s positions, v entries of the vocabulary.
 """
 
@@ -24,6 +25,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal
 
 import torch
@@ -36,6 +38,7 @@ from hayless.core.errors import RequestError, WorkError, bad_value
 from hayless.core.progress import Progress, no_progress
 from hayless.decode.engine import check_causal, evaluating
 from hayless.measure import interval
+from hayless.measure.calibration import TOKEN_BINS, Calibration, Judged, calibration
 from hayless.measure.interval import Interval
 
 
@@ -66,7 +69,8 @@ class DocumentLoss(BaseModel):
 class Quality(BaseModel):
     """Loss in nats a token and bits per byte with 95% intervals, and the documents they come from.
 
-    `too_short` counts documents left out because they have no token to predict.
+    `too_short` counts documents left out because they have no token to predict. `judged` has the likeliest token at
+    each place, where that was asked for.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -77,6 +81,7 @@ class Quality(BaseModel):
     too_short: int
     context: int
     stride: int
+    judged: tuple[Judged, ...] = ()
 
     @property
     def tokens(self) -> int:
@@ -91,7 +96,20 @@ class Quality(BaseModel):
     def part(self, ids: Collection[str]) -> Quality:
         """The same figures over some of the documents. RequestError where none of them was measured."""
         rows = [row for row in self.documents if row.id in ids]
-        return _over(rows, too_short=0, context=self.context, stride=self.stride)
+        judged = [found for found in self.judged if found.id in ids]
+        return _over(rows, judged, too_short=0, context=self.context, stride=self.stride)
+
+    @property
+    def token_accuracy(self) -> Interval | None:
+        """The share of tokens that the model would have chosen; None where that was not looked at."""
+        if not self.judged:
+            return None
+        return interval.ratio([sum(found.right) for found in self.judged], [len(found.right) for found in self.judged])
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """How sure the model was of these; None where that was not looked at."""
+        return calibration(self.judged, *TOKEN_BINS) if self.judged else None
 
     @property
     def perplexity(self) -> Interval | None:
@@ -112,12 +130,14 @@ def quality(
     context: int | None = None,
     stride: int | None = None,
     batch_size: int = 8,
+    judging: bool = False,
     progress: Progress = no_progress,
 ) -> Quality:
     """Loss of a causal language model on `documents`, computed where the model is and in its dtype.
 
     `begin` is the token put before each document; None for documents that start with one of their own. `context` is in
-    tokens (the model's own limit if None), `stride` half of it if None. NotSupported for a model that is no causal
+    tokens (the model's own limit if None), `stride` half of it if None. `judging` also keeps what the model would have
+    said, and how sure it was. NotSupported for a model that is no causal
     language model; RequestError for impossible settings, repeated ids, tokens the model does not have; WorkError naming
     the document where the loss is not finite.
     """
@@ -137,20 +157,22 @@ def quality(
         raise RequestError("No document has a token to predict.", hint="Give documents of at least two tokens.")
     # Longest first: batches are nearly rectangular, and memory peaks at once, not after an hour.
     windows.sort(key=lambda window: (window.end - window.start, window.end - window.first), reverse=True)
-    nats: list[list[float]] = [[] for _ in documents]
+    found: list[list[_Found]] = [[] for _ in documents]
     with evaluating(model), torch.inference_mode():
         for at in range(0, len(windows), batch_size):
             progress("measuring", at, len(windows))
             batch = windows[at : at + batch_size]
-            for window, cost in zip(batch, _costs(model, batch, sequences), strict=True):
-                nats[window.document].append(cost)
+            for window, part in zip(batch, _computed(model, batch, sequences, judging), strict=True):
+                found[window.document].append(part)
     progress("measuring", len(windows), len(windows))
-    rows = [
-        _row(document, sequence, costs)
-        for document, sequence, costs in zip(documents, sequences, nats, strict=True)
-        if costs
+    measured = [
+        (document, sequence, parts)
+        for document, sequence, parts in zip(documents, sequences, found, strict=True)
+        if parts
     ]
-    return _over(rows, too_short=len(documents) - len(rows), context=context, stride=stride)
+    rows = [_row(document, sequence, [part.nats for part in parts]) for document, sequence, parts in measured]
+    judged = [_judged(document.id, parts) for document, _, parts in measured] if judging else []
+    return _over(rows, judged, too_short=len(documents) - len(rows), context=context, stride=stride)
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,16 +239,6 @@ def paired_difference(
         return [found[name].nats / unit for name in ids], [float(count) for count in below]
 
     return interval.difference(figures(rows), figures(others))
-
-
-def pairwise_accuracy(chosen: Sequence[float], rejected: Sequence[float]) -> Interval:
-    """Share of pairs in which a reward model scores the chosen answer above the rejected one; ties count one half."""
-    if len(chosen) != len(rejected):
-        raise RequestError(f"There are {len(chosen)} chosen scores and {len(rejected)} rejected ones.")
-    if not all(map(math.isfinite, [*chosen, *rejected])):
-        raise WorkError("A reward is not a finite number.", hint="The weights are damaged, or overflow: try float32.")
-    wins = [1.0 if good > bad else 0.5 if good == bad else 0.0 for good, bad in zip(chosen, rejected, strict=True)]
-    return interval.ratio(wins, [1.0] * len(wins))
 
 
 def window_size(model: PreTrainedModel, context: int | None, stride: int | None) -> tuple[int, int]:
@@ -301,8 +313,20 @@ def _windows(document: int, length: int, context: int, stride: int) -> Iterator[
         first, start = end, start + stride
 
 
-def _costs(model: PreTrainedModel, windows: Sequence[_Window], sequences: Sequence[_Sequence]) -> list[float]:
-    """Nats of the counted tokens that each window predicts."""
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """Of the counted tokens that one window predicts: their nats, and of the likeliest tokens the probabilities and
+    whether they were right."""
+
+    nats: float
+    confidence: list[float]
+    right: list[float]
+
+
+def _computed(
+    model: PreTrainedModel, windows: Sequence[_Window], sequences: Sequence[_Sequence], judging: bool
+) -> list[_Found]:
+    """What each window gives; no judgements unless `judging`."""
     longest = max(window.end - 1 - window.start for window in windows)
     ids_bs = torch.zeros(len(windows), longest, dtype=torch.long)
     mask_bs = torch.zeros(len(windows), longest, dtype=torch.long)
@@ -319,17 +343,35 @@ def _costs(model: PreTrainedModel, windows: Sequence[_Window], sequences: Sequen
         use_cache=False,
         logits_to_keep=longest - lead,
     ).logits
-    costs = []
+    found = []
     for row, window in enumerate(windows):
         sequence, offset = sequences[window.document], window.start + lead
         predicted_from = slice(window.first - 1 - offset, window.end - 1 - offset)
         targets = sequence.tokens[window.first : window.end].to(model.device)
-        nats = F.cross_entropy(logits_bsv[row, predicted_from].float(), targets, reduction="none")
-        costs.append(float(nats.cpu().double()[sequence.counted[window.first : window.end]].sum()))
-    return costs
+        logits_sv = logits_bsv[row, predicted_from].float()
+        counted = sequence.counted[window.first : window.end]
+        nats = F.cross_entropy(logits_sv, targets, reduction="none").cpu().double()[counted]
+        confidence, right = [], []
+        if judging:
+            probability, choice = logits_sv.softmax(-1).max(-1)
+            confidence = probability.cpu()[counted].tolist()
+            right = (choice == targets).cpu()[counted].double().tolist()
+        found.append(_Found(float(nats.sum()), confidence, right))
+    return found
 
 
-def _over(rows: Sequence[DocumentLoss], *, too_short: int, context: int, stride: int) -> Quality:
+def _judged(id: str, parts: Sequence[_Found]) -> Judged:
+    """What was predicted of one document, window after window."""
+    return Judged(
+        id=id,
+        confidence=tuple(chain.from_iterable(part.confidence for part in parts)),
+        right=tuple(chain.from_iterable(part.right for part in parts)),
+    )
+
+
+def _over(
+    rows: Sequence[DocumentLoss], judged: Sequence[Judged], *, too_short: int, context: int, stride: int
+) -> Quality:
     return Quality(
         loss=interval.ratio([row.nats for row in rows], [row.tokens for row in rows]),
         bits_per_byte=interval.ratio([row.nats / math.log(2) for row in rows], [row.bytes for row in rows]),
@@ -337,6 +379,7 @@ def _over(rows: Sequence[DocumentLoss], *, too_short: int, context: int, stride:
         too_short=too_short,
         context=context,
         stride=stride,
+        judged=tuple(judged),
     )
 
 

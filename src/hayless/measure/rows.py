@@ -1,11 +1,44 @@
-"""Timings and memory as rows of measurements, under the names that runs and benchmarks share."""
+"""Quality, timings and memory as rows of measurements, under the names that runs and benchmarks share."""
 
 from __future__ import annotations
 
+from typing import Literal
+
 from hayless.core.measurement import Measurement
 from hayless.core.units import format_bytes
+from hayless.measure.calibration import Calibration
+from hayless.measure.interval import Interval
 from hayless.measure.memory import Memory
+from hayless.measure.quality import Quality
+from hayless.measure.reward import Ranking
 from hayless.measure.speed import DecodeSpeed, Spread, TrainSpeed
+
+
+def held_out_rows(found: Quality | Ranking) -> list[Measurement]:
+    """What a model is worth on held-out documents."""
+    if isinstance(found, Ranking):
+        note = f"{len(found.pairs)} pairs"
+        return [
+            _interval("pairwise_accuracy", "", found.accuracy, note, better="higher"),
+            _calibration_row(found.calibration),
+            _interval("brier_score", "", found.brier, note),
+            _interval("preference_loss", "nats/pair", found.loss, note),
+        ]
+    note = f"{found.tokens} tokens of {len(found.documents)} documents, context {found.context}, stride {found.stride}"
+    if found.too_short:
+        note += f"; {found.too_short} documents have no token to predict"
+    rows = [
+        _interval("bits_per_byte", "bits/byte", found.bits_per_byte, note),
+        _interval("loss", "nats/token", found.loss, note),
+    ]
+    if found.perplexity is None:
+        rows.append(Measurement(name="perplexity", unit="", note="too large for a number", better="lower"))
+    else:
+        rows.append(_interval("perplexity", "", found.perplexity, note))
+    if found.token_accuracy and found.calibration:
+        rows.append(_interval("token_accuracy", "", found.token_accuracy, note, better="higher"))
+        rows.append(_calibration_row(found.calibration))
+    return rows
 
 
 def decode_rows(speed: DecodeSpeed, memory: Memory) -> list[Measurement]:
@@ -52,4 +85,16 @@ def _memory_rows(work: str, memory: Memory) -> list[Measurement]:
 def _timing(name: str, unit: str, spread: Spread, note: str) -> Measurement:
     return Measurement(
         name=name, unit=unit, value=spread.median, low=spread.p20, high=spread.p80, note=note, better="lower"
+    )
+
+
+def _calibration_row(found: Calibration) -> Measurement:
+    return _interval("calibration_error", "", found.error, found.note)
+
+
+def _interval(
+    name: str, unit: str, found: Interval, note: str, better: Literal["lower", "higher"] = "lower"
+) -> Measurement:
+    return Measurement(
+        name=name, unit=unit, value=found.value, low=found.low, high=found.high, note=note, better=better
     )

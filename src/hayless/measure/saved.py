@@ -18,19 +18,18 @@ from hayless.core import atomic
 from hayless.core.measurement import Measurement
 from hayless.core.options import Options
 from hayless.core.units import format_bytes
-from hayless.data.batches import one_pass
-from hayless.data.store import StoredDocument, TokenStore
+from hayless.data.store import TokenStore
 from hayless.decode.engine import Engine
 from hayless.decode.options import SamplingOptions
+from hayless.measure.calibration import Calibration, write
 from hayless.measure.energy import EnergyMeter
 from hayless.measure.files import file_bytes
-from hayless.measure.interval import Interval
+from hayless.measure.heldout import look, sampled
 from hayless.measure.memory import MemoryMeter
 from hayless.measure.process import answer, in_fresh_process
-from hayless.measure.quality import Document, Drift, Quality, batch_drift, quality, window_size
+from hayless.measure.quality import Quality, batch_drift
 from hayless.measure.rehearsal import rehearse_decoding
-from hayless.measure.reward import reward_accuracy
-from hayless.measure.rows import decode_rows
+from hayless.measure.rows import decode_rows, held_out_rows
 from hayless.measure.settings import MeasureSettings
 from hayless.measure.speed import decode_speed
 from hayless.model.load import load_model
@@ -55,23 +54,28 @@ def measure_saved(
     *,
     device: str = "cpu",
     documents: Path | None = None,
+    reliability: Path | None = None,
     timeout: float | None = None,
 ) -> list[Measurement]:
     """Measure the model saved in `folder` on held-out documents, in a fresh process on `device`.
 
-    A store of preferences is for a reward model (pairwise accuracy), any other for a language model (loss, bits per
-    byte, perplexity). `documents` is where the loss of each document is written as JSON, for paired comparisons.
+    A store of preferences is for a reward model (pairwise accuracy, calibration), any other for a language model (loss,
+    bits per byte, perplexity; on outputs of examples also accuracy and calibration). `documents` is where the loss of
+    each document is written as JSON, for paired comparisons; `reliability` a folder for the reliability diagram.
     Raises what loading and measuring raise; WorkError when it takes more than `timeout` seconds.
     """
     request = _Request(folder=folder.resolve(), heldout=heldout.folder.resolve(), settings=settings, device=str(device))
     found = in_fresh_process("hayless.measure.saved", request.model_dump(mode="json"), timeout)
     if documents is not None and found["documents"]:
         atomic.write_json(documents, found["documents"])
+    if reliability is not None and found["calibration"]:
+        what = "pairs" if heldout.kind == "preference" else "tokens"
+        write(Calibration.model_validate(found["calibration"]), what, reliability)
     return [Measurement.model_validate(row) for row in found["rows"]]
 
 
 def _measure(request: dict[str, Any]) -> dict[str, Any]:
-    """The fresh process's side: rows, and the losses of documents."""
+    """The fresh process's side: rows, the losses of documents, and the calibration."""
     asked = _Request.model_validate(request)
     settings, device = asked.settings, torch.device(asked.device)
     store = TokenStore(asked.heldout, verify=False)
@@ -86,31 +90,20 @@ def _measure(request: dict[str, Any]) -> dict[str, Any]:
     if decodes:
         meter.restart()
         rows += _decode_rows(model, store, settings, meter)
-    if settings.quality and rewards:
-        rows.append(_reward_row(model, store, settings))
-    elif settings.quality:
-        sample = [as_document(document) for document in store.sample(settings.heldout_tokens)]
-        found = quality(
-            model,
-            sample,
-            begin=store.begin,
-            context=settings.context,
-            stride=settings.stride,
-            batch_size=settings.batch_size,
-        )
-        rows += _quality_rows(found)
-        if settings.drift_tokens:
-            tokens, size = settings.drift_tokens, settings.batch_size
-            rows.append(
-                _drift_row(batch_drift(model, sample, found, begin=store.begin, batch_size=size, tokens=tokens))
-            )
-        documents = [document.model_dump() for document in found.documents]
-    return {"rows": [row.model_dump(mode="json", exclude={"error"}) for row in rows], "documents": documents}
-
-
-def as_document(stored: StoredDocument) -> Document:
-    """A document of a store as `quality` takes it: what the store marks as learnt is what counts."""
-    return Document(stored.id, torch.from_numpy(stored.tokens), stored.bytes, torch.from_numpy(stored.trained))
+    calibrated: Calibration | None = None
+    if settings.quality:
+        found = look(model, store, settings)
+        rows += held_out_rows(found)
+        calibrated = found.calibration
+        if isinstance(found, Quality):
+            if settings.drift_tokens:
+                rows.append(_drift_row(model, store, settings, found))
+            documents = [document.model_dump() for document in found.documents]
+    return {
+        "rows": [row.model_dump(mode="json", exclude={"error"}) for row in rows],
+        "documents": documents,
+        "calibration": calibrated.model_dump() if calibrated else None,
+    }
 
 
 def _decode_rows(
@@ -140,32 +133,12 @@ def _energy_row(model: PreTrainedModel, prompt: list[int], tokens: int) -> Measu
     return Measurement(name=name, unit=unit, value=meter.joules / generated, note=note, better="lower")
 
 
-def _quality_rows(found: Quality) -> list[Measurement]:
-    note = f"{found.tokens} tokens of {len(found.documents)} documents, context {found.context}, stride {found.stride}"
-    if found.too_short:
-        note += f"; {found.too_short} documents have no token to predict"
-    rows = [
-        _interval("bits_per_byte", "bits/byte", found.bits_per_byte, note),
-        _interval("loss", "nats/token", found.loss, note),
-    ]
-    if found.perplexity is None:
-        return [*rows, Measurement(name="perplexity", unit="", note="too large for a number", better="lower")]
-    return [*rows, _interval("perplexity", "", found.perplexity, note)]
-
-
-def _drift_row(found: Drift) -> Measurement:
+def _drift_row(model: PreTrainedModel, store: TokenStore, settings: MeasureSettings, quality: Quality) -> Measurement:
+    tokens, size = settings.drift_tokens, settings.batch_size
+    found = batch_drift(model, sampled(store, settings), quality, begin=store.begin, batch_size=size, tokens=tokens)
     sizes = " and ".join(str(size) for size in found.batch_sizes)
     note = f"loss in batches of {sizes} windows, {found.documents} documents; {found.largest:.1e} in one of them"
     return Measurement(name="batch_drift", unit="nats/token", value=found.loss, note=note)
-
-
-def _reward_row(model: PreTrainedModel, store: TokenStore, settings: MeasureSettings) -> Measurement:
-    context, _ = window_size(model, settings.context, None)
-    batches = one_pass(store, sequence_length=context, rows=2 * settings.batch_size, max_tokens=settings.heldout_tokens)
-    found = reward_accuracy(model, batches)
-    return Measurement(
-        name="pairwise_accuracy", unit="", value=found.value, low=found.low, high=found.high, better="higher"
-    )
 
 
 def _file_rows(folder: Path) -> list[Measurement]:
@@ -176,12 +149,6 @@ def _file_rows(folder: Path) -> list[Measurement]:
         note = "what is added to the base, which is counted in file_bytes too"
         rows.append(Measurement(name="adapter_bytes", unit="B", value=found.adapter, note=note, better="lower"))
     return rows
-
-
-def _interval(name: str, unit: str, found: Interval, note: str) -> Measurement:
-    return Measurement(
-        name=name, unit=unit, value=found.value, low=found.low, high=found.high, note=note, better="lower"
-    )
 
 
 if __name__ == "__main__":
