@@ -17,6 +17,7 @@ import hayless
 from hayless.core.errors import FileDamaged, NotSupported, RequestError, WorkError
 from hayless.measure.files import file_bytes
 from hayless.model.load import load_model
+from hayless.recipe import start
 from hayless.recipe.folder import RunFolder, digest
 from hayless.recipe.prediction import predict
 from hayless.train.failures import Interrupted
@@ -86,6 +87,13 @@ def test_a_run_starts_from_what_another_made(tmp_path: Path) -> None:
     methods = [entry["method"] for entry in load_model(second.folder / "model").config.hayless["methods"]]
     assert methods == ["kmeans", "lora"]
     assert file_bytes(second.folder / "model").tensors == predict(wanted).figures["file_bytes"]
+
+
+def test_a_model_larger_than_its_device_is_changed_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(start, "_capacity", lambda device: 50_000)
+    done, said = quietly(recipe(tmp_path, KMEANS, LORA, train(steps=1)), tmp_path / "run")
+    assert "cpu does not hold the whole model" in said
+    assert (done.folder / "model" / "adapter_model.safetensors").is_file()
 
 
 def test_without_data_a_model_is_changed_and_keeps_its_tokenizer(tmp_path: Path) -> None:

@@ -123,6 +123,8 @@ class _Execution:
 
     def _work(self, start: Start, prediction: Prediction, context: Context) -> list[Measurement]:
         meter = _meter(start)
+        if not start.holds_whole:
+            self._say(f"{start.device} does not hold the whole model: it is changed on the CPU before it trains.")
         model = start.model()
         predicted = prediction.figures.get("train_peak_bytes")
         trained: list[TrainFigures] = []
@@ -131,6 +133,7 @@ class _Execution:
             if isinstance(step, ApplyStep):
                 self._apply(model, step.apply, context)
             elif isinstance(step, TrainStep):
+                model.to(start.device)  # type: ignore[arg-type]
                 figures = learn(
                     model,
                     step.train,

@@ -6,8 +6,11 @@ from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hayless.core.compose import predict as rewrite
+from hayless.core.families import ledger_of
 from hayless.core.progress import Progress
 from hayless.data.store import Kind, Prepared, prepare
 from hayless.data.tokenizer import train_tokenizer
@@ -15,8 +18,11 @@ from hayless.model.build import build_model, checked_device
 from hayless.model.load import check_tokenizer, load_model, load_tokenizer
 from hayless.model.new_tokens import Added, extend
 from hayless.model.vocabulary import backend_of, grow
-from hayless.recipe.prediction import NEW_TOKENS, complete_config
+from hayless.recipe.prediction import NEW_TOKENS, complete_config, starting_point
 from hayless.recipe.schema import Recipe, TokenizerSection
+
+_ROOM = 0.9
+"""The share of a device's memory that the weights of a model may fill."""
 
 
 class Start:
@@ -70,22 +76,34 @@ class Start:
             self._prepared[kind] = found
         return self._prepared[kind]
 
+    @property
+    def holds_whole(self) -> bool:
+        """Whether the device holds the model as it is before the first step, which may pack it."""
+        limit = _capacity(self.device)
+        if limit is None:
+            return True
+        dims, before = starting_point(self.recipe.model)
+        return rewrite(ledger_of(dims), before).weight_bytes < _ROOM * limit
+
     def model(self) -> PreTrainedModel:
-        """The model as it is before the first step, checked against the tokenizer where there is one."""
-        section = self.recipe.model
+        """The model as it is before the first step, checked against the tokenizer where there is one.
+
+        It is on the device, or on the CPU where the device does not hold it.
+        """
+        section, device = self.recipe.model, self.device if self.holds_whole else torch.device("cpu")
         if section.config is not None:
             ids = {"bos_token_id": self.tokenizer.bos_token_id, "eos_token_id": self.tokenizer.eos_token_id}
             model = build_model(
                 {**ids, **complete_config(section)},
                 dtype=section.dtype or "float32",
-                device=self.device,
+                device=device,
                 seed=self.recipe.seed,
                 task=section.task,
             )
         else:
             assert section.path is not None
             model = load_model(
-                section.path, dtype=section.dtype, device=self.device, revision=section.revision, task=section.task
+                section.path, dtype=section.dtype, device=device, revision=section.revision, task=section.task
             )
         if self.added is not None:
             grow(model, self.added)
@@ -98,3 +116,8 @@ class Start:
         """Whether anything in the recipe reads text, so that there must be a tokenizer."""
         section = self.recipe.model
         return self.recipe.data is not None or section.config is not None or section.new_tokens is not None
+
+
+def _capacity(device: torch.device) -> int | None:
+    """Bytes of a GPU's memory; None for what shares the computer's."""
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
