@@ -166,7 +166,10 @@ def training_loop(step: Training, steps: int, rounds: int, *, made_before: bool)
         return {"losses of the first batches": losses}
 
     def figures() -> list[Figure]:
-        return [Figure(WAITING, "of the time", Spread.of(shares).median)]
+        return [
+            Figure(WAITING, "of the time", Spread.of(shares).median),
+            Figure(f"{WAITING}, worst repeat", "of the time", max(shares)),
+        ]
 
     return Prepared(run, answer, figures=figures)
 
