@@ -115,13 +115,13 @@ def test_stopped_between_checkpoints_it_ends_with_the_same_bits(
     stops = iter([3, 10])
     update, seen, stop = Loop._step, 0, next(stops)
 
-    def stopping(self: Loop, pieces: Any) -> None:
+    def stopping(self: Loop, *given: Any, **named: Any) -> None:
         nonlocal seen, stop
         seen += self.settings.total_steps > 1  # not those of the rehearsal
         if seen == stop:
             stop = next(stops, 0)
             raise KeyboardInterrupt
-        update(self, pieces)
+        update(self, *given, **named)
 
     monkeypatch.setattr(Loop, "_step", stopping)
     place = tmp_path / "stopped"
@@ -142,10 +142,10 @@ def test_stopped_between_checkpoints_it_ends_with_the_same_bits(
 def test_a_signal_saves_and_the_same_call_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     update = Loop._step
 
-    def signalled(self: Loop, pieces: Any) -> None:
+    def signalled(self: Loop, *given: Any, **named: Any) -> None:
         if self.state.step == 1:
             os.kill(os.getpid(), signal.SIGTERM)
-        update(self, pieces)
+        update(self, *given, **named)
 
     monkeypatch.setattr(Loop, "_step", signalled)
     with pytest.raises(Interrupted, match="SIGTERM after step 2 of 4"):
