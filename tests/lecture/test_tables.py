@@ -124,3 +124,11 @@ def test_scaling_laws() -> None:
     parameters, tokens = scaling.REFIT.optimum(scaling.flops(70e9, 1.4e12))
     assert tokens / parameters == pytest.approx(20, rel=0.1)
     assert scaling.KAPLAN["N"].loss(8.8e13) == scaling.KAPLAN["C"].loss(3.1e8) == 1
+
+
+def test_chinchillas_printed_digits_do_not_give_its_own_optimum() -> None:
+    """Figure 4 and table 2, third approach: 40B for Gopher's budget, a = 0.46; the first two approaches say 0.50, 0.49."""
+    laws = (scaling.CHINCHILLA, scaling.CHINCHILLA_UNROUNDED, scaling.REFIT)
+    sizes = [law.optimum(scaling.GOPHER_FLOPS)[0] / 1e9 for law in laws]
+    assert sizes == pytest.approx([32.2, 40.3, 72.2], abs=0.1)
+    assert [round(law.share, 2) for law in laws] == [0.45, 0.46, 0.51]

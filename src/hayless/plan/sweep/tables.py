@@ -70,8 +70,8 @@ def _runs(found: Findings) -> Table:
     notes = [f"Median miss of a fitted run: {misses[len(misses) // 2]:.2%}; largest: {misses[-1]:.2%}."]
     if worse := _worse(found):
         notes.append(
-            f"Worse than a smaller model after equally many tokens: {', '.join(run.name for run in worse)}. The law knows"
-            " no such runs: they had too few updates, or a learning rate that does not suit them."
+            f"Worse than a smaller model after equally many tokens: {', '.join(run.name for run in worse)}. The law"
+            " knows no such runs: they had too few updates, or a learning rate that does not suit them."
         )
     return Table(
         "The runs",
