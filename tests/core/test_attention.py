@@ -52,6 +52,15 @@ def test_what_the_kernel_does_not_do_is_refused_and_auto_does_without(name, chan
     assert chosen("varlen", shape, arithmetic, device="cpu") == "varlen"
 
 
+def test_older_gpus_do_without() -> None:
+    known = {"arithmetic": "float16", "device": "cuda", "packed": True}
+    assert attention_for("auto", dims("llama"), **known, capability=9)[0] == "varlen"
+    found, why = attention_for("auto", dims("llama"), **known, capability=7)
+    assert found == "sdpa" and "this one has 7" in why
+    with pytest.raises(RequestError, match="compute capability 8 and above"):
+        attention_for("varlen", dims("llama"), **known, capability=7)
+
+
 @pytest.mark.parametrize("name", ["bert", "t5", "t5-gated"])
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_encoders_are_refused_by_name(name: str, device: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -45,7 +45,6 @@ _VOCABULARY = 8192
 _TRAINED_ON = 2 * 10**6
 _CHECKED = 3
 _FOLDER = Path(__file__).resolve().parents[2] / ".cache" / "library"
-
 
 Text = Literal["stdlib", "stdlib_instructions"]
 """Documents, or examples."""
@@ -125,7 +124,7 @@ def session(step: Training, text: Text = "stdlib") -> Session:
 class Made:
     """Batches that were all made before, by step; they stand in for those that are made as they are needed."""
 
-    by_step: Mapping[int, list[Batch]] = field(default_factory=dict)
+    by_step: Mapping[int, list[Batch]]
 
     def step(self, step: int) -> list[Batch]:
         """The batches of a step."""

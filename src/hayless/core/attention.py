@@ -22,17 +22,28 @@ _CAPPED = ("gemma2",)
 _WIDEST_HEAD = 256
 
 
+_OLDEST = 8
+"""Ampere's compute capability."""
+
+
 def attention_for(
-    wanted: AttentionChoice, dims: ModelDims, *, arithmetic: str, device: str, packed: bool
+    wanted: AttentionChoice,
+    dims: ModelDims,
+    *,
+    arithmetic: str,
+    device: str,
+    packed: bool,
+    capability: int | None = None,
 ) -> tuple[Attention, str]:
     """The attention that a run trains with, and in words why `auto` came to it.
 
-    `arithmetic` is the dtype of queries and keys, `device` the kind of device (cuda, cpu). `auto` takes varlen where
-    rows are `packed`, there is CUDA and the kernel serves the model; else sdpa, or eager where a model allows no other.
+    `arithmetic` is the dtype of queries and keys, `device` the kind of device (cuda, cpu), `capability` the major compute
+    capability of a GPU that is known. `auto` takes varlen where rows are `packed`, there is CUDA and the kernel serves
+    the model; else sdpa, or eager where a model allows no other.
     NotSupported and RequestError where what is wanted cannot be had.
     """
     capped = dims.model_type in _CAPPED
-    reason = varlen_refusal(dims, arithmetic, device)
+    reason = varlen_refusal(dims, arithmetic, device, capability)
     if wanted == "auto":
         if capped:
             return "eager", f"{dims.model_type} caps its scores"
@@ -51,7 +62,7 @@ def attention_for(
     return wanted, "as asked for"
 
 
-def varlen_refusal(dims: ModelDims, arithmetic: str, device: str) -> str:
+def varlen_refusal(dims: ModelDims, arithmetic: str, device: str, capability: int | None = None) -> str:
     """Why varlen attention cannot serve a model; empty where it can."""
     if dims.family in _ENCODERS:
         return f"{dims.model_type} is no decoder, its positions see those after them"
@@ -59,6 +70,8 @@ def varlen_refusal(dims: ModelDims, arithmetic: str, device: str) -> str:
         return f"{dims.model_type} caps its scores, which no fused kernel does"
     if device != "cuda":
         return ""
+    if capability is not None and capability < _OLDEST:
+        return f"the kernel is for GPUs of compute capability {_OLDEST} and above, this one has {capability}"
     if item_bytes(arithmetic) != 2:
         return f"the kernel computes in 16 bits, not in {arithmetic}"
     if dims.attention_dropout:

@@ -176,12 +176,9 @@ def training_cost(ledger: Ledger, shape: TrainShape) -> Cost:
         raise RequestError("No parameter of the model is trainable.", hint="Packed weights need an adapter to train.")
     arithmetic = PRECISIONS[shape.precision][1]
     table = next(row for row in ledger.rows if row.layout is Layout.TABLE)
+    computed = arithmetic or shape.dtype(table)
     attention, _ = attention_for(
-        shape.attention,
-        ledger.dims,
-        arithmetic=arithmetic or shape.dtype(table),
-        device=shape.device,
-        packed=shape.masked,
+        shape.attention, ledger.dims, arithmetic=computed, device=shape.device, packed=shape.masked
     )
     run = RunShape(
         shape.batch,

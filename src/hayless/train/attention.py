@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -90,5 +91,12 @@ def _chosen(model: PreTrainedModel, own: str, settings: TrainSettings, packed: b
         if wanted == "varlen":
             raise
         return (own, error.message) if wanted == "auto" else (wanted, "as asked for")
-    arithmetic = PRECISIONS[settings.precision][1] or dims.dtype
-    return attention_for(wanted, dims, arithmetic=arithmetic, device=model.device.type, packed=packed)
+    device = model.device
+    return attention_for(
+        wanted,
+        dims,
+        arithmetic=PRECISIONS[settings.precision][1] or dims.dtype,
+        device=device.type,
+        packed=packed,
+        capability=torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else None,
+    )

@@ -1,4 +1,4 @@
-"""What packing costs: objectives whose rows hold several documents need an explicit attention mask. No torch."""
+"""What packing costs: rows that hold several documents need an attention that keeps these apart. No torch."""
 
 from __future__ import annotations
 
