@@ -198,8 +198,7 @@ class Engine:
 
     def _target(self) -> Target:
         path, program = self._chosen()
-        graphs = self._graphs_of(program) if program is not None and path.backend == "graphs" else None
-        return Target(self.model, program, graphs, path.reason, self.context, self._plain)
+        return Target(self.model, program, path.backend == "graphs", path.reason, self.context, self._plain)
 
     def _plain(self, requests: Sequence[Request]) -> Batch:
         path, program = self._chosen()

@@ -28,8 +28,8 @@ Choice = Literal["greedy", "sampled", "filtered"]
 
 _AHEAD = 2
 _SLOTS = _AHEAD + 2
-_CAPACITY_STEP = 256
-_PREFILL_TOKENS = 16384
+CAPACITY_STEP = 256
+PREFILL_TOKENS = 16384
 _GREEDY = SamplingOptions()
 _CHOICES: tuple[Choice, ...] = ("greedy", "sampled", "filtered")
 _SESSIONS = 2
@@ -46,8 +46,8 @@ class Graphs:
     def begin(self, requests: Sequence[Request]) -> GraphBatch:
         """Start a batch on a session that has room for it."""
         start = time.perf_counter()
-        session = self._session(_bucket(len(requests)), max(request.tokens for request in requests) + _SLOTS)
-        session.capture(_choice(requests))
+        session = self._session(bucket(len(requests)), max(request.tokens for request in requests) + _SLOTS)
+        session.capture(choice_of(requests))
         batch = GraphBatch(session)
         batch.join(requests)
         self.warmup_seconds = time.perf_counter() - start
@@ -57,7 +57,7 @@ class Graphs:
         """A batch without requests, with room for `rows` at once, whatever their options; prompt and continuation of
         each have at most `tokens`."""
         start = time.perf_counter()
-        session = self._session(_bucket(rows), tokens + _SLOTS)
+        session = self._session(bucket(rows), tokens + _SLOTS)
         for choice in _CHOICES:
             session.capture(choice)
         self.warmup_seconds = time.perf_counter() - start
@@ -70,7 +70,7 @@ class Graphs:
         if found is None or found.cache.capacity < needed:
             del self._sessions[: max(0, len(self._sessions) - _SESSIONS + 1)]
             found = None
-            found = Session(self._program, rows, -(-needed // _CAPACITY_STEP) * _CAPACITY_STEP)
+            found = Session(self._program, rows, -(-needed // CAPACITY_STEP) * CAPACITY_STEP)
         self._sessions.append(found)
         return found
 
@@ -147,6 +147,7 @@ class GraphBatch:
 
     joinable = True
 
+    @torch.inference_mode()
     def __init__(self, session: Session) -> None:
         self.active: list[Request] = []
         self._session = session
@@ -207,12 +208,12 @@ class GraphBatch:
         session, requests = self._session, self._joining
         free = [row for row in range(session.rows) if row not in self._rows][: len(requests)]
         self.active, self._rows, self._joining = [*self.active, *requests], [*self._rows, *free], []
-        self._choice = _choice(self.active)
+        self._choice = choice_of(self.active)
         self._set_options(dict(zip(free, requests, strict=True)))
         for rows in _runs(free):
             prompts = [requests[free.index(row)].prompt for row in rows]
             cache = session.cache.rows(rows[0], rows[-1] + 1)
-            last_bh = session.program.prefill(prompts, cache, max(64, _PREFILL_TOKENS // len(rows)))
+            last_bh = session.program.prefill(prompts, cache, max(64, PREFILL_TOKENS // len(rows)))
             session.logits_bv[rows[0] : rows[-1] + 1] = session.program.logits(last_bh)
         at = torch.tensor(free, device=session.raw.device)
         session.lengths_b[at] = torch.tensor([len(one.prompt) for one in requests], dtype=torch.int32, device=at.device)
@@ -248,12 +249,13 @@ def _runs(rows: Sequence[int]) -> list[list[int]]:
     return runs
 
 
-def _bucket(requests: int) -> int:
+def bucket(requests: int) -> int:
     """Rows of the session for so many requests: a power of 2 up to 8, then multiples of 8."""
     return 1 << (requests - 1).bit_length() if requests <= 8 else -(-requests // 8) * 8
 
 
-def _choice(requests: Sequence[Request]) -> Choice:
+def choice_of(requests: Sequence[Request]) -> Choice:
+    """What a step must be able to do for these requests."""
     drawn = [request.options for request in requests if request.options.temperature > 0]
     if not drawn:
         return "greedy"

@@ -7,27 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from transformers import PreTrainedModel
 
 from hayless.decode.program import Program
 from hayless.decode.request import Batch, Request
 
-if TYPE_CHECKING:
-    from hayless.decode.graphs import Graphs
-
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The model that an engine runs, and how: `program` where it has one, `graphs` where that is captured.
+    """The model that an engine runs, and how: `program` where it has one, with `graphs` captured, else for `reason`.
 
-    `plain` begins a batch without any method.
+    `context` are the places that the model has; `plain` begins a batch without any method.
     """
 
     model: PreTrainedModel
     program: Program | None
-    graphs: Graphs | None
+    graphs: bool
     reason: str
     context: int | None
     plain: Callable[[Sequence[Request]], Batch]

@@ -12,7 +12,7 @@ _BLOCK = 4096
 
 
 @triton.jit
-def _likeliest(logits_ptr, tokens_ptr, logprobs_ptr, entries, BLOCK: tl.constexpr, OVERLAP: tl.constexpr):
+def _likeliest(logits_ptr, tokens_ptr, logprobs_ptr, entries, stride, BLOCK: tl.constexpr, OVERLAP: tl.constexpr):
     if OVERLAP:
         gdc_launch_dependents()
         gdc_wait()
@@ -34,18 +34,20 @@ def _likeliest(logits_ptr, tokens_ptr, logprobs_ptr, entries, BLOCK: tl.constexp
     top = tl.max(best, 0)
     token = tl.min(tl.where(best == top, where, entries - 1), 0)
     sums = tl.sum(tl.where(best == float("-inf"), total, total * tl.exp(best - top)), 0)
-    tl.store(tokens_ptr + row, token.to(tl.int64))
+    tl.store(tokens_ptr + row * stride, token.to(tl.int64))
     tl.store(logprobs_ptr + row, -tl.log(sums))
 
 
 def likeliest(logits: Tensor, tokens: Tensor, logprobs: Tensor, *, overlap: bool = False) -> None:
     """Write the argmax of logits (rows, entries), the first of equals, to `tokens` (rows,) int64, and its
-    log-probability to `logprobs` (rows,) float32: NaN where the row holds a NaN. Contiguous.
+    log-probability to `logprobs` (rows,) float32: NaN where the row holds a NaN. `tokens` may be strided.
     """
     rows, entries = logits.shape
     block = min(_BLOCK, triton.next_power_of_2(entries))
     extra = {"launch_pdl": True} if overlap else {}
-    _likeliest[(rows,)](logits, tokens, logprobs, entries, BLOCK=block, OVERLAP=overlap, num_warps=8, **extra)
+    _likeliest[(rows,)](
+        logits, tokens, logprobs, entries, tokens.stride(0), BLOCK=block, OVERLAP=overlap, num_warps=8, **extra
+    )
 
 
 def likeliest_reference(logits: Tensor) -> tuple[Tensor, Tensor]:

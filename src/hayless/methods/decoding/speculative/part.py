@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -20,6 +21,9 @@ from hayless.methods.decoding.speculative.rounds import Rounds
 from hayless.methods.decoding.speculative.tally import Tally
 from hayless.methods.decoding.speculative.tokenizers import check_same
 from hayless.model.load import load_model, load_tokenizer
+
+if TYPE_CHECKING:
+    from hayless.methods.decoding.speculative.captured import Sessions, Source
 
 
 class Speculative:
@@ -47,6 +51,7 @@ class Speculative:
         self._say, self._rule = say, rule
         self._draft: PreTrainedModel | None = None
         self._draft_program: Program | None = None
+        self._sessions: Sessions | None = None
         if config.draft not in (LOOKUP, SELF):
             if draft is None:
                 draft = load_model(config.draft, dtype=model.dtype, device=model.device)
@@ -85,6 +90,10 @@ class Speculative:
         return FIRST if self.config.tokens == "auto" else self.config.tokens
 
     def _batch(self, target: Target, requests: Sequence[Request], count: int, tally: Tally) -> Batch:
+        if target.graphs and target.program is not None:
+            source = self._source(target.program)
+            if source is not None:
+                return self._captured().begin(target.program, source, requests, count, tally)
         reader = ProgramReader(target.program) if target.program is not None else ModuleReader(target.model)
         draft, context = self._drafter(target, reader)
         limits = [one for one in (target.context, context) if one is not None]
@@ -98,6 +107,24 @@ class Speculative:
             tally=tally,
             rule=self._rule,
         )
+
+    def _captured(self) -> Sessions:
+        if self._sessions is None:
+            from hayless.methods.decoding.speculative.captured import Sessions
+
+            self._sessions = Sessions(self._rule)
+        return self._sessions
+
+    def _source(self, program: Program) -> Source | None:
+        """Who drafts in a captured graph; None for a model that has no program."""
+        from hayless.methods.decoding.speculative.captured import FirstLayers, Ngram
+
+        if self.config.draft == LOOKUP:
+            return Ngram(self.config.ngram)
+        if self.config.draft == SELF:
+            return FirstLayers(self._layers(program))
+        assert self._draft is not None
+        return self._program_of(self._draft)
 
     def _drafter(self, target: Target, reader: Reader) -> tuple[Draft, int | None]:
         """Who drafts, and up to which length of a text."""

@@ -6,7 +6,6 @@ formula E/(γc + v) then says how many tokens to draft, or that none should be (
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -68,7 +67,7 @@ def measure(
     drafted: int | None,
 ) -> Preflight:
     """Measure on copies of the requests; `drafted` is a wish, or None for the best."""
-    without = _seconds_a_token(plain(_copies(requests)))
+    without = _timed(plain(_copies(requests)))
     found = _with(requests, speculative, drafted or FIRST, without)
     best = found.best() if drafted is None else (drafted if found.speedup(drafted) >= _GAIN else 0)
     if best not in (0, found.measured):
@@ -84,24 +83,23 @@ def _with(
     without: float,
 ) -> Preflight:
     tally = Tally()
-    batch = speculative(_copies(requests), drafted, tally)
-    start = time.perf_counter()
-    while batch.active and (len(tally.checking) < _PASSES or time.perf_counter() - start < SECONDS):
-        _take(batch)
+    passes = _timed(speculative(_copies(requests), drafted, tally), lambda: tally.drafted)
     if tally.acceptance is None:
         return Preflight(0.0, 1.0, 0.0, drafted, 0)
-    draft_seconds, check_seconds = tally.seconds
-    return Preflight(draft_seconds / without, check_seconds / without, tally.acceptance, drafted, 0)
+    draft = tally.draft_seconds
+    return Preflight(draft / without, passes / without - drafted * draft / without, tally.acceptance, drafted, 0)
 
 
-def _seconds_a_token(batch: Batch) -> float:
-    """Median seconds of a step after the first."""
+def _timed(batch: Batch, counted: Callable[[], int] | None = None) -> float:
+    """Median seconds of a pass, of those that change what is `counted`, but for the first, which also reads prompts."""
     start = time.perf_counter()
-    times: list[float] = []
-    while batch.active and (len(times) < _PASSES or times[-1] - start < SECONDS):
+    seconds: list[float] = []
+    while batch.active and (len(seconds) < _PASSES or time.perf_counter() - start < SECONDS):
+        before, begun = counted and counted(), time.perf_counter()
         _take(batch)
-        times.append(time.perf_counter())
-    return median(later - earlier for earlier, later in itertools.pairwise(times))
+        if counted is None or counted() != before:
+            seconds.append(time.perf_counter() - begun)
+    return median(seconds[1:] or seconds or [0.0])
 
 
 def _take(batch: Batch) -> None:

@@ -75,7 +75,8 @@ class Rounds:
         for text, several in zip(self._texts, found, strict=True):
             text += [token for token, _ in several]
         self._tally.add(drafted, kept)
-        self._tally.add_times(drafted, middle - start, self._now() - middle)
+        if drafted:
+            self._tally.drafting.append((middle - start) / drafted)
         return found
 
     def drop_ended(self) -> None:

@@ -12,14 +12,13 @@ _LAST = 128
 
 @dataclass(slots=True)
 class Tally:
-    """Counts over all rows, and seconds of the last passes: to draft a token, and to check what was drafted."""
+    """Counts over all rows, and the seconds that drafting a token took in each of the last passes."""
 
     passes: int = 0
     drafted: int = 0
     tested: int = 0
     kept: int = 0
     drafting: deque[float] = field(default_factory=lambda: deque(maxlen=_LAST))
-    checking: deque[float] = field(default_factory=lambda: deque(maxlen=_LAST))
 
     def add(self, drafted: int, kept: Sequence[int]) -> None:
         """Count a pass of each row. Drafted tokens behind the first that is rejected are not tested."""
@@ -27,12 +26,6 @@ class Tally:
         self.drafted += drafted * len(kept)
         self.tested += sum(min(count + 1, drafted) for count in kept)
         self.kept += sum(kept)
-
-    def add_times(self, drafted: int, draft_seconds: float, check_seconds: float) -> None:
-        """Note the times of a pass."""
-        if drafted:
-            self.drafting.append(draft_seconds / drafted)
-            self.checking.append(check_seconds)
 
     @property
     def acceptance(self) -> float | None:
@@ -45,7 +38,6 @@ class Tally:
         return 1 + self.kept / self.passes if self.passes else None
 
     @property
-    def seconds(self) -> tuple[float, float]:
-        """Median seconds of drafting a token and of checking, the first pass left out: it also reads the prompts."""
-        drafting, checking = (list(times)[1:] or list(times) for times in (self.drafting, self.checking))
-        return median(drafting), median(checking)
+    def draft_seconds(self) -> float:
+        """Median seconds of drafting a token, the first pass left out: it also reads the prompts."""
+        return median(list(self.drafting)[1:] or self.drafting)

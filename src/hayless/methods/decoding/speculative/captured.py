@@ -1,0 +1,405 @@
+"""Drafts and checks on the device: two captured graphs a pass, and the host only reads tokens.
+
+The first graph drafts, the second reads the last token and the drafted ones side by side, keeps what it may and moves
+every row on, so passes can be queued ahead of what the host has read. What was rejected stays in the caches until it is
+written over: lengths say what counts. Without a CUDA device the same is launched as it is, for tests in Triton's
+interpreter. Shapes: b rows, k drafted tokens, s = k + 1 positions, v vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from hayless.decode.cache import StaticCache
+from hayless.decode.graphs import CAPACITY_STEP, PREFILL_TOKENS, Choice, bucket, choice_of
+from hayless.decode.kernel_pass import KernelPass, captured
+from hayless.decode.options import SamplingOptions
+from hayless.decode.program import Program
+from hayless.decode.request import Request
+from hayless.decode.sampling import RowOptions, invert
+from hayless.kernels.choose import likeliest
+from hayless.kernels.drafted import lookup, settle
+from hayless.methods.decoding.speculative.accept import Accept, accept
+from hayless.methods.decoding.speculative.drafts import fitted
+from hayless.methods.decoding.speculative.rounds import DRAW, KEEP, LAST, random_numbers
+from hayless.methods.decoding.speculative.tally import Tally
+
+_AHEAD = 1
+_SLOTS = _AHEAD + 2
+_GREEDY = SamplingOptions()
+
+
+@dataclass(frozen=True, slots=True)
+class Ngram:
+    """Drafts are looked up in the text, by so many last tokens at most."""
+
+    longest: int
+
+
+@dataclass(frozen=True, slots=True)
+class FirstLayers:
+    """The model's own first layers draft."""
+
+    count: int
+
+
+Source = Program | FirstLayers | Ngram
+"""Who drafts: another model, or one of these."""
+
+
+class Rows:
+    """What a pass knows of its rows, on the device."""
+
+    def __init__(self, rows: int, count: int, capacity: int, device: torch.device) -> None:
+        def whole(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
+            return torch.zeros(*shape, dtype=dtype, device=device)
+
+        self.count = count
+        self.lengths_b, self.active_b, self.places_b = whole(rows), whole(rows), whole(rows)
+        self.tokens_bs = whole(rows, count + 1, dtype=torch.long)
+        """The last token of each text, and the drafted ones."""
+        self.fed_b2 = whole(rows, 2, dtype=torch.long)
+        """The last two tokens of each text."""
+        self.options = RowOptions(rows, device)
+        self.checked_options = RowOptions(rows * (count + 1), device)
+        self.numbers_bcn = whole(rows, 3, capacity, dtype=torch.float64)
+        self.text_bn = whole(rows, capacity, dtype=torch.long)
+
+    def random(self, which: int, place: int, count: int) -> Tensor:
+        """Numbers (b, count) for the tokens from `place` on, counted from where each text ends."""
+        last = self.numbers_bcn.shape[2] - 1
+        at_bk = (self.places_b[:, None] + torch.arange(place, place + count, device=self.places_b.device)).clamp(
+            max=last
+        )
+        return self.numbers_bcn[:, which].gather(1, at_bk)
+
+
+class Drafter(Protocol):
+    """Fills in the drafted tokens."""
+
+    @property
+    def probs_bkv(self) -> Tensor | None:
+        """The probabilities that they were drawn from; None where there was no choice."""
+
+    def begin(self, texts: Sequence[Sequence[int]]) -> None:
+        """Read these texts, without their last token."""
+
+    def launch(self, rows: Rows, choice: Choice) -> None:
+        """Draft."""
+
+
+class ProgramDrafter:
+    """Another model, over a cache of its own. Its first step of a pass also reads the token before the last, which it
+    has not read where all that it drafted was kept."""
+
+    def __init__(self, program: Program, rows: Rows, capacity: int, entries: int) -> None:
+        batch = len(rows.lengths_b)
+        self._cache = StaticCache(program.dims, batch, capacity, program.dtype, program.device)
+        self._first = KernelPass(program, self._cache, rows.lengths_b, positions=2, last=True)
+        self._next = KernelPass(program, self._cache, rows.lengths_b)
+        self._choose = _Choose(rows, entries)
+
+    @property
+    def probs_bkv(self) -> Tensor | None:
+        """The probabilities that the tokens were drawn from."""
+        return self._choose.probs_bkv
+
+    def begin(self, texts: Sequence[Sequence[int]]) -> None:
+        """Read these texts, without their last token."""
+        _prefill(self._next.program, self._cache, texts)
+
+    def launch(self, rows: Rows, choice: Choice) -> None:
+        """Draft."""
+        for place in range(rows.count):
+            run = self._next if place else self._first
+            tokens = rows.tokens_bs[:, place] if place else rows.fed_b2.flatten()
+            self._choose(run.launch(tokens, place or -1), place, choice, overlap=run.overlap)
+
+
+class EarlyDrafter:
+    """The model's own first layers, over the model's own cache."""
+
+    def __init__(self, program: Program, rows: Rows, target_cache: StaticCache) -> None:
+        self._next = KernelPass(program, target_cache, rows.lengths_b)
+        self._choose = _Choose(rows, program.dims.vocab_size)
+
+    @property
+    def probs_bkv(self) -> Tensor | None:
+        """The probabilities that the tokens were drawn from."""
+        return self._choose.probs_bkv
+
+    def begin(self, texts: Sequence[Sequence[int]]) -> None:
+        """Nothing: the target's cache has it all."""
+
+    def launch(self, rows: Rows, choice: Choice) -> None:
+        """Draft."""
+        for place in range(rows.count):
+            logits_bv = self._next.launch(rows.tokens_bs[:, place], place)
+            self._choose(logits_bv, place, choice, overlap=self._next.overlap)
+
+
+class LookupDrafter:
+    """What followed the last tokens where they stood before in the text."""
+
+    probs_bkv = None
+
+    def __init__(self, ngram: int) -> None:
+        self._ngram = ngram
+
+    def begin(self, texts: Sequence[Sequence[int]]) -> None:
+        """Nothing to be read."""
+
+    def launch(self, rows: Rows, choice: Choice) -> None:
+        """Draft."""
+        lookup(rows.text_bn, rows.lengths_b, rows.tokens_bs[:, 1:], self._ngram)
+
+
+class _Choose:
+    """Draws drafted tokens from logits."""
+
+    def __init__(self, rows: Rows, entries: int) -> None:
+        self._rows, self._entries = rows, entries
+        self._unused_b = torch.zeros(len(rows.lengths_b), dtype=torch.float32, device=rows.lengths_b.device)
+        self._probs: list[Tensor] = []
+
+    @property
+    def probs_bkv(self) -> Tensor | None:
+        return torch.stack(self._probs, 1) if self._probs else None
+
+    def __call__(self, logits_bv: Tensor, place: int, choice: Choice, *, overlap: bool) -> None:
+        if place == 0:
+            self._probs = []
+        rows, logits_bv = self._rows, fitted(logits_bv, self._entries)
+        tokens_b = rows.tokens_bs[:, place + 1]
+        if choice == "greedy":
+            likeliest(logits_bv, tokens_b, self._unused_b, overlap=overlap)
+            return
+        probs_bv = rows.options.distribution(logits_bv, sort=choice == "filtered")
+        self._probs.append(probs_bv)
+        tokens_b.copy_(invert(probs_bv, rows.random(DRAW, place, 1)[:, 0]))
+
+
+class Session:
+    """Caches, buffers and graphs of `rows` rows that hold up to `capacity` tokens each, and draft `count` a pass."""
+
+    @torch.inference_mode()
+    def __init__(
+        self, program: Program, source: Source, rows: int, count: int, capacity: int, rule: Accept = accept
+    ) -> None:
+        device = program.device
+        self.program, self.source, self.rule = program, source, rule
+        self.rows = Rows(rows, count, capacity, device)
+        self.cache = StaticCache(program.dims, rows, capacity, program.dtype, device)
+        self.drafter = self._drafter()
+        self._check = KernelPass(program, self.cache, self.rows.lengths_b, positions=count + 1)
+        # Tokens (int64), log-probabilities (float32) and how many drafted ones are kept (int32) in one piece.
+        self._raw = torch.zeros(rows * (3 * (count + 1) + 1), dtype=torch.int32, device=device)
+        self._chosen_bs, self._logprobs_bs, self._kept_b = self._split(self._raw)
+        self._cuda = device.type == "cuda"
+        self._host = [torch.zeros_like(self._raw, device="cpu", pin_memory=self._cuda) for _ in range(_SLOTS)]
+        self._events = [
+            [torch.cuda.Event(enable_timing=True) for _ in range(3)] if self._cuda else [] for _ in self._host
+        ]
+        self._graphs: dict[Choice, tuple[torch.cuda.CUDAGraph, torch.cuda.CUDAGraph]] = {}
+
+    def serves(self, program: Program, source: Source, rows: int, count: int, needed: int) -> bool:
+        """Whether it does what is asked for."""
+        same = self.program is program and (self.source is source or self.source == source)
+        return same and self.rows.tokens_bs.shape == (rows, count + 1) and self.cache.capacity >= needed
+
+    def _drafter(self) -> Drafter:
+        source = self.source
+        if isinstance(source, Ngram):
+            return LookupDrafter(source.longest)
+        if isinstance(source, FirstLayers):
+            return EarlyDrafter(self.program.first(source.count), self.rows, self.cache)
+        return ProgramDrafter(source, self.rows, self.cache.capacity, self.program.dims.vocab_size)
+
+    @torch.inference_mode()
+    def capture(self, choice: Choice) -> None:
+        """Compile and capture a pass where that is not done yet. Only between batches: it writes to the caches."""
+        if not self._cuda or choice in self._graphs:
+            return
+        rows = self.rows
+        for tensor in (rows.lengths_b, rows.active_b, rows.places_b, rows.tokens_bs, rows.fed_b2, rows.text_bn):
+            tensor.zero_()
+        draft = captured(lambda: self.drafter.launch(rows, choice), self.program.device)
+        self._graphs[choice] = draft, captured(lambda: self.check(choice), self.program.device)
+
+    @torch.inference_mode()
+    def launch(self, choice: Choice, slot: int) -> None:
+        """Queue a pass, whose outcome goes to a slot of the host."""
+        if not self._cuda:
+            self.drafter.launch(self.rows, choice)
+            self.check(choice)
+            self._host[slot].copy_(self._raw)
+            return
+        (draft, check), (start, middle, end) = self._graphs[choice], self._events[slot]
+        start.record()
+        draft.replay()
+        middle.record()
+        check.replay()
+        self._host[slot].copy_(self._raw, non_blocking=True)
+        end.record()
+
+    def read(self, slot: int) -> tuple[list[list[int]], list[list[float]], list[int], float]:
+        """The outcome of a pass: tokens and log-probabilities (b, s), drafted tokens kept (b,), seconds of drafting."""
+        seconds = 0.0
+        if self._cuda:
+            start, middle, end = self._events[slot]
+            end.synchronize()
+            seconds = start.elapsed_time(middle) / 1e3
+        tokens_bs, logprobs_bs, kept_b = (tensor.tolist() for tensor in self._split(self._host[slot]))
+        return tokens_bs, logprobs_bs, kept_b, seconds
+
+    def check(self, choice: Choice) -> None:
+        """Read the drafted tokens, keep what may be kept, and move the rows on."""
+        rows, count = self.rows, self.rows.count
+        logits_nv = self._check.launch(rows.tokens_bs.flatten())
+        by_likelihood = choice == "greedy" and self.rule is accept
+        if by_likelihood:
+            likeliest(logits_nv, self._chosen_bs.view(-1), self._logprobs_bs.view(-1), overlap=self._check.overlap)
+        else:
+            self._sample(logits_nv, count, choice)
+        settle(
+            rows.tokens_bs,
+            self._chosen_bs,
+            self._kept_b,
+            rows.lengths_b,
+            rows.active_b,
+            rows.places_b,
+            rows.fed_b2,
+            rows.text_bn,
+            likeliest=by_likelihood,
+        )
+
+    def _sample(self, logits_nv: Tensor, count: int, choice: Choice) -> None:
+        rows = self.rows
+        drafted_bk = rows.tokens_bs[:, 1:]
+        target_nv = rows.checked_options.distribution(logits_nv, sort=choice == "filtered")
+        probs_bkv = self.drafter.probs_bkv
+        if probs_bkv is None:
+            probs_bkv = torch.zeros(*drafted_bk.shape, logits_nv.shape[-1], device=drafted_bk.device)
+            probs_bkv.scatter_(-1, drafted_bk[..., None], 1.0)
+        target_bsv = target_nv.unflatten(0, (-1, count + 1))
+        keep_bk, last_bs = rows.random(KEEP, 0, count), rows.random(LAST, 0, count + 1)
+        kept_b, last_b = self.rule(target_bsv, probs_bkv, drafted_bk, keep_bk, last_bs)
+        self._kept_b.copy_(kept_b)
+        self._chosen_bs[:, :-1].copy_(drafted_bk)
+        self._chosen_bs.scatter_(1, kept_b[:, None], last_b[:, None])
+        logprobs_nv = logits_nv.log_softmax(-1)
+        self._logprobs_bs.view(-1, 1).copy_(logprobs_nv.gather(-1, self._chosen_bs.view(-1, 1)))
+
+    def _split(self, raw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        tokens = len(self.rows.tokens_bs.flatten())
+        chosen, logprobs, kept = raw.split([2 * tokens, tokens, len(raw) - 3 * tokens])
+        shape = self.rows.tokens_bs.shape
+        return chosen.view(torch.int64).view(shape), logprobs.view(torch.float32).view(shape), kept
+
+
+class CapturedRounds:
+    """Requests on a session. Passes are queued ahead of what is read; what a row got too many is dropped."""
+
+    joinable = False
+
+    @torch.inference_mode()
+    def __init__(self, session: Session, requests: Sequence[Request], tally: Tally) -> None:
+        self.active = list(requests)
+        self._session, self._tally = session, tally
+        self._rows = list(range(len(requests)))
+        self._choice = choice_of(requests)
+        self._launched = self._read = 0
+        session.capture(self._choice)
+        self._admit(requests)
+
+    def join(self, requests: Sequence[Request]) -> None:
+        """Not possible."""
+        raise NotImplementedError("requests cannot join a batch with a draft")
+
+    def next(self) -> list[list[tuple[int, float]]]:
+        """The next tokens of each active request, and their log-probabilities."""
+        ahead = min(1 + _AHEAD, max(request.budget - request.made for request in self.active))
+        while self._launched < self._read + ahead:
+            self._session.launch(self._choice, self._launched % _SLOTS)
+            self._launched += 1
+        tokens_bs, logprobs_bs, kept_b, seconds = self._session.read(self._read % _SLOTS)
+        self._read += 1
+        kept = [kept_b[row] for row in self._rows]
+        count = self._session.rows.count
+        self._tally.add(count, kept)
+        self._tally.drafting.append(seconds / count)
+        return [
+            list(zip(tokens_bs[row][: n + 1], logprobs_bs[row][: n + 1], strict=True))
+            for row, n in zip(self._rows, kept, strict=True)
+        ]
+
+    @torch.inference_mode()
+    def drop_ended(self) -> None:
+        """Park rows whose request has a `finish`."""
+        ended = [i for i, request in enumerate(self.active) if request.finish is not None]
+        for i in ended:
+            self._session.rows.active_b[self._rows[i]] = 0
+            self._session.rows.lengths_b[self._rows[i]] = 0
+        self._rows = [row for i, row in enumerate(self._rows) if i not in ended]
+        self.active = [request for i, request in enumerate(self.active) if i not in ended]
+
+    def _admit(self, requests: Sequence[Request]) -> None:
+        """Read the prompts but for their last tokens, which the first pass reads."""
+        session, rows = self._session, self._session.rows
+        device = rows.lengths_b.device
+        prompts = [list(request.prompt) for request in requests]
+        for tensor in (rows.lengths_b, rows.active_b, rows.places_b):
+            tensor.zero_()
+        _prefill(session.program, session.cache, prompts)
+        session.drafter.begin(prompts)
+        used = slice(0, len(prompts))
+        rows.lengths_b[used] = torch.tensor([len(prompt) - 1 for prompt in prompts], dtype=torch.int32, device=device)
+        rows.active_b[used] = 1
+        rows.tokens_bs[used, 0] = torch.tensor([prompt[-1] for prompt in prompts], device=device)
+        # Before a text of one token stands that token again: it only lets its first draft be a worse one.
+        rows.fed_b2[used] = torch.tensor([[*prompt[-1:], *prompt][-2:] for prompt in prompts], device=device)
+        for row, prompt in enumerate(prompts):
+            rows.text_bn[row, : len(prompt)] = torch.tensor(prompt, device=device)
+        if self._choice == "greedy" and session.rule is accept:
+            return
+        options = [request.options for request in requests]
+        options += [_GREEDY] * (len(rows.lengths_b) - len(options))
+        rows.options.set(options)
+        rows.checked_options.set([one for one in options for _ in range(rows.count + 1)])
+        for row, request in enumerate(requests):
+            numbers = random_numbers(request, rows.count)
+            rows.numbers_bcn[row, :, : numbers.shape[1]] = numbers.to(device)
+
+
+class Sessions:
+    """The last sessions stay, captured."""
+
+    def __init__(self, rule: Accept) -> None:
+        self._rule = rule
+        self._sessions: list[Session] = []
+
+    def begin(
+        self, program: Program, source: Source, requests: Sequence[Request], count: int, tally: Tally
+    ) -> CapturedRounds:
+        """Start a batch on a session that has room for it."""
+        rows = bucket(len(requests))
+        # What passes that are queued may add to a text that has ended needs room, too.
+        needed = max(request.tokens for request in requests) + (_SLOTS + 1) * (count + 1)
+        found = next((one for one in self._sessions if one.serves(program, source, rows, count, needed)), None)
+        if found is None:
+            del self._sessions[:-1]
+            capacity = -(-needed // CAPACITY_STEP) * CAPACITY_STEP
+            found = Session(program, source, rows, count, capacity, self._rule)
+            self._sessions.append(found)
+        return CapturedRounds(found, requests, tally)
+
+
+def _prefill(program: Program, cache: StaticCache, texts: Sequence[Sequence[int]]) -> None:
+    if any(len(text) > 1 for text in texts):
+        view = cache.rows(0, len(texts))
+        program.prefill([list(text[:-1]) for text in texts], view, max(64, PREFILL_TOKENS // len(texts)))
