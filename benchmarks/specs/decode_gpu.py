@@ -13,7 +13,7 @@ from parts.steps import Step
 
 from hayless.core.measurement import Goal
 from hayless.measure.rehearsal import rehearse_decoding
-from hayless.study.bench.gate import as_exact, close
+from hayless.study.bench.gate import as_exact
 from hayless.study.bench.spec import TIME, Contender, Limit, Spec, Work
 
 _TOKENS = 64
@@ -67,8 +67,7 @@ def _step(rows: int) -> Work:
         f"a step of {rows} row{'s' * (rows > 1)} on the device, Llama-7B shape, random weights, bf16, 512 tokens in the"
         " cache",
         [Contender("plain PyTorch", step.plain), Contender("hayless", step.captured)],
-        # Logits are of about 1.3; bf16 leaves two digits of them after 32 layers.
-        same=close(absolute=0.25),
+        same=as_exact(),
         piece="step",
         repeats=30,
         warmup=5,

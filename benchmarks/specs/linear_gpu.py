@@ -85,20 +85,29 @@ class _Product:
         return x, gain, weights
 
 
-def _graphed(run: Callable[[], list[Tensor]]) -> Prepared:
-    run()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        outs = run()
+class _Graph:
+    """`run` as a captured graph. The tensors that it reads live as long as `run` does."""
 
-    def answer() -> dict[str, Tensor]:
-        for out in outs:
+    def __init__(self, run: Callable[[], list[Tensor]]) -> None:
+        run()
+        torch.cuda.synchronize()
+        self._run, self._graph = run, torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._outs = run()
+
+    def replay(self) -> None:
+        self._graph.replay()
+
+    def answer(self) -> dict[str, Tensor]:
+        for out in self._outs:
             out.fill_(torch.nan)
-        graph.replay()
-        return {"outputs": torch.cat(outs)}
+        self.replay()
+        return {"outputs": torch.cat(self._outs)}
 
-    return Prepared(graph.replay, answer)
+
+def _graphed(run: Callable[[], list[Tensor]]) -> Prepared:
+    graph = _Graph(run)
+    return Prepared(graph.replay, graph.answer)
 
 
 SPEC = Spec(

@@ -107,8 +107,8 @@ def test_noise_that_falls_on_a_round_falls_out_of_a_paired_ratio():
 def test_contenders_take_turns_and_none_always_follows_the_same():
     order: list[str] = []
     timed = {name: lambda _, name=name: order.append(name) or 0.0 for name in "abc"}
-    found = in_turn(timed, HostClock(now=lambda: 0.0), 3)
-    assert "".join(order) == "abcbcacab" and found == {name: [0.0] * 3 for name in "abc"}
+    found, failed = in_turn(timed, HostClock(now=lambda: 0.0), 3)
+    assert "".join(order) == "abcbcacab" and found == {name: [0.0] * 3 for name in "abc"} and not failed
 
 
 def test_times_are_of_a_piece_and_rates_of_its_tokens(clock):
@@ -125,15 +125,21 @@ def test_missing_packages_and_failures_are_rows_with_the_reason_and_leave_the_ot
     def breaks_later() -> Prepared:
         return Prepared(lambda: 1 / 0, lambda: {"loss": [1.0]})
 
+    def breaks_in_the_end() -> Prepared:
+        turns = iter(range(5))
+        return Prepared(lambda: 1 / (4 - next(turns)), lambda: {"loss": [1.0]})
+
     absent = sleeper("absent", 1.0, needs=("no_such_package",))
-    rows = rows_of(clock, absent, Contender("broken", broken), Contender("late", breaks_later), sleeper("good", 1.0))
+    broken_ones = (Contender("broken", broken), Contender("late", breaks_later), Contender("last", breaks_in_the_end))
+    rows = rows_of(clock, absent, *broken_ones, sleeper("good", 1.0))
     assert [row.reason for row in rows] == [
         "no_such_package not installed",
         "ValueError: it broke",
         "ZeroDivisionError: division by zero",
+        "ZeroDivisionError: division by zero",
         "",
     ]
-    assert rows[3].spread and "ratio" not in as_json(rows[3], rows)
+    assert rows[4].spread and rows[3].spread is None and "ratio" not in as_json(rows[4], rows)
 
 
 def test_a_part_that_does_not_count_is_taken_off_and_other_figures_are_rows(clock):
@@ -249,7 +255,9 @@ def test_contenders_that_work_alone_are_judged_by_what_their_processes_answer(mo
         ("dies", TIME, None),
         ("dies", PEAK, None),
     ]
-    assert "2 instead of 1" in rows[3].reason and rows[5].reason == "was killed by SIGKILL."
+    assert (
+        "2 instead of 1" in rows[3].reason and rows[5].reason == "was killed by SIGKILL. (the end of what it printed)"
+    )
 
 
 def test_specs_that_are_not_there_or_declare_nothing_are_refused(tmp_path):

@@ -1,4 +1,7 @@
-"""Contenders of one decode step, with everything that it needs on the device: captured, and in plain PyTorch."""
+"""Contenders of one decode step, with everything that it needs on the device: captured, and in plain PyTorch.
+
+What they must agree on are logits: each may be as far from float32 as plain PyTorch is in the model's 16 bits.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,15 @@ from dataclasses import dataclass
 
 import torch
 import transformers
+from parts.models import in_float32
+from torch import Tensor
 
 from hayless.decode.cache import StaticCache
 from hayless.decode.program import Program, plan
-from hayless.study.bench.gate import Answer
+from hayless.study.bench.gate import ERROR, Answer
 from hayless.study.bench.spec import Prepared
 
-_ROOM = 256
+_ROOM = 64
 
 
 @dataclass(frozen=True)
@@ -29,9 +34,9 @@ class Step:
         """A session's CUDA graph."""
         from hayless.decode.graphs import Session  # needs Triton
 
-        session = Session(self._program(), self.rows, self.context + _ROOM)
+        session = Session(_program(self.model()), self.rows, self.context + _ROOM)
         session.capture("greedy")
-        self._fill(session.cache)
+        _fill(session.cache)
         # No row is active, so that lengths stay as they are and each repeat does the same.
         session.lengths_b.fill_(self.context)
 
@@ -39,34 +44,53 @@ class Step:
         def answer() -> Answer:
             session.tokens_b.copy_(self._tokens())
             session.replay("greedy")
-            return {"logits": session.logits_bv.clone()}
+            return {ERROR: session.logits_bv - self._exact()}
 
         return Prepared(lambda: session.replay("greedy"), answer)
 
     @torch.inference_mode()
     def plain(self) -> Prepared:
         """The same program, operator by operator."""
-        program = self._program()
-        cache = StaticCache(program.dims, self.rows, self.context + _ROOM, program.dtype, program.device)
-        self._fill(cache)
-        tokens_b1 = self._tokens().to(program.device)[:, None]
+        program = _program(self.model())
+        cache = self._cache(program)
+        _fill(cache)
 
-        def logits() -> torch.Tensor:
-            cache.lengths = [self.context] * self.rows
-            return program.logits(program.forward(tokens_b1, cache)[:, 0])
+        def logits() -> Tensor:
+            return self._logits(program, cache)
 
-        return Prepared(lambda: logits().argmax(-1), lambda: {"logits": logits()})
-
-    def _program(self) -> Program:
-        program = plan(self.model())
-        assert isinstance(program, Program), program.reason
-        return program
-
-    def _tokens(self) -> torch.Tensor:
-        return torch.arange(self.rows) + 3
+        return Prepared(lambda: logits().argmax(-1), lambda: {ERROR: logits() - self._exact()})
 
     @torch.inference_mode()
-    def _fill(self, cache: StaticCache) -> None:
-        torch.manual_seed(0)
-        cache.k.normal_()
-        cache.v.normal_()
+    def _exact(self) -> Tensor:
+        """Logits in float32, from the same keys and values."""
+        program = _program(self.model())
+        start = self._cache(program)
+        _fill(start)
+        wide = _program(in_float32(self.model()))
+        cache = self._cache(wide)
+        cache.k.copy_(start.k)
+        cache.v.copy_(start.v)
+        return self._logits(wide, cache)
+
+    def _cache(self, program: Program) -> StaticCache:
+        return StaticCache(program.dims, self.rows, self.context + _ROOM, program.dtype, program.device)
+
+    def _logits(self, program: Program, cache: StaticCache) -> Tensor:
+        cache.lengths = [self.context] * self.rows
+        return program.logits(program.forward(self._tokens().to(program.device)[:, None], cache)[:, 0])
+
+    def _tokens(self) -> Tensor:
+        return torch.arange(self.rows) + 3
+
+
+def _program(model: transformers.PreTrainedModel) -> Program:
+    program = plan(model)
+    assert isinstance(program, Program), program.reason
+    return program
+
+
+@torch.inference_mode()
+def _fill(cache: StaticCache) -> None:
+    torch.manual_seed(0)
+    cache.k.normal_()
+    cache.v.normal_()

@@ -87,8 +87,9 @@ def _together(work: Work, path: Path, stopwatch: Stopwatch) -> _Found:
         except Exception as error:
             found.reasons[contender.name] = _said(error)
     timed = {one.name: ready[one.name].seconds for one in found.still_in(work)}
-    found.seconds = in_turn(timed, stopwatch, work.repeats)
-    found.figures = {name: ready[name].figures() for name in timed}
+    found.seconds, failed = in_turn(timed, stopwatch, work.repeats)
+    found.reasons |= {name: _said(error) for name, error in failed.items()}
+    found.figures = {one.name: ready[one.name].figures() for one in found.still_in(work)}
     del timed, ready
     if torch.cuda.is_initialized():
         gc.collect()
@@ -167,7 +168,8 @@ def _rows(work: Work, found: _Found, *, paired: bool) -> Iterator[Row]:
 
 
 def _said(error: Exception) -> str:
-    """An error in a line."""
-    if isinstance(error, HaylessError):
-        return error.message.partition("\n")[0]
-    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+    """An error in a line: of a process that failed, also the last line that it printed."""
+    if not isinstance(error, HaylessError):
+        return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+    first, *printed = error.message.splitlines()
+    return f"{first} ({printed[-1].strip(' |')})" if printed else first

@@ -54,16 +54,25 @@ class DeviceClock:
 
 def in_turn(
     timed: Mapping[str, Callable[[Stopwatch], float]], stopwatch: Stopwatch, repeats: int
-) -> dict[str, list[float]]:
-    """Seconds of `repeats` calls of each: one of each in every round, so that whatever else the machine does falls on
-    all. Each round starts with another, so that none always follows the same."""
+) -> tuple[dict[str, list[float]], dict[str, Exception]]:
+    """Seconds of `repeats` calls of each, and what went wrong with whom, who then has no further turn.
+
+    One call of each in every round, so that whatever else the machine does falls on all. Each round starts with
+    another, so that none always follows the same.
+    """
     names = list(timed)
     found: dict[str, list[float]] = {name: [] for name in names}
+    failed: dict[str, Exception] = {}
     for round_ in range(repeats):
         first = round_ % len(names) if names else 0
         for name in names[first:] + names[:first]:
-            found[name].append(timed[name](stopwatch))
-    return found
+            if name in failed:
+                continue
+            try:
+                found[name].append(timed[name](stopwatch))
+            except Exception as error:
+                failed[name] = error
+    return found, failed
 
 
 def ratio(above: Sequence[float], below: Sequence[float], *, paired: bool) -> tuple[float, float, float]:
