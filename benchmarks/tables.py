@@ -105,13 +105,16 @@ def missed(root: Path) -> list[str]:
 def bench_table(content: dict[str, Any]) -> str:
     """The rows of a benchmark, a table for each work, and the machine they hold for."""
     lines: list[str] = []
-    for work, rows in groupby(content["rows"], key=lambda row: row["work"]):
+    for work, group in groupby(content["rows"], key=lambda row: row["work"]):
+        rows = list(group)
         lines += [f"**{_cell(work)}**", "", "| contender | figure | median (p20 to p80) | times better | goal |"]
         lines += ["|---|---|---:|---|---|"]
         for row in rows:
             cells = (row["contender"], row["metric"], value_words(row), ratio_words(row), goal_words(row))
             lines.append("| " + " | ".join(map(_cell, cells)) + " |")
-        lines.append("")
+        # What peaks are of is said once, on top of the page.
+        notes = {f"{row['contender']}: {row['note']}" for row in rows if "note" in row and row["unit"] != "B"}
+        lines += ["", *(f"{_cell(note)}." for note in sorted(notes)), ""] if notes else [""]
     machine, versions = content["machine"], content["versions"]
     names = ("torch", "triton", "transformers", "python")
     where = ", ".join(filter(None, [machine.get("accelerator"), machine["processor"], f"{machine['cores']} cores"]))

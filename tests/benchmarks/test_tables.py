@@ -21,7 +21,7 @@ def project(tmp_path: Path, name: str) -> Path:
     """A project with one result and one page with a block called `name`."""
     common = {"work": "w | x", "metric": "time", "unit": "ms/step"}
     rows = [
-        {**common, "contender": "peer", "value": 2.0, "p20": 1.9, "p80": 2.2},
+        {**common, "contender": "peer", "value": 2.0, "p20": 1.9, "p80": 2.2, "note": "3 GB at 1.5 TB/s"},
         {
             **common,
             "contender": "ours",
@@ -58,6 +58,7 @@ def test_a_stale_block_fails_the_check_and_is_rewritten(tmp_path, capsys):
     assert "| peer | time | 2.000 (1.900 to 2.200) ms/step |  |  |" in text
     assert "2.00 (1.90 to 2.10) × peer | ≥ 3 × peer, missed: 2 |" in text
     assert "| absent | time | not installed |  |  |" in text and "**w \\| x**" in text
+    assert "\n\npeer: 3 GB at 1.5 TB/s.\n\na CPU" in text
 
 
 @pytest.mark.parametrize("name", ["missed", "rest"])
