@@ -37,9 +37,9 @@ def attention_for(
 ) -> tuple[Attention, str]:
     """The attention that a run trains with, and in words why `auto` came to it.
 
-    `arithmetic` is the dtype of queries and keys, `device` the kind of device (cuda, cpu), `capability` the major compute
-    capability of a GPU that is known. `auto` takes varlen where rows are `packed`, there is CUDA and the kernel serves
-    the model; else sdpa, or eager where a model allows no other.
+    `arithmetic` is the dtype of queries and keys, `device` the kind of device (cuda, cpu), `capability` a known GPU's
+    compute capability, its major number. `auto` takes varlen where rows are `packed`, there is CUDA and the kernel
+    serves the model; else sdpa, or eager where a model allows no other.
     NotSupported and RequestError where what is wanted cannot be had.
     """
     capped = dims.model_type in _CAPPED
