@@ -19,8 +19,9 @@ from hayless.core.forward import RunShape
 from hayless.core.ledger import Ledger
 from hayless.core.new_rows import only_new_rows
 from hayless.core.registry import configure
-from hayless.core.replay import Replay, moved_bytes, replay
+from hayless.core.replay import Replay, replay
 from hayless.core.roles import Role
+from hayless.core.work import forward_work
 from hayless.data.batches import Batch
 from hayless.measure.activations import SavedActivations, saved_activations
 from hayless.methods.memory.checkpointing import CheckpointingConfig
@@ -246,4 +247,4 @@ def test_packed_rows_are_looked_up_and_not_kept() -> None:
     plain = predict(ledger, [configure("lora", rank=8)])
     assert predicted(packed).saved == predicted(plain).saved
     shape = RunShape(B, S)
-    assert moved_bytes(record(packed, shape)) > moved_bytes(record(plain, shape))
+    assert forward_work(record(packed, shape)).moved_bytes > forward_work(record(plain, shape)).moved_bytes

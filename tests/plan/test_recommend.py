@@ -10,11 +10,12 @@ from typing import Literal
 import pytest
 
 from hayless.core import registry
+from hayless.core.devices import DEVICES
 from hayless.core.errors import RequestError
 from hayless.core.families import dims_of
 from hayless.core.method import MethodConfig
 from hayless.core.registry import configure
-from hayless.plan import memory, ways
+from hayless.plan import ways
 from hayless.plan.presets import config_of
 from hayless.plan.recommend import Advice, advise, budgeted, recipe
 from hayless.recipe import yaml
@@ -26,7 +27,7 @@ LLAMA_1B = replace(dims_of(config_of("llama-1b")), num_layers=6)
 
 
 def advice(gigabytes: float, batch: int = 8, *, sequence: int = 512, shorten: bool = False) -> Advice:
-    on = budgeted(memory.device("H200"), int(gigabytes * 1e9))
+    on = budgeted(DEVICES["H200"], int(gigabytes * 1e9))
     return advise(LLAMA_1B, [], on, batch=batch, sequence=sequence, tokens=10**7, shorten=shorten)
 
 
@@ -68,7 +69,7 @@ def test_nothing_is_given_up_without_need() -> None:
 
 
 def test_a_recipe_costs_what_was_planned(tmp_path: Path) -> None:
-    on = budgeted(memory.device("H200"), 7 * 10**9)
+    on = budgeted(DEVICES["H200"], 7 * 10**9)
     found = advise(dims_of(config_of("llama-1b")), [], on, batch=8, sequence=512, tokens=10**7)
     assert any(choice.memory for choice in found.fitting)
     for choice in found.fitting:

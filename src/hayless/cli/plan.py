@@ -63,11 +63,12 @@ def model(
     from hayless.cli import plan_advice
     from hayless.cli import plan_pages as pages
     from hayless.core.cost import TrainShape
+    from hayless.core.devices import find
     from hayless.core.units import parse_count
     from hayless.plan import memory
     from hayless.plan.recommend import usual_sequence
 
-    on = memory.device(device)
+    on = find(device)
     tokens = parse_count(data_tokens, "data_tokens") if data_tokens else 0
     alone = {"--recipe": recipe, "--compare": compare, "--precision": precision, "--out": out_file}
     if memory_budget:
@@ -125,14 +126,15 @@ def zero(
     json: bool = Json,
 ) -> None:
     """ZeRO: states a rank holds at each stage, and what it sends."""
-    from hayless.plan import memory, zero
+    from hayless.core.devices import find
+    from hayless.plan import zero
     from hayless.plan.table import wholes
 
     counts = wholes("ranks", ranks)
     name, count = _counted(model, preset, parameters)
     models = {name: count} if count else {_size(each): each for each in zero.PUBLISHED}
     first = count or next(iter(zero.PUBLISHED))
-    on = memory.device(device)
+    on = find(device)
     said = [zero.claim(count, each, on) for each in counts] if count else list(zero.claims())
     if not count:
         said.insert(0, "The lecture's claims, checked:")

@@ -12,7 +12,7 @@ gradient of its input, and 2 more for its own gradient where it is trained.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -24,8 +24,9 @@ from hayless.core.dtypes import item_bytes
 from hayless.core.errors import NotSupported, RequestError, bad_value, unknown
 from hayless.core.forward import RunShape, unpacked_bytes
 from hayless.core.ledger import Layout, Ledger, Row
-from hayless.core.replay import Held, launches, moved_bytes, replay
+from hayless.core.replay import Held, replay
 from hayless.core.roles import Role
+from hayless.core.work import Kernel, Work, backward_work, eager, elementwise, forward_work
 
 PRECISIONS: Mapping[str, tuple[str, str | None]] = {
     "fp32": ("float32", None),
@@ -118,22 +119,6 @@ class Bytes:
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
-    """What a phase does: `flops`, `moved_bytes` to and from memory, `launches` of kernels."""
-
-    flops: float = 0.0
-    moved_bytes: float = 0.0
-    launches: int = 0
-
-    def __add__(self, other: Work) -> Work:
-        return Work(self.flops + other.flops, self.moved_bytes + other.moved_bytes, self.launches + other.launches)
-
-    def times(self, count: float) -> Work:
-        """The same work `count` times."""
-        return Work(self.flops * count, self.moved_bytes * count, round(self.launches * count))
-
-
-@dataclass(frozen=True, slots=True)
 class Cost:
     """Bytes at the peak of each phase, and the work of each phase.
 
@@ -211,16 +196,11 @@ def training_cost(ledger: Ledger, shape: TrainShape) -> Cost:
         "backward": resting + _during(held.backward),
         "step": resting + Bytes(gradients=gradients, temporary=widening + unused),
     }
-    forward = Work(
-        forward_flops(ledger, shape.batch, shape.sequence), resting.weights + moved_bytes(tape), launches(tape)
-    )
     per_update = shape.batch * shape.sequence * shape.accumulation
-    backward = Work(backward_flops(ledger, shape), 2 * forward.moved_bytes + gradients, 2 * forward.launches)
-    rewritten = weight_bytes(ledger, shape.dtype, trained=True) + resting.optimizer + resting.master
     work = {
-        "forward": forward.times(shape.accumulation),
-        "backward": backward.times(shape.accumulation),
-        "step": Work(moved_bytes=2 * rewritten + gradients, launches=sum(row.count for row in trained)),
+        "forward": forward_work(tape).times(shape.accumulation),
+        "backward": backward_work(tape).times(shape.accumulation),
+        "step": _update_work(trained, shape),
     }
     return Cost(phases, work, per_update, _notes(ledger.dims, attention))
 
@@ -258,20 +238,10 @@ def decode_cost(
         + _during(replay(tape).forward)
         for phase, tape in tapes.items()
     }
-    touched = _touched_bytes(ledger, batch)
-    attention_flops = 4 * dims.num_layers * dims.q_width * batch * (context + 1)
-    work = {
-        "prefill": Work(
-            forward_flops(ledger, batch, context, logits=1),
-            _touched_bytes(ledger, batch * context) + cache + moved_bytes(tapes["prefill"]),
-            launches(tapes["prefill"]),
-        ),
-        "decode": Work(
-            _matrix_flops(ledger, batch, batch) + attention_flops,
-            touched + cache + moved_bytes(tapes["decode"]),
-            launches(tapes["decode"]),
-        ),
-    }
+    work = {phase: forward_work(tape) for phase, tape in tapes.items()}
+    # The tape of one token attends to itself alone; every layer reads the cache, and writes it anew where it grows.
+    reading = Kernel("attention", dims.dtype, 4.0 * dims.q_width * batch * context, one_layer, dims.num_layers)
+    work["decode"] += Work((reading,))
     return Cost(phases, work, batch, _notes(dims, attention))
 
 
@@ -307,6 +277,21 @@ def optimizer_bytes(ledger: Ledger, shape: TrainShape) -> int:
         for row in ledger.rows
         if row.trainable and not row.tied_to
     )
+
+
+def _update_work(trained: Sequence[Row], shape: TrainShape) -> Work:
+    """Norm and clipping of gradients, and the optimizer, one parameter after the other."""
+    kernels = []
+    for row in trained:
+        elements = math.prod(row.shape)
+        weight, moved = elements * item_bytes(shape.dtype(row)), elements * item_bytes(shape.moved_dtype)
+        state = shape.state_bytes(row.shape, shape.moved_dtype)
+        # The norm reads; clipping and the optimizer read and write.
+        passes = [weight, 2 * moved, 3 * moved + 2 * state]
+        if shape.precision == "master":
+            passes += [weight + moved, moved + weight]
+        kernels += [elementwise(size, row.count) for size in passes]
+    return eager(kernels)
 
 
 def _beside_states(ledger: Ledger, shape: TrainShape) -> int:
@@ -393,21 +378,6 @@ def _matrix_flops(
             continue
         seen = head_tokens if row.role is Role.HEAD else tokens
         total += 2.0 * row.count * math.prod(row.shape) * seen * (share if row.layout is Layout.EXPERTS else 1.0)
-    return total
-
-
-def _touched_bytes(ledger: Ledger, tokens: int) -> float:
-    """Bytes of weights that a pass over `tokens` tokens reads: the rows of tables it needs, the experts it meets."""
-    dims, total = ledger.dims, 0.0
-    tables = {row.module: row for row in ledger.rows if row.layout is Layout.TABLE}
-    met = 1.0 - (1.0 - _active_share(dims)) ** tokens if dims.num_experts else 1.0
-    for row in ledger.rows:
-        if row.tied_to:
-            total += tables[row.tied_to].bytes
-        elif row.layout is Layout.TABLE:
-            total += row.bytes * min(1.0, tokens / row.shape[0])
-        else:
-            total += row.bytes * (met if row.layout is Layout.EXPERTS else 1.0)
     return total
 
 

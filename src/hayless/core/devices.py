@@ -1,8 +1,8 @@
 """What devices can do, from their makers' data sheets or by measurement, and how long work takes on them.
 
-A roofline (Williams et al., 2009): a phase takes as long as its arithmetic or its traffic, whichever is longer, and a
-little for every kernel that is launched. Rates of data sheets are never reached; measured ones should replace them
-where there are any (`hayless.measure.machine`).
+A roofline (Williams et al., 2009) of every kernel: it takes as long as its arithmetic or its traffic, whichever is
+longer, and a little. A phase takes as long as its kernels, or as the host needs to launch them. Rates of data sheets
+are never reached; what share of them is was fitted.
 """
 
 from __future__ import annotations
@@ -11,25 +11,55 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from hayless.core.cost import Cost, Work
+from hayless.core.cost import Cost
 from hayless.core.errors import RequestError, bad_value, unknown
+from hayless.core.tape import Unit
+from hayless.core.work import Kernel, Work
 
 LAUNCH_SECONDS = 2e-5
 """An operation launched from Python by transformers' eager code: decoding on an H200's host took 18 to 28 µs each."""
+
+KERNEL_SECONDS = 3e-6
+"""What a kernel takes besides its arithmetic and traffic."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """Shares of a device's rates that training reaches: of products of matrices (`uneven`: where 8 does not divide a
+    width) and of fused attention, and of memory's traffic."""
+
+    matrix: float = 1.0
+    uneven: float = 1.0
+    attention: float = 1.0
+    memory: float = 1.0
+
+    def of(self, unit: Unit) -> float:
+        """The share of products that `unit` computes."""
+        if unit == "attention":
+            return self.attention
+        return self.uneven if unit == "uneven" else self.matrix
+
+
+FITTED = Reached(matrix=0.75, uneven=0.15, attention=0.4, memory=0.75)
+"""Shares of the data sheet's rates."""
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
     """A device as numbers: memory in bytes as printed, bytes/s to and from it, FLOP/s by dtype (dense products).
 
-    `source` says where the numbers come from.
+    `watts` is the board's power limit by its data sheet, what it draws at most (None: not known). `reached` is what is
+    left of the rates in practice. `source` says where the numbers come from.
     """
 
     name: str
     memory_bytes: int
     bytes_per_second: float
     flops_per_second: Mapping[str, float]
+    watts: int | None = None
     launch_seconds: float = LAUNCH_SECONDS
+    kernel_seconds: float = KERNEL_SECONDS
+    reached: Reached = FITTED
     source: str = "data sheet"
 
     def rate(self, dtype: str) -> float:
@@ -40,36 +70,33 @@ class Device:
                 return rates[known]
         raise RequestError(f"The rate of {dtype} on {self.name} is not known; known: {', '.join(rates)}.")
 
-    def measured(self, bytes_per_second: float, flops_per_second: Mapping[str, float]) -> Device:
-        """This device with measured rates in the place of printed ones."""
-        rates = {**self.flops_per_second, **flops_per_second}
-        return replace(self, bytes_per_second=bytes_per_second, flops_per_second=rates, source="measured")
+    def seconds(self, work: Work) -> float:
+        """How long `work` takes: its kernels one after the other, or what the host needs to launch them."""
+        return max(sum(kernel.count * self._kernel(kernel) for kernel in work.kernels), self.host_seconds(work))
 
-    def seconds(self, work: Work, dtype: str) -> float:
-        """How long `work` takes: the longer of arithmetic in `dtype` and traffic, and the launches."""
-        arithmetic, traffic = work.flops / self.rate(dtype), work.moved_bytes / self.bytes_per_second
-        return max(arithmetic, traffic) + work.launches * self.launch_seconds
+    def host_seconds(self, work: Work) -> float:
+        """How long the host takes to launch `work`."""
+        return work.launches * self.launch_seconds
 
-    def bound(self, work: Work, dtype: str) -> str:
-        """What `work` waits for most: `arithmetic`, `memory` or `launches`."""
-        times = {
-            "arithmetic": work.flops / self.rate(dtype),
-            "memory": work.moved_bytes / self.bytes_per_second,
-            "launches": work.launches * self.launch_seconds,
-        }
-        return max(times, key=lambda name: times[name])
+    def _kernel(self, kernel: Kernel) -> float:
+        """The longer of arithmetic and traffic, and what every kernel takes."""
+        traffic = kernel.bytes / (self.bytes_per_second * self.reached.memory)
+        if not kernel.flops:
+            return traffic + self.kernel_seconds
+        arithmetic = kernel.flops / (self.rate(kernel.dtype) * self.reached.of(kernel.unit))
+        return max(arithmetic, traffic) + self.kernel_seconds
 
 
-def step_seconds(cost: Cost, device: Device, dtype: str) -> float:
+def step_seconds(cost: Cost, device: Device) -> float:
     """Seconds of one update: all phases of a training cost, one after the other."""
-    return sum(device.seconds(work, dtype) for work in cost.work.values())
+    return sum(device.seconds(work) for work in cost.work.values())
 
 
-def token_seconds(cost: Cost, device: Device, dtype: str) -> float:
+def token_seconds(cost: Cost, device: Device) -> float:
     """Seconds of one decoding step, which gives each row a token."""
     if "decode" not in cost.work:
         raise RequestError("This is a cost of training, which has no decoding step.")
-    return device.seconds(cost.work["decode"], dtype)
+    return device.seconds(cost.work["decode"])
 
 
 def find(name: str) -> Device:
@@ -84,22 +111,36 @@ def find(name: str) -> Device:
 def this_machine(
     name: str, memory_bytes: int, bytes_per_second: float, flops_per_second: Mapping[str, float]
 ) -> Device:
-    """A device from measured numbers; a data sheet fills in the dtypes that were not measured, where it is known."""
+    """A device from measured numbers; a data sheet fills in the dtypes that were not measured, where it is known.
+
+    What is measured is taken to be reached.
+    """
     for field, value in (("memory_bytes", memory_bytes), ("bytes_per_second", bytes_per_second)):
         if not value > 0:
             raise bad_value(field, value, allowed="a number above 0")
     try:
         known = find(name)
     except RequestError:
-        return Device(name, memory_bytes, bytes_per_second, dict(flops_per_second), source="measured")
-    return replace(known, name=name, memory_bytes=memory_bytes).measured(bytes_per_second, flops_per_second)
+        known = Device(name, memory_bytes, bytes_per_second, {})
+    rates = {**known.flops_per_second, **flops_per_second}
+    return replace(
+        known,
+        name=name,
+        memory_bytes=memory_bytes,
+        bytes_per_second=bytes_per_second,
+        flops_per_second=rates,
+        reached=Reached(uneven=FITTED.uneven / FITTED.matrix, attention=FITTED.attention / FITTED.matrix),
+        source="measured",
+    )
 
 
-def _gpu(name: str, memory_gb: float, terabytes: float, bf16: float, fp32: float, **others: float) -> Device:
-    """GB of memory, TB/s, dense TFLOP/s with float32 sums (tensor cores for 16 bits, none for fp32)."""
+def _gpu(
+    name: str, memory_gb: float, terabytes: float, bf16: float, fp32: float, watts: int, **others: float
+) -> Device:
+    """GB of memory, TB/s, dense TFLOP/s with float32 sums (tensor cores for 16 bits, none for fp32), W."""
     rates = {"bfloat16": bf16 * 1e12} if bf16 else {}
     rates |= {dtype: rate * 1e12 for dtype, rate in others.items()}
-    return Device(name, int(memory_gb * 1e9), terabytes * 1e12, {**rates, "float32": fp32 * 1e12})
+    return Device(name, int(memory_gb * 1e9), terabytes * 1e12, {**rates, "float32": fp32 * 1e12}, watts)
 
 
 def _words(name: str) -> frozenset[str]:
@@ -112,23 +153,20 @@ _OTHER_CHIPS = frozenset({"ti", "super", "laptop", "d", "max", "mobile"})
 DEVICES: Mapping[str, Device] = {
     device.name: device
     for device in (
-        _gpu("B200", 180, 8.0, 2250, 75),
-        _gpu("H200", 141, 4.8, 989, 67),
-        _gpu("H100 PCIe", 80, 2.0, 756, 51),
-        _gpu("H100", 80, 3.35, 989, 67),
-        _gpu("A100 80GB", 80, 2.039, 312, 19.5),
-        _gpu("A100", 40, 1.555, 312, 19.5),
-        _gpu("L40S", 48, 0.864, 362, 91.6),
-        _gpu("L4", 24, 0.300, 121, 30.3),
-        _gpu("A10G", 24, 0.600, 70, 31.5),
-        _gpu("V100", 32, 0.900, 0, 15.7, float16=125),
-        _gpu("T4", 16, 0.320, 0, 8.1, float16=65),
-        _gpu("RTX 5090", 32, 1.792, 209, 104.8),
-        _gpu("RTX 4090", 24, 1.008, 165, 82.6),
-        _gpu("RTX 3090", 24, 0.936, 71, 35.6),
+        _gpu("B200", 180, 8.0, 2250, 75, 1000),
+        _gpu("H200", 141, 4.8, 989, 67, 700),
+        _gpu("H100 PCIe", 80, 2.0, 756, 51, 350),
+        _gpu("H100", 80, 3.35, 989, 67, 700),
+        _gpu("A100 80GB", 80, 2.039, 312, 19.5, 400),
+        _gpu("A100", 40, 1.555, 312, 19.5, 400),
+        _gpu("L40S", 48, 0.864, 362, 91.6, 350),
+        _gpu("L4", 24, 0.300, 121, 30.3, 72),
+        _gpu("A10G", 24, 0.600, 70, 31.5, 300),
+        _gpu("V100", 32, 0.900, 0, 15.7, 300, float16=125),
+        _gpu("T4", 16, 0.320, 0, 8.1, 70, float16=65),
+        _gpu("RTX 5090", 32, 1.792, 209, 104.8, 575),
+        _gpu("RTX 4090", 24, 1.008, 165, 82.6, 450),
+        _gpu("RTX 3090", 24, 0.936, 71, 35.6, 350),
     )
 }
 """Common GPUs; names with more words stand before those they contain."""
-
-H200_MEASURED = DEVICES["H200"].measured(4.27e12, {"bfloat16": 715e12})
-"""An H200 as this project measured it: a copy of gigabytes (read and written bytes counted), a large bf16 product."""

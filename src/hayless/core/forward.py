@@ -72,6 +72,12 @@ class Run:
         """Whether attention knows documents by their cumulative lengths, and has all positions in one dimension."""
         return self.shape.masked and self.shape.attention == "varlen"
 
+    @property
+    def _seen(self) -> float:
+        """Keys that a query sees on average: all, or those up to its own; of documents in a row no more is known."""
+        every = self.dims.family in ("bert", "t5")
+        return float(self.shape.sequence) if every else (self.shape.sequence + 1) / 2
+
     def weight(self, module: str, parameter: str, layer: int = 0) -> Tensor | None:
         """A weight as a leaf, the same object for shared ones; None where the model has none of that name."""
         row = self.rows.get((module, parameter))
@@ -87,7 +93,7 @@ class Run:
         weight, bias = self.weight(module, "weight", layer), self.weight(module, "bias", layer)
         assert weight is not None
         tokens = x.elements // row.in_features
-        out = self.tape.linear(x, weight, bias, tokens * row.out_features, unpacked_bytes(row))
+        out = self.tape.linear(x, weight, bias, tokens, (row.out_features, row.in_features), unpacked_bytes(row))
         for branch in self._branches.get(module, ()):
             if not branch[0].layers or layer in branch[0].layers:
                 out = self._branch(x, branch, layer, out)
@@ -168,13 +174,13 @@ class Run:
                 wide = [tape.cast(x, "float32") for x in (q, k, v)]
                 return tape.cast(self._scored(*wide, wide=True), self.shape.arithmetic or q.dtype)
         if self.by_lengths:
-            out = tape.attention(q, k, v, self.heads)
+            out = tape.attention(q, k, v, self.heads, self._seen)
             # Without the kernel documents are attended one by one, and put together.
             return out if self.shape.device == "cuda" else tape.join(out)
         if groups > 1 and (self.mask is not None or dims.head_dim > 256):
             k, v = tape.copy(k, k.elements * groups), tape.copy(v, v.elements * groups)
         masks = () if self.mask is None else (tape.cast(self.mask, q.dtype),)
-        return tape.attention(q, k, v, self.heads, masks)
+        return tape.attention(q, k, v, self.heads, self._seen, masks)
 
     def _scored(self, q: Tensor, k: Tensor, v: Tensor, *, wide: bool) -> Tensor:
         """Attention that writes all scores down; their softmax in float32 if `wide`."""
@@ -182,12 +188,12 @@ class Run:
         repeated = k.elements // dims.kv_width * dims.q_width
         # Heads are made contiguous: q, k and v are copied, for queries of a group each its own k and v.
         q, k, v = tape.copy(q), tape.copy(k, repeated), tape.copy(v, repeated)
-        scores = tape.scale(tape.matmul(q, k, self.heads * self.shape.sequence))
+        scores = tape.scale(tape.matmul(q, k, self.heads * self.shape.sequence, dims.head_dim))
         scores = tape.add(scores, tape.constant(self.shape.sequence**2, scores.dtype))
         if wide:
             scores = tape.cast(scores, "float32")
         probs = tape.dropout(tape.cast(tape.unary(scores, "output"), q.dtype), dims.attention_dropout)
-        return tape.copy(tape.matmul(probs, v, q.elements))
+        return tape.copy(tape.matmul(probs, v, q.elements, self.shape.sequence))
 
     def _fusible(self, q: Tensor) -> bool:
         """Whether PyTorch has a fused kernel; where it has none, it writes scores down, in float32.
@@ -241,8 +247,10 @@ class Run:
         logits = self.linear(hidden, found.module)
         new = self.weight(f"{found.tied_to or found.module}.{NEW_ROWS}", "weight")
         if new is not None:
-            size = hidden.elements // found.in_features * (new.elements // found.in_features)
-            logits = tape.put(logits, tape.linear(hidden, tape.cast(new, hidden.dtype), None, size))
+            width = found.in_features
+            shape = (new.elements // width, width)
+            extra = tape.linear(hidden, tape.cast(new, hidden.dtype), None, hidden.elements // width, shape)
+            logits = tape.put(logits, extra)
         if self.shape.training:
             tape.result = tape.cross_entropy(logits, tape.constant(self.shape.tokens, "int64"))
             tape.hold(logits)
@@ -268,7 +276,8 @@ class Run:
             weight = self._leaf(row, layer)
             if not self.shape.arithmetic:
                 inner = tape.cast(inner, weight.dtype)
-            inner = tape.linear(inner, weight, None, inner.elements // row.in_features * row.out_features)
+            tokens = inner.elements // row.in_features
+            inner = tape.linear(inner, weight, None, tokens, (row.out_features, row.in_features))
         return tape.add(out, tape.cast(tape.scale(inner), out.dtype))
 
 

@@ -65,21 +65,6 @@ def replay(tape: Tape, *, gradients: int = 0) -> Replay:
     return Replay(forward, saved, memory.peak)
 
 
-def moved_bytes(tape: Tape) -> int:
-    """Bytes the forward operations read and write if every result goes to memory and back; weights left out."""
-    return sum(
-        sum(tensor.bytes for tensor in (*op.inputs, *op.outputs) if not tensor.storage.leaf) + 2 * op.scratch
-        for segment in tape.segments
-        for op in segment.ops
-        if op.outputs
-    )
-
-
-def launches(tape: Tape) -> int:
-    """Forward operations, each of them about one kernel."""
-    return sum(1 for segment in tape.segments for op in segment.ops if op.outputs)
-
-
 class _Memory:
     """What is in use now, by cause, and the highest point so far."""
 

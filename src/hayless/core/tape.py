@@ -17,6 +17,9 @@ from hayless.core.allocator import allocated_bytes
 from hayless.core.dtypes import item_bytes
 
 Keeps = Literal["input", "output", "nothing"]
+Unit = Literal["elementwise", "matrix", "uneven", "attention"]
+"""What computes an operation: nothing but elementwise units, those for matrices, those for matrices with a width that 8
+does not divide (tensor cores cannot read such rows as they are stored), or fused attention."""
 
 
 class Storage:
@@ -47,7 +50,9 @@ class Op:
     """One operation.
 
     `passes`: gradients go through in the same memory (additions, views). `scratch` and `scratch_back` are bytes that
-    exist only while it runs forward or backward. An operation without outputs only keeps its inputs alive until then.
+    exist only while it runs forward or backward. `flops` are those of its products forward, which `unit` computes;
+    `unread` are bytes of its inputs that it has no need of. An operation without outputs only keeps its inputs alive
+    until then.
     """
 
     inputs: tuple[Tensor, ...]
@@ -56,6 +61,9 @@ class Op:
     passes: bool = False
     scratch: int = 0
     scratch_back: int = 0
+    unit: Unit = "elementwise"
+    flops: float = 0.0
+    unread: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -152,19 +160,39 @@ class Tape:
         """x[index]: the index is saved."""
         return self._record((x, index), elements, x.dtype, (index,))
 
-    def matmul(self, a: Tensor, b: Tensor, elements: int) -> Tensor:
-        """A batched product of activations: each is saved where the other needs a gradient."""
+    def matmul(self, a: Tensor, b: Tensor, elements: int, inner: int) -> Tensor:
+        """A batched product of activations, over sums of `inner`: each is saved where the other needs a gradient."""
         a, b = self._arithmetic(a), self._arithmetic(b)
         saved = [kept for kept, other in ((a, b), (b, a)) if other.grad]
-        return self._record((a, b), elements, a.dtype, saved)
+        return self._record((a, b), elements, a.dtype, saved, unit="matrix", flops=2.0 * elements * inner)
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None, elements: int, unpacked: int = 0) -> Tensor:
-        """x·Wᵀ + b: `x` is saved where W is trained. `unpacked`: bytes of W while it is looked up from packed codes."""
+    def linear(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        tokens: int,
+        shape: tuple[int, int],
+        unpacked: int = 0,
+        unread: int = 0,
+    ) -> Tensor:
+        """x·Wᵀ + b for a W of `shape` (out, in): `x` is saved where W is trained.
+
+        `unpacked`: bytes of W while it is looked up from packed codes; `unread`: bytes of a stack of several that no
+        token of this run needs.
+        """
         x, weight = self._arithmetic(x), self._arithmetic(weight)
         inputs = [x, weight] if bias is None else [x, weight, self._arithmetic(bias)]
         saved = [kept for kept, other in ((x, weight), (weight, x)) if other.grad]
         back = unpacked if x.grad else 0
-        return self._record(inputs, elements, x.dtype, saved, scratch=unpacked, scratch_back=back)
+        unit: Unit = "uneven" if any(width % 8 for width in shape) else "matrix"
+        flops = 2.0 * tokens * shape[0] * shape[1]
+        elements = tokens * shape[0]
+        out = self._record(
+            inputs, elements, x.dtype, saved, scratch=unpacked, scratch_back=back, unit=unit, flops=flops
+        )
+        self.segments[-1].ops[-1].unread = unread
+        return out
 
     def embedding(self, ids: Tensor, table: Tensor, elements: int) -> Tensor:
         """Rows of a table; the ids are saved."""
@@ -188,8 +216,13 @@ class Tape:
         inputs = (x, weight) if bias is None else (x, weight, bias)
         return self._record(inputs, x.elements, x.dtype, (x, stats))
 
-    def attention(self, q: Tensor, k: Tensor, v: Tensor, rows: int, masks: Sequence[Tensor] = ()) -> Tensor:
-        """Fused attention: saves q, k, v, its output and a float32 for each of `rows` (tokens · heads)."""
+    def attention(
+        self, q: Tensor, k: Tensor, v: Tensor, rows: int, seen: float, masks: Sequence[Tensor] = ()
+    ) -> Tensor:
+        """Fused attention: saves q, k, v, its output and a float32 for each of `rows` (tokens · heads).
+
+        `seen`: keys that a query sees on average.
+        """
         q, k, v = (self._arithmetic(tensor) for tensor in (q, k, v))
         back = 0
         if self.device == "cuda":
@@ -197,7 +230,10 @@ class Tape:
             back = 4 * q.elements + (2 * q.bytes if k.elements < q.elements else 0) + 4 * rows
         logsumexp = self._new(rows, "float32", False)
         inputs = (q, k, v, *masks)
-        return self._record(inputs, q.elements, q.dtype, (*inputs, logsumexp), keeps="output", scratch_back=back)
+        saved, flops = (*inputs, logsumexp), 4.0 * q.elements * seen
+        return self._record(
+            inputs, q.elements, q.dtype, saved, keeps="output", scratch_back=back, unit="attention", flops=flops
+        )
 
     def dropout(self, x: Tensor, p: float) -> Tensor:
         """Dropout: a mask is saved, of one byte an element on GPUs and of x's dtype on CPUs."""
@@ -244,6 +280,8 @@ class Tape:
         passes: bool = False,
         scratch: int = 0,
         scratch_back: int = 0,
+        unit: Unit = "elementwise",
+        flops: float = 0.0,
     ) -> Tensor:
         """Add an operation; `saved` counts where a gradient flows. `keeps="output"` saves the output as well."""
         if grad is None:
@@ -252,7 +290,7 @@ class Tape:
         kept: tuple[Tensor, ...] = ()
         if grad and keeps != "nothing":
             kept = (*saved, out) if keeps == "output" else tuple(saved)
-        self.segments[-1].ops.append(Op(tuple(inputs), (out,), kept, passes, scratch, scratch_back))
+        self.segments[-1].ops.append(Op(tuple(inputs), (out,), kept, passes, scratch, scratch_back, unit, flops))
         return out
 
 

@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 from hayless.core.compose import compose
 from hayless.core.compose import predict as rewrite
-from hayless.core.cost import PRECISIONS, Bytes, Cost, TrainShape, decode_cost, training_cost
-from hayless.core.devices import H200_MEASURED, Device, find, step_seconds, token_seconds
+from hayless.core.cost import Bytes, Cost, TrainShape, decode_cost, training_cost
+from hayless.core.devices import Device, step_seconds, token_seconds
 from hayless.core.dims import ModelDims
 from hayless.core.errors import NotSupported, RequestError, bad_value
 from hayless.core.families import dims_of, ledger_of
@@ -31,30 +31,12 @@ SLACK = 0.05
 TIMES = "Times are a roofline's: a bound that is not yet compared with measurements."
 """What stands beside every time."""
 
-WATTS: dict[str, int] = {
-    "B200": 1000,
-    "H200": 700,
-    "H100 PCIe": 350,
-    "H100": 700,
-    "A100 80GB": 400,
-    "A100": 400,
-    "L40S": 350,
-    "L4": 72,
-    "A10G": 300,
-    "V100": 300,
-    "T4": 70,
-    "RTX 5090": 575,
-    "RTX 4090": 450,
-    "RTX 3090": 350,
-}
-"""A board's power limit by its data sheet: what it draws at most."""
-
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """One way to train a model (or to run it: `train` is None): its ledger, its costs and where they are met.
 
-    `arithmetic` is the dtype of products while it trains. `notes` say why a cost is missing.
+    `notes` say why a cost is missing.
     """
 
     name: str
@@ -62,7 +44,6 @@ class Plan:
     device: Device
     train: Cost | None
     decode: Cost | None
-    arithmetic: str
     notes: tuple[str, ...] = ()
 
     @property
@@ -72,7 +53,7 @@ class Plan:
 
     def step_seconds(self) -> float | None:
         """Seconds of an update."""
-        return step_seconds(self.train, self.device, self.arithmetic) if self.train else None
+        return step_seconds(self.train, self.device) if self.train else None
 
     def train_tokens_per_second(self) -> float | None:
         """Tokens trained a second."""
@@ -81,7 +62,7 @@ class Plan:
 
     def token_seconds(self) -> float | None:
         """Seconds of a decoding step."""
-        return token_seconds(self.decode, self.device, self.ledger.dims.dtype) if self.decode else None
+        return token_seconds(self.decode, self.device) if self.decode else None
 
     def to_json(self, data_tokens: int = 0) -> dict[str, Any]:
         """Plain data with units in its names; cost of `data_tokens` trained tokens, if there are any."""
@@ -133,14 +114,8 @@ def spent(plan: Plan, tokens: int) -> dict[str, float]:
     if not rate:
         raise RequestError(f"{plan.name} trains nothing.")
     hours = tokens / rate / 3600
-    watts = WATTS.get(plan.device.name)
+    watts = plan.device.watts
     return {"tokens": tokens, "gpu_hours": hours, **({"kwh": hours * watts / 1e3} if watts else {})}
-
-
-def device(name: str) -> Device:
-    """A device by name; the H200 with the rates this project measured, others with their data sheet's."""
-    found = find(name)
-    return H200_MEASURED if found.name == H200_MEASURED.name else found
 
 
 def dims_from(model: str, preset: str) -> tuple[ModelDims, list[MethodConfig]]:
@@ -219,10 +194,8 @@ def plan(name: str, ledger: Ledger, shape: TrainShape | None, on: Device, *, dec
     dims = ledger.dims
     if shape and dims.family in ("gpt2", "opt", "bert") and shape.sequence > dims.max_positions:
         raise bad_value("sequence", shape.sequence, allowed=f"up to {dims.max_positions:,}, the model's positions")
-    arithmetic = "float32"
     train = run = None
     if shape:
-        arithmetic = PRECISIONS[shape.precision][1] or PRECISIONS[shape.precision][0]
         train = training_cost(ledger, shape)
         if decode:
             try:
@@ -230,14 +203,14 @@ def plan(name: str, ledger: Ledger, shape: TrainShape | None, on: Device, *, dec
                 run = decode_cost(ledger, shape.batch, shape.sequence, attention=attention, device=shape.device)
             except NotSupported as error:
                 notes.append(error.message)
-    return Plan(name, ledger, on, train, run, arithmetic, tuple(notes))
+    return Plan(name, ledger, on, train, run, tuple(notes))
 
 
 def plan_decoding(
     name: str, ledger: Ledger, batch: int, context: int, on: Device, kind: Literal["cuda", "cpu"] = "cuda"
 ) -> Plan:
     """The plan of a model that is only run: `batch` rows that hold `context` tokens each."""
-    return Plan(name, ledger, on, None, decode_cost(ledger, batch, context, device=kind), ledger.dims.dtype)
+    return Plan(name, ledger, on, None, decode_cost(ledger, batch, context, device=kind))
 
 
 def of_recipe(path: str, model: str, preset: str, on: Device, changes: Mapping[str, Any]) -> list[Plan]:
