@@ -17,11 +17,13 @@ from hayless.core.registry import configure
 from hayless.measure.files import file_bytes
 from hayless.model.load import load_model, load_tokenizer
 from hayless.model.vocabulary import training_alone
+from hayless.recipe.load import load
 from hayless.recipe.prediction import predict, train_shape, walk
 from hayless.recipe.schema import Recipe
 from hayless.recipe.start import Start
 from hayless.train.loop import Loop
 from hayless.train.update import make_updater
+from tests import asset
 from tests.data import made
 from tests.recipe.running import CONFIG, TRAIN, quietly, recipe
 
@@ -200,3 +202,9 @@ def test_bytes_of_training_are_those_of_live_tensors(tmp_path: Path, precision: 
         assert sum(tensor.nbytes for tensor in moments) == optimizer_bytes(stage.ledger, shape)
         masters = sum(tensor.nbytes for tensor in updater.weights().values()) if precision == "master" else 0
         assert masters == training_cost(stage.ledger, shape).phases["step"].master
+
+
+def test_the_recipe_that_ships_is_predicted() -> None:
+    wanted = load(asset.FOLDER.parents[2] / "recipes" / "new-tokens.yaml", [f"model.path={asset.FOLDER}"])
+    found = predict(wanted)
+    assert found.ledger.dims.vocab_size == 2051 and found.figures["trainable_parameters"] == 3 * 128
