@@ -34,7 +34,7 @@ TRAIN, DECODE, ORACLES, MACHINE = (
 )
 """Modules of the workers."""
 
-SECONDS = 2.0
+SECONDS = 1.0
 """About how long the updates of a timed case are timed."""
 TIMEOUT = 1200.0
 """Seconds that a case may take."""
