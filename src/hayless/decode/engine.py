@@ -183,7 +183,8 @@ class Engine:
             self.draft.prepare(self._target(), requests)
         start = time.perf_counter()
         batch = self._begin(requests)
-        while batch.active:
+        # Those that have yet to join a batch in graphs are not active before its first step.
+        while any(request.finish is None for request in requests):
             chosen = batch.next()
             elapsed = time.perf_counter() - start
             for request, tokens in zip(list(batch.active), chosen, strict=True):

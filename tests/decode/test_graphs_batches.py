@@ -1,0 +1,61 @@
+"""Batches on captured steps, without a GPU: a captured step is the step itself, run by Triton's interpreter."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hayless.decode import engine
+from hayless.decode.engine import Engine
+from hayless.decode.options import SamplingOptions
+from tests import tiny
+
+pytest.importorskip("triton", reason="triton is not installed")
+
+from hayless.decode import graphs
+
+PROMPTS = [[0, 17], [44, 45, 46]]
+
+
+if torch.cuda.is_available():
+    pytest.skip("test_graphs.py has the real thing", allow_module_level=True)
+
+
+class Step:
+    """Stands in for a captured graph."""
+
+    def __init__(self, run, device):
+        self.replay = run
+
+
+class Event:
+    """All that was queued is done at once."""
+
+    def record(self):
+        pass
+
+    def synchronize(self):
+        pass
+
+
+@pytest.fixture(autouse=True)
+def _at_once(monkeypatch):
+    zeros = torch.zeros
+    monkeypatch.setattr(torch, "zeros", lambda *shape, pin_memory=False, **more: zeros(*shape, **more))
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(graphs, "captured", Step)
+    monkeypatch.setattr(engine, "_no_graphs", lambda program: None)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered")
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_requests_get_what_the_plain_program_gives_and_leave_at_their_own_time(temperature):
+    model = tiny.model("llama-tied")
+    more = {"temperature": temperature, "seed": 3, "ignore_end": True}
+    options = [SamplingOptions(max_tokens=count, **more) for count in (1, 3)]
+    found = Engine(model)
+    assert found.path.backend == "graphs"
+    wanted = Engine(model, backend="program").generate(PROMPTS, options)
+    for one, other in zip(found.generate(PROMPTS, options), wanted, strict=True):
+        assert one.tokens == other.tokens and one.finish == other.finish
+        torch.testing.assert_close(torch.tensor(one.logprobs), torch.tensor(other.logprobs), rtol=1e-3, atol=1e-3)
