@@ -7,9 +7,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import importlib.resources
-import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,27 +14,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from hayless.study import page, record, table
+from tests import browser as browsers
 from tests.study import folders
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-driver = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install 'hayless[dev]'")
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason=f"no browser is installed: none of {', '.join(NAMES)}"),
-]
-QUIET = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
+pytestmark = browsers.NEEDED
 LABELS = ["base", "four bits", "thin", "out of memory"]
 
 
@@ -65,25 +48,14 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with driver.sync_playwright() as started:
-        found = started.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+    with browsers.started() as found:
         yield found
-        found.close()
 
 
 @pytest.fixture
 def view(browser: Browser, address: str) -> Iterator[Page]:
-    """The page, freshly opened on a desk; what it complains about fails the test."""
-    context = browser.new_context(viewport={"width": 1280, "height": 900}, permissions=["clipboard-read"])
-    found = context.new_page()
-    complaints: list[str] = []
-    found.on("pageerror", lambda error: complaints.append(str(error)))
-    found.on("console", lambda line: complaints.append(line.text) if line.type in ("error", "warning") else None)
-    found.on("request", lambda request: complaints.append(request.url) if request.url != address else None)
-    found.goto(address)
-    yield found
-    context.close()
-    assert not [line for line in complaints if not line.startswith("blob:")]
+    with browsers.opened(browser, address) as found:
+        yield found
 
 
 def shown(view: Page) -> list[str]:
@@ -284,19 +256,5 @@ def test_nothing_overflows_and_axe_finds_nothing(
         .filter(node => node.offsetParent && !node.closest('.scroll'))
         .filter(node => node.getBoundingClientRect().right > innerWidth + 1).map(node => node.textContent)"""
     assert view.evaluate(cut) == []
-    assert serious(view) == []
+    assert browsers.serious(view) == []
     context.close()
-
-
-def serious(view: Page) -> list[str]:
-    """What axe-core finds that is serious or critical. Its file is the one that axe-playwright-python brings."""
-    pytest.importorskip("axe_playwright_python", reason="axe-playwright-python is not installed: dev extra")
-    view.evaluate(importlib.resources.files("axe_playwright_python").joinpath("axe.min.js").read_text(encoding="utf-8"))
-    found = view.evaluate(
-        "axe.run(document, {resultTypes: ['violations']}).then(found => JSON.stringify(found.violations))"
-    )
-    return [
-        f"{each['id']}: {each['help']}: {each['nodes'][0]['html'][:200]} ({each['nodes'][0]['failureSummary']})"
-        for each in json.loads(found)
-        if each["impact"] in ("serious", "critical")
-    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -43,16 +44,18 @@ def model(
     recipe: str = typer.Option("", "--recipe", help="A recipe; its training steps are planned."),
     batch: int = typer.Option(None, "--batch", help="Sequences computed at once; with --memory, of an update."),
     seq: int = typer.Option(None, "--seq", help="Tokens of a sequence; 2048 (or all positions), or the recipe's."),
+    accumulation: int = typer.Option(None, "--accumulation", help="Micro-batches of an update; 1, or the recipe's."),
     precision: str = typer.Option(
         "", "--precision", help="fp32, autocast, master, bf16 or fp16; master, or the recipe's."
     ),
     checkpointing: bool = typer.Option(False, "--checkpointing", help="Compute every block again going backward."),
     device: str = typer.Option("H200", "--device", help="A GPU by name, such as H200, A100 or RTX 4090."),
     compare: str = typer.Option(
-        "", "--compare", help="Ways to train, side by side, such as full,lora,kmeans+lora,sgd; + joins; full alone."
+        "", "--compare", help="Ways to train, side by side, such as full,kmeans+lora(rank=16),sgd; + joins; full alone."
     ),
     data_tokens: str = typer.Option("", "--data-tokens", help="Tokens to train on, such as 1B: GPU-hours and kWh."),
     out_file: str = typer.Option("", "--out", help="Also draw the bars to this .png or .svg."),
+    html: str = typer.Option("", "--html", help="Write an offline calculator to this file, opened with what is given."),
     memory_budget: str = typer.Option("", "--memory", help="Recommend ways to train in so much, such as 24GB."),
     gpus: int = typer.Option(1, "--gpus", min=1, help="With --memory: GPUs there are."),
     data: str = typer.Option("", "--data", help="With --memory: training text of the recommended recipe; texts/."),
@@ -60,19 +63,27 @@ def model(
     json: bool = Json,
 ) -> None:
     """Predict memory by cause, time and cost of training and running a model. The word `model` may be left out."""
-    from hayless.cli import plan_advice
+    from hayless.cli import plan_advice, plan_page
     from hayless.cli import plan_pages as pages
     from hayless.core.cost import TrainShape
     from hayless.core.devices import find
-    from hayless.core.units import parse_count
+    from hayless.core.units import parse_bytes, parse_count
     from hayless.plan import memory
     from hayless.plan.recommend import usual_sequence
 
     on = find(device)
     tokens = parse_count(data_tokens, "data_tokens") if data_tokens else 0
+    if html:
+        _not_with("--html", {"--recipe": recipe, "--out": out_file, "--data": data, "--write": write})
+        start = {"batch": batch, "sequence": seq, "accumulation": accumulation, "precision": precision or None}
+        start |= {"device": on.name, "data_tokens": tokens or None}
+        gigabytes = (parse_bytes(memory_budget) if memory_budget else on.memory_bytes) / 1e9
+        way = (compare or "full") + "+checkpointing" * checkpointing
+        plan_page.write(html, model, preset, way, {**start, "memory_gb": gigabytes}, json)
+        return
     alone = {"--recipe": recipe, "--compare": compare, "--precision": precision, "--out": out_file}
     if memory_budget:
-        _not_with("--memory", alone | {"--checkpointing": checkpointing})
+        _not_with("--memory", alone | {"--checkpointing": checkpointing, "--accumulation": accumulation})
         plan_advice.recommend(model, preset, on, memory_budget, gpus, batch, seq, tokens, data or "texts/", write, json)
         return
     for name, given in {"--gpus": gpus != 1, "--data": data, "--write": write}.items():
@@ -83,6 +94,7 @@ def model(
         asked = {
             "batch": batch,
             "sequence": seq,
+            "accumulation": accumulation,
             "precision": precision or None,
             "checkpoint_every": 1 if checkpointing else None,
         }
@@ -93,10 +105,12 @@ def model(
         shape = TrainShape(
             1 if batch is None else batch,
             usual_sequence(dims) if seq is None else seq,
+            accumulation=1 if accumulation is None else accumulation,
             precision=precision or "master",
             checkpoint_every=int(checkpointing),
         )
-        names = list(dict.fromkeys(name.strip() for name in (compare or "full").split(",")))
+        # Commas inside parentheses are between a method's options.
+        names = list(dict.fromkeys(name.strip() for name in re.split(r",(?![^(]*\))", compare or "full")))
         plans = [memory.variant(name, dims, before, shape, on) for name in names]
     title = preset or model or recipe
     if out_file:

@@ -63,6 +63,17 @@ function fill(select, options, chosen) {
   select.value = chosen;
 }
 
+// Draws now, and again whenever the width of `node` has changed.
+function drawToWidth(node, draw) {
+  draw();
+  let width = node.clientWidth;
+  new ResizeObserver(() => {
+    if (Math.abs(node.clientWidth - width) < 2) return;
+    width = node.clientWidth;
+    requestAnimationFrame(draw);
+  }).observe(node);
+}
+
 for (const node of document.querySelectorAll(".needs-script")) node.hidden = false;
 document.querySelectorAll("table.stacks").forEach(stacking);
 
