@@ -15,7 +15,8 @@ from hayless.cli.output import Device, Dtype, Json, Model, emit, err, table
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from hayless.decode.engine import Piece
+    from hayless.decode.engine import Engine, Piece
+    from hayless.methods.decoding.speculative.config import SpeculativeConfig
 
 _FINISH = {
     "stop": "a stop string",
@@ -39,6 +40,14 @@ def generate(
     seed: int = typer.Option(0, help="Seeds the draws."),
     stop: list[str] = typer.Option(None, help="End before this text; may be repeated."),
     ignore_end: bool = typer.Option(False, "--ignore-end", help="Go on after the model's end token."),
+    draft: str = typer.Option(
+        None, help="Draft with this model, a folder or hub id, and check several tokens at once."
+    ),
+    self_draft: bool = typer.Option(False, "--self-draft", help="Draft with the model's own first layers."),
+    lookup: bool = typer.Option(False, "--lookup", help="Draft with what followed the same words before."),
+    draft_tokens: str = typer.Option("auto", help="Tokens drafted at a time, 1 to 16; auto measures what is fastest."),
+    draft_layers: int = typer.Option(None, help="Layers that --self-draft goes through; a quarter if not given."),
+    preflight: bool = typer.Option(True, help="Measure first, and do not draft where that would be slower."),
     backend: str = typer.Option("auto", help="How the model is run: auto, modules, program or graphs."),
     tokenizer: str = typer.Option(None, help="Folder or hub id of the tokenizer; the model's own if not given."),
     stats: bool = typer.Option(False, "--stats", help="Show counts and times on standard error."),
@@ -67,7 +76,9 @@ def generate(
         },
         {name: f"--{name.replace('_', '-')}" for name in SamplingOptions.model_fields} | {"max_tokens": "--tokens"},
     )
+    speculation = _speculation(draft, self_draft, lookup, draft_tokens, draft_layers, preflight)
     text = _prompt(prompt, prompt_file)
+    from hayless.core.registry import method_of
     from hayless.decode.engine import Engine
     from hayless.measure.memory import enough_memory
     from hayless.model.load import check_tokenizer, load_model, load_tokenizer
@@ -76,20 +87,68 @@ def generate(
         words = load_tokenizer(tokenizer or model)
         loaded = load_model(model, device=device, dtype=dtype)
         check_tokenizer(loaded, words)
-        engine = Engine(loaded, words, backend=backend)  # type: ignore[arg-type]
+        part = method_of(speculation).load()(speculation, loaded, words, say=_remark) if speculation else None
+        engine = Engine(loaded, words, backend=backend, draft=part)  # type: ignore[arg-type]
         ids = engine.encode(text)
         path = engine.path
         made = _Made(len(ids))
         made.follow(engine.stream(ids, options), echo=not json)
-    about = {"backend": path.backend, "reason": path.reason, "device": str(loaded.device)}
+    share = _share_of_limit(engine, made)
+    about: dict[str, Any] = {"backend": path.backend, "reason": path.reason, "device": str(loaded.device)}
+    about |= {"share_of_bandwidth_limit": share} | ({"speculation": part.document()} if part else {})
     if json:
         emit({"model": model, **made.document(), **about, "options": options.model_dump(mode="json")})
     elif stats:
         prepared = "; its kernels were prepared first" if path.backend == "graphs" else ""
-        rows = [("path", f"{path.backend} ({path.reason}{prepared})"), ("device", str(loaded.device))]
+        rows = [] if share is None else [("limit", f"{share:.0%} of what the memory's bandwidth allows without drafts")]
+        rows += [("drafts", str(part))] if part else []
+        rows += [("path", f"{path.backend} ({path.reason}{prepared})"), ("device", str(loaded.device))]
         table(["", ""], [*made.rows(), *rows], console=err)
     if made.finish == "interrupted":
         raise typer.Exit(_INTERRUPTED)
+
+
+def _speculation(
+    draft: str | None, self_draft: bool, lookup: bool, tokens: str, layers: int | None, preflight: bool
+) -> SpeculativeConfig | None:
+    """What was asked for about drafts; None where there are none."""
+    from hayless.core.errors import RequestError
+    from hayless.core.options import checked
+    from hayless.methods.decoding.speculative.config import LOOKUP, SELF, SpeculativeConfig
+
+    asked = [name for name in (draft, SELF if self_draft else None, LOOKUP if lookup else None) if name is not None]
+    if len(asked) > 1:
+        raise RequestError("--draft, --self-draft and --lookup exclude each other.", hint="Give one of them.")
+    given = {"--draft-tokens": tokens != "auto", "--draft-layers": layers is not None, "--no-preflight": not preflight}
+    if not asked:
+        for name, there in given.items():
+            if there:
+                raise RequestError(f"{name} is given without a draft.", hint="Add --draft, --self-draft or --lookup.")
+        return None
+    if layers is not None and not self_draft:
+        raise RequestError("--draft-layers goes with --self-draft.", hint="Leave it out, or draft with --self-draft.")
+    values = {"draft": asked[0], "tokens": tokens, "layers": layers, "preflight": preflight}
+    names = {"tokens": "--draft-tokens", "layers": "--draft-layers", "draft": "--draft"}
+    return checked(SpeculativeConfig, values, names)
+
+
+def _share_of_limit(engine: Engine, made: _Made) -> float | None:
+    """The least time a token, all bytes of a step read once at the rate of a copy, over the time it took."""
+    from hayless.core.errors import NotSupported
+    from hayless.measure.machine import copy_bandwidth
+
+    size = engine.step_bytes(made.prompt_tokens + len(made.pieces) // 2)
+    each = made.seconds_per_token
+    if size is None or each is None:
+        return None
+    try:
+        return size / copy_bandwidth(engine.model.device) / each
+    except NotSupported:
+        return None
+
+
+def _remark(text: str) -> None:
+    err.print(text, style="dim", markup=False)
 
 
 def _prompt(text: str | None, file: str | None) -> str:

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from hayless.core.method import MethodConfig
 
 LOOKUP, SELF = "lookup", "self"
 """Drafts that need no second model."""
+
+MOST_TOKENS = 16
+_COUNTS = {str(count) for count in range(1, MOST_TOKENS + 1)}
+
+
+def _tokens(value: Any) -> Any:
+    if value == "auto" or str(value) in _COUNTS:
+        return value if value == "auto" else int(value)
+    raise ValueError(f"{value!r} is not possible; allowed: a whole number from 1 to {MOST_TOKENS}, or auto")
+
+
+DraftTokens = Annotated[int | Literal["auto"], BeforeValidator(_tokens)]
 
 
 class SpeculativeConfig(MethodConfig):
@@ -22,7 +34,7 @@ class SpeculativeConfig(MethodConfig):
         description="Who drafts: lookup (what followed the same words before), self (the model's own first layers), or"
         " a model: a folder (a packed one, too) or a hub id.",
     )
-    tokens: Annotated[int, Field(ge=1, le=16)] | Literal["auto"] = Field(
+    tokens: DraftTokens = Field(
         "auto", description="Tokens drafted a pass, 1 to 16; auto takes what was measured to be fastest."
     )
     layers: int | None = Field(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -80,6 +81,23 @@ class Speculative:
         """A batch of these requests, with drafts where they pay."""
         count = self._count(requests)
         return self._batch(target, requests, count, self.tally) if count else target.plain(requests)
+
+    def document(self) -> dict[str, Any]:
+        """What was asked for, measured and counted."""
+        return {
+            "draft": self.config.draft,
+            "tokens": self.config.tokens,
+            "preflights": [asdict(found) for found in self.preflights.values()],
+            "passes": self.tally.passes,
+            "acceptance": self.tally.acceptance,
+            "tokens_a_pass": self.tally.tokens_a_pass,
+        }
+
+    def __str__(self) -> str:
+        if self.tally.tokens_a_pass is None:
+            return f"{self.config.draft}: not used"
+        kept = "none tested" if self.tally.acceptance is None else f"{self.tally.acceptance:.0%} kept"
+        return f"{self.config.draft}: {kept}, {self.tally.tokens_a_pass:.2f} tokens a pass"
 
     def _count(self, requests: Sequence[Request]) -> int:
         """Tokens to draft a pass. Without a measurement (it was not wanted, or takes too long for so few tokens) as
