@@ -127,7 +127,7 @@ def test_scaling_laws() -> None:
 
 
 def test_chinchillas_printed_digits_do_not_give_its_own_optimum() -> None:
-    """Figure 4 and table 2, third approach: 40B for Gopher's budget, a = 0.46; the first two approaches say 0.50, 0.49."""
+    """Figure 4 and table 2, third approach: 40B for Gopher's budget, a = 0.46. The first two have a = 0.50 and 0.49."""
     laws = (scaling.CHINCHILLA, scaling.CHINCHILLA_UNROUNDED, scaling.REFIT)
     sizes = [law.optimum(scaling.GOPHER_FLOPS)[0] / 1e9 for law in laws]
     assert sizes == pytest.approx([32.2, 40.3, 72.2], abs=0.1)

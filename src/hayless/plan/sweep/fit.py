@@ -8,7 +8,7 @@ is minimised by L-BFGS from a grid of starts. What differs:
 
 - It is minimised in units of δ². Unscaled it is of the order of 10⁻⁶, where optimizers stop before they have begun;
   that is how the printed coefficients came about (Besiroglu et al., 2024, arXiv:2404.10102).
-- log N and log D are counted from their means, which tells a from α: L-BFGS takes a fraction of the iterations.
+- log N and log D are counted from their means, where a and α are told apart: about half the evaluations.
 - The sum is computed at each point of the grid, and descent starts from the lowest ones. The grid is of the terms at
   the means and of the exponents; its terms reach from a hundredth of the mean loss to all of it.
 """
