@@ -116,6 +116,12 @@ def test_what_a_peer_cannot_do_as_the_recipe_says_is_refused(
         schema.contenders(schema.load({"name": "tried", "rows": [row]}))
 
 
+def test_an_adapter_s_base_with_new_tokens_is_refused(tmp_path: Path) -> None:
+    model = {"path": "a/model", "new_tokens": {"tokens": ["<|new|>"]}}
+    with pytest.raises(RequestError, match=r"without the rows of model\.new_tokens"):
+        by_peer("peft", recipe(tmp_path, LORA, ACCUMULATED, model=model), tmp_path / "run")
+
+
 def test_a_package_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None if name == "accelerate" else name)
     with pytest.raises(RequestError, match="transformers needs accelerate, which is not installed"):

@@ -72,6 +72,8 @@ def check(peer: Peer, recipe: Recipe) -> None:
         raise RequestError(f"{peer.summary} has nothing to do: the recipe trains nothing.")
     if peer.adapters and (len(applied) != 1 or recipe.model.path is None):
         raise RequestError(f"{peer.summary} needs a recipe that applies one adapter, such as lora, to a saved model.")
+    if peer.adapters and recipe.model.new_tokens is not None:
+        raise RequestError(f"{peer.summary} saves the base as it was, without the rows of model.new_tokens.")
     if recipe.model.task != "causal":
         raise RequestError(
             f"{peer.summary} is compared on models that predict tokens, not on task {recipe.model.task}."
