@@ -22,11 +22,10 @@
     if (value instanceof PySet) return `{${[...value].map(repr).join(", ")}}`;
     return `<${value.constructor.name}>`;
   }
-  // Ties go to the even digit, as in Python: toFixed alone would round them up.
+  // Ties go to the even digit, as in Python; toFixed rounds them up. Only a fraction of powers of two can be one.
   function fixed(value, digits) {
-    const scaled = Math.abs(value) * 10 ** digits;
-    if (scaled < 2 ** 52 && scaled % 1 === 0.5 && scaled / 10 ** digits === Math.abs(value)) return ((Math.sign(value) * round(scaled)) / 10 ** digits).toFixed(digits);
-    return value.toFixed(digits);
+    const more = value.toFixed(digits + 1), tie = more.endsWith("5") && Number.isInteger(value * 2 ** (digits + 1));
+    return tie && "02468".includes(more.at(digits ? -2 : -3)) ? more.slice(0, digits ? -1 : -2) : value.toFixed(digits);
   }
   function format(value, form) {
     const found = /^(?:(.)?([<>^]))?(\+)?(0)?(\d+)?(,)?(?:\.(\d+))?([dfgs%e]?)$/.exec(form);
@@ -43,6 +42,7 @@
     if (sign && typeof value === "number" && value >= 0) text = `+${text}`;
     const missing = Math.max(0, Number(width ?? 0) - text.length), fill = zero ? "0" : (filling ?? " ");
     if (!missing) return text;
+    if (zero && /^[+-]/.test(text)) return text[0] + fill.repeat(missing) + text.slice(1);
     const direction = side ?? (typeof value === "number" ? ">" : "<");
     if (direction === "^") return fill.repeat(Math.floor(missing / 2)) + text + fill.repeat(Math.ceil(missing / 2));
     return direction === ">" ? fill.repeat(missing) + text : text + fill.repeat(missing);
