@@ -26,6 +26,10 @@ from hayless.plan.ways import Ladder, Way, label, ladders, settings_of, ways
 
 SHORTEST = 256
 """Tokens under which sequences are not shortened."""
+FULL = 0.95
+"""The share of the memory, allowances included, from which on it counts as used."""
+ALIKE = 0.125
+"""Speeds nearer to each other than this share are not told apart by predictions that err by a tenth each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,11 @@ class Choice:
     def fits(self) -> bool:
         """Whether the device has so much."""
         return self.needed_bytes <= self.plan.device.memory_bytes
+
+    @property
+    def used_share(self) -> float:
+        """The share of the device's memory that is needed."""
+        return self.needed_bytes / self.plan.device.memory_bytes
 
     @property
     def rate(self) -> float:
@@ -85,7 +94,7 @@ class Choice:
             "sequence": self.sequence,
             "needed_bytes": self.needed_bytes,
             "left_bytes": memory - self.needed_bytes,
-            "used_share": self.needed_bytes / memory,
+            "used_share": self.used_share,
             "fits": self.fits,
             "tokens_per_second": self.rate,
             **spent(self.plan, tokens),
@@ -237,7 +246,8 @@ def _chooser(
 
 
 def _fastest(at: Callable[[int, int], Choice], rows: int, rungs: int) -> Choice:
-    """The fastest choice that fits; the leanest of all where none does.
+    """The fastest choice that fits, the fullest of those about as fast where it leaves much memory; the leanest of all
+    where none fits.
 
     More rows at once and a faster rung both need more memory. Micro-batches are those that cut `rows` into a different
     number of pieces.
@@ -247,14 +257,17 @@ def _fastest(at: Callable[[int, int], Choice], rows: int, rungs: int) -> Choice:
         return leanest
     micros = sorted({-(-rows // pieces) for pieces in range(1, rows + 1)})
     most = _last(len(micros), lambda place: at(micros[place], rungs - 1).fits)
-    best, rung = leanest, rungs - 1
+    found, rung = [leanest], rungs - 1
     for micro in reversed(micros[: most + 1]):
         rung = _first_rung(at, micro, rung)
-        best = max(best, at(micro, rung), key=lambda choice: choice.rate)
+        found.append(at(micro, rung))
         if not rung:
             # Fewer rows at once have nothing left to gain.
             break
-    return best
+    fastest = max(found, key=lambda choice: (choice.rate, choice.needed_bytes))
+    if fastest.used_share >= FULL:
+        return fastest
+    return max((each for each in found if each.rate >= (1 - ALIKE) * fastest.rate), key=lambda each: each.needed_bytes)
 
 
 def _first_rung(at: Callable[[int, int], Choice], micro: int, last: int) -> int:
