@@ -41,9 +41,8 @@ def backend_of(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
     return found
 
 
-def grow(model: PreTrainedModel, added: Added) -> int:
-    """Give tokens that its tokenizer has got rows in the model's embedding and head, in place; spare rows are taken
-    first. Returns how many rows the embedding has then.
+def grow(model: PreTrainedModel, added: Added) -> None:
+    """Give tokens that its tokenizer has got rows in the model's embedding and head, in place; spare rows come first.
 
     A head that is the embedding stays it; another one gets rows of its own. RequestError where the tokenizer had more
     tokens before than the model has rows; NotSupported as in `vocabulary_rows`.
@@ -55,13 +54,11 @@ def grow(model: PreTrainedModel, added: Added) -> int:
             f" {len(table)} embeddings.",
             hint="Give the tokenizer that the model was trained with.",
         )
-    rows = max(len(table), added.end)
-    if rows > len(table):
-        model.resize_token_embeddings(rows, mean_resizing=False)
+    if added.end > len(table):
+        model.resize_token_embeddings(added.end, mean_resizing=False)
     for site in _tables(model):
         if not site.row.tied_to:
             _start(site.weight(model), added.first, added.pieces)
-    return rows
 
 
 @contextmanager
