@@ -52,7 +52,7 @@ def rows(found: findings.Findings) -> list[Row]:
         "E": ("nats/token", lambda law: law.irreducible),
         "alpha": ("", lambda law: law.alpha),
         "beta": ("", lambda law: law.beta),
-        "a of N_opt ∝ C^a": ("", lambda law: law.share),
+        "a of N_opt ∝ C^a": ("", lambda law: law.size_exponent),
     }
     content = []
     if found.held_out is not None:

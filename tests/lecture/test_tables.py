@@ -131,4 +131,4 @@ def test_chinchillas_printed_digits_do_not_give_its_own_optimum() -> None:
     laws = (scaling.CHINCHILLA, scaling.CHINCHILLA_UNROUNDED, scaling.REFIT)
     sizes = [law.optimum(scaling.GOPHER_FLOPS)[0] / 1e9 for law in laws]
     assert sizes == pytest.approx([32.2, 40.3, 72.2], abs=0.1)
-    assert [round(law.share, 2) for law in laws] == [0.45, 0.46, 0.51]
+    assert [round(law.size_exponent, 2) for law in laws] == [0.45, 0.46, 0.51]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hayless.core.errors import MissingExtra, RequestError
+from hayless.core.errors import FileDamaged, MissingExtra, RequestError
 from hayless.plan.scaling import Parametric, flops
 from hayless.plan.sweep import findings, fit, picture, tables
 from hayless.plan.sweep.runs import Run, Sweep, read
@@ -118,7 +118,7 @@ def test_numbers_in_json_have_units_and_the_budgets_are_told() -> None:
     assert all(row["parameters_low"] <= row["parameters"] <= row["parameters_high"] for row in optimum)
     assert optimum[0]["loss_nats"] > optimum[1]["loss_nats"]
     units = ("_nats", "_ratio", "parameters", "tokens", "flops", "_low", "_high", "runs", "resamples")
-    plain = {"alpha", "beta", "share", "run", "parameters_counted", "layers", "width"}
+    plain = {"alpha", "beta", "size_exponent", "run", "parameters_counted", "layers", "width"}
     for part in parts:
         for name in {name for record in part.to_json()["rows"] for name in record} - plain:
             assert name.endswith(units), name
@@ -227,6 +227,15 @@ def test_runs_that_tell_no_loss_are_refused_by_name(
     with pytest.raises(RequestError, match=words) as caught:
         read([tmp_path])
     assert "good" not in caught.value.message
+
+
+@pytest.mark.parametrize("name", ["measurements.json", "documents.json", "../study.json"])
+@pytest.mark.parametrize("content", ["[1]", '{"rows": [{}]}', "{"])
+def test_damaged_files_are_named(tmp_path: Path, name: str, content: str) -> None:
+    folder = sweeps.run(tmp_path / "study" / "run", sweeps.config(32), 300_000, 4.0)
+    (folder / name).write_text(content, encoding="utf-8")
+    with pytest.raises(FileDamaged, match=Path(name).name):
+        read([tmp_path / "study"])
 
 
 def test_where_there_are_no_runs_it_is_said(tmp_path: Path) -> None:

@@ -48,14 +48,14 @@ class Parametric:
         return self.irreducible + self.a / parameters**self.alpha + self.b / tokens**self.beta
 
     @property
-    def share(self) -> float:
+    def size_exponent(self) -> float:
         """a in N_opt ∝ C^a; D_opt ∝ C^(1−a)."""
         return self.beta / (self.alpha + self.beta)
 
     def optimum(self, flops: float) -> tuple[float, float]:
         """N and D of least loss with 6ND = C (equation 4 of the paper)."""
         ratio = (self.alpha * self.a / (self.beta * self.b)) ** (1 / (self.alpha + self.beta))
-        parameters = ratio * (flops / 6) ** self.share
+        parameters = ratio * (flops / 6) ** self.size_exponent
         return parameters, flops / 6 / parameters
 
     def formula(self) -> str:

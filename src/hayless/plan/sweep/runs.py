@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from hayless.core import atomic
-from hayless.core.errors import RequestError
+from hayless.core.errors import FileDamaged, RequestError
 from hayless.core.families import ledger_of
 from hayless.core.roles import Role
 from hayless.recipe.folder import RunFolder
@@ -114,8 +114,7 @@ def _holds_run(folder: Path) -> bool:
 
 def _labels(path: Path) -> dict[str, str]:
     """Folder → label of a study's rows."""
-    rows = atomic.read_json(path).get("rows", []) if path.is_file() else []
-    return {str(row["slug"]): str(row["label"]) for row in rows}
+    return _told(path, lambda found: {row["slug"]: row["label"] for row in found["rows"]}) if path.is_file() else {}
 
 
 def _run(place: RunFolder, name: str) -> tuple[Run, _Terms]:
@@ -156,8 +155,9 @@ def _tokens(place: RunFolder, recipe: Recipe) -> int:
 def _loss(place: RunFolder) -> float:
     if not place.measurements.is_file():
         raise RequestError("nothing was measured; its recipe needs a measure step.")
-    rows = atomic.read_json(place.measurements).get("rows", [])
-    value = next((row.get("value") for row in rows if row.get("name") == "loss"), None)
+    value = _told(
+        place.measurements, lambda found: next((row["value"] for row in found["rows"] if row["name"] == "loss"), None)
+    )
     if value is None:
         raise RequestError("its loss was not measured; its recipe needs a measure step with quality.")
     if not isinstance(value, int | float) or not (math.isfinite(value) and value > 0):
@@ -168,11 +168,19 @@ def _loss(place: RunFolder) -> float:
 def _terms(place: RunFolder, recipe: Recipe, positions: int | None) -> _Terms:
     if not place.documents.is_file():
         raise RequestError("it has no documents.json, which says on what its loss was measured.")
-    documents = sorted((row["id"], row["tokens"], row["bytes"]) for row in atomic.read_json(place.documents))
+    documents = _told(place.documents, lambda found: sorted((row["id"], row["tokens"], row["bytes"]) for row in found))
     content = recipe.model_dump(mode="json", include={"data": True, "model": {"tokenizer"}})
     measuring = recipe.measuring
     context = measuring.context if measuring and measuring.context else positions
     return _Terms(_key(content["data"]), _key(content["model"]["tokenizer"]), _key(documents), _key(context))
+
+
+def _told(path: Path, part: Callable[[Any], Any]) -> Any:
+    """A part of a JSON file. FileDamaged where the file does not have it."""
+    try:
+        return part(atomic.read_json(path))
+    except (KeyError, TypeError):
+        raise FileDamaged(f"{path} is not what its name says.", hint="Run it again with --fresh.") from None
 
 
 def _key(value: Any) -> str:

@@ -24,7 +24,7 @@ _FIGURES: Mapping[str, tuple[str, Callable[[Parametric], float]]] = {
     "B": ("b_nats", lambda law: law.b),
     "α": ("alpha", lambda law: law.alpha),
     "β": ("beta", lambda law: law.beta),
-    "a, of N_opt ∝ C^a": ("share", lambda law: law.share),
+    "a, of N_opt ∝ C^a": ("size_exponent", lambda law: law.size_exponent),
 }
 _PUBLISHED = {"chinchilla": CHINCHILLA, "refit": REFIT}
 
