@@ -29,7 +29,7 @@ from hayless.version import __version__
 
 _PARTS = (Part.TRANSFORM, Part.OPTIMIZER, Part.MEMORY)
 _OPTIMIZER = "adamw"
-_DARK_PAPER, _INKS = "#141517", ("#1c1b19", "#ffffff")
+_DARK_PAPER, _INKS = "#141517", ("#000000", "#ffffff")
 
 START: Mapping[str, Any] = {
     "preset": "llama-7b",
@@ -98,7 +98,7 @@ def render(start: Mapping[str, Any]) -> str:
     return pages.render(
         pages.text("hayless.plan", "page.html.j2"),
         data,
-        style=pages.text("hayless.plan", "page.css") + _colours(),
+        style=pages.text("hayless.plan", "page.css") + colours(),
         script=pages.text("hayless.plan", "yaml.js") + pages.text("hayless.plan", "page.js"),
         engine=engine()[0],
         version=__version__,
@@ -196,7 +196,7 @@ def _in_words(weights: str, autocast: str | None, *, name: str) -> str:
     return f"{weights} weights{copies}" + (f", {autocast} products" if autocast else "")
 
 
-def _colours() -> str:
+def colours() -> str:
     """Causes in their colours, lighter on dark paper where they would hardly be seen, and text on them that is read."""
     light = {cause: colour for cause, (_, _, colour) in CAUSES.items()}
     dark = {cause: _lighter(colour) for cause, colour in light.items()}
