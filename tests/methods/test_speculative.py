@@ -309,7 +309,7 @@ def test_other_tokens_are_refused_with_what_differs(model, tmp_path):
 
 def test_a_table_that_is_padded_to_another_size_does_not_matter(model):
     options = SamplingOptions(temperature=0.8, seed=1, max_tokens=8, ignore_end=True)
-    for size in (2050, 2047):
+    for size in (2050, 200):
         part = Speculative(
             SpeculativeConfig(draft="given", tokens=3, preflight=False),
             model,

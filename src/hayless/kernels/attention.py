@@ -83,7 +83,7 @@ def _fold(top, total, result, a_low, a_high, k_low, k_high, v, seen, scale):
     return new_top, total, result
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["offset"])
 def _attention(
     q_ptr,
     k_ptr,

@@ -103,6 +103,7 @@ class ProgramDrafter:
         self._first = KernelPass(program, self._cache, rows.lengths_b, positions=2, last=True)
         self._next = KernelPass(program, self._cache, rows.lengths_b)
         self._choose = _Choose(rows, entries)
+        self._entries = entries
 
     @property
     def probs_bkv(self) -> Tensor | None:
@@ -111,13 +112,16 @@ class ProgramDrafter:
 
     def begin(self, texts: Sequence[Sequence[int]]) -> None:
         """Read these texts, without their last token."""
-        _prefill(self._next.program, self._cache, texts)
+        known = self._next.program.dims.vocab_size
+        _prefill(self._next.program, self._cache, [[min(token, known - 1) for token in text] for text in texts])
 
     def launch(self, rows: Rows, choice: Choice) -> None:
         """Draft."""
         for place in range(rows.count):
             run = self._next if place else self._first
             tokens = rows.tokens_bs[:, place] if place else rows.fed_b2.flatten()
+            if run.program.dims.vocab_size < self._entries:
+                tokens = tokens.clamp(max=run.program.dims.vocab_size - 1)
             self._choose(run.launch(tokens, place or -1), place, choice, overlap=run.overlap)
 
 
@@ -201,7 +205,8 @@ class Session:
         self._raw = torch.zeros(rows * (3 * (count + 1) + 1), dtype=torch.int32, device=device)
         self._chosen_bs, self._logprobs_bs, self._kept_b = self._split(self._raw)
         self._cuda = device.type == "cuda"
-        self._host = [torch.zeros_like(self._raw, device="cpu", pin_memory=self._cuda) for _ in range(_SLOTS)]
+        size, pinned = len(self._raw), self._cuda
+        self._host = [torch.zeros(size, dtype=torch.int32, pin_memory=pinned) for _ in range(_SLOTS)]
         self._events = [
             [torch.cuda.Event(enable_timing=True) for _ in range(3)] if self._cuda else [] for _ in self._host
         ]

@@ -52,14 +52,17 @@ class Draft(Protocol):
 
 
 class ModelDraft:
-    """Another model. What it read of rejected tokens is cut off when it is asked again."""
+    """Another model. What it read of rejected tokens is cut off when it is asked again.
 
-    def __init__(self, reader: Reader, entries: int, device: torch.device) -> None:
-        self._reader, self._entries, self._device = reader, entries, device
+    It has `known` tokens, the target `entries`: tables may be padded to other sizes.
+    """
+
+    def __init__(self, reader: Reader, known: int, entries: int, device: torch.device) -> None:
+        self._reader, self._known, self._entries, self._device = reader, known, entries, device
 
     def begin(self, texts: Sequence[Sequence[int]]) -> None:
         """Start with these rows, none of them empty."""
-        self._reader.begin([text[:-1] for text in texts])
+        self._reader.begin([[min(token, self._known - 1) for token in text[:-1]] for text in texts])
 
     def propose(self, texts: Sequence[Sequence[int]], count: int, draw: Draw) -> Proposal:
         """`count` tokens for what follows each text."""
@@ -67,13 +70,14 @@ class ModelDraft:
         behind = max(len(text) - min(held, len(text) - 1) for text, held in self._held(texts))
         self._reader.truncate([len(text) - behind for text in texts])
         fed_bs = torch.tensor([text[-behind:] for text in texts], device=self._device)
-        return drafted(
-            lambda tokens_bs: fitted(self._reader.read(tokens_bs)[:, -1], self._entries), fed_bs, count, draw
-        )
+        return drafted(self._after, fed_bs, count, draw)
 
     def select(self, rows: Sequence[int]) -> None:
         """Keep these rows, in this order."""
         self._reader.select(rows)
+
+    def _after(self, tokens_bs: Tensor) -> Tensor:
+        return fitted(self._reader.read(tokens_bs.clamp(max=self._known - 1))[:, -1], self._entries)
 
     def _held(self, texts: Sequence[Sequence[int]]) -> list[tuple[Sequence[int], int]]:
         return list(zip(texts, self._reader.lengths, strict=True))
@@ -164,6 +168,6 @@ def drafted(read: Callable[[Tensor], Tensor], fed_bs: Tensor, count: int, draw: 
 
 
 def fitted(logits: Tensor, entries: int) -> Tensor:
-    """Logits over `entries` tokens: a draft's table may be padded to another size. What it lacks, it never drafts."""
+    """Logits over `entries` tokens: what a draft lacks, it never drafts."""
     missing = entries - logits.shape[-1]
     return pad(logits, (0, missing), value=-torch.inf) if missing else logits

@@ -157,12 +157,12 @@ class Speculative:
                 )
             return EarlyDraft(reader, self._layers(reader.program)), None
         assert self._draft is not None
-        entries = target.model.config.vocab_size
+        known, entries = self._draft.config.vocab_size, target.model.config.vocab_size
         program = self._program_of(self._draft)
         if program is not None:
-            return ModelDraft(ProgramReader(program), entries, device), None
+            return ModelDraft(ProgramReader(program), known, entries, device), None
         context = getattr(self._draft.config, "max_position_embeddings", None)
-        return ModelDraft(ModuleReader(self._draft), entries, device), context
+        return ModelDraft(ModuleReader(self._draft), known, entries, device), context
 
     def _layers(self, program: Program) -> int:
         """Layers that the draft self goes through."""
