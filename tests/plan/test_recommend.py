@@ -51,7 +51,7 @@ def test_more_memory_never_gives_up_more_nor_is_slower() -> None:
         assert more.way.rank < less.way.rank or more.rate >= less.rate
 
 
-@pytest.mark.parametrize("gigabytes", [3.2, 4, 6, 10, 14])
+@pytest.mark.parametrize("gigabytes", [3.5, 4, 6, 10, 14])
 def test_the_memory_is_used(gigabytes: float) -> None:
     # A block of so few layers is a large part of what there is to give back; with all 16 it is 90% and more.
     assert advice(gigabytes, 32, sequence=1024).best.needed_bytes > 0.85 * gigabytes * 1e9
@@ -90,9 +90,9 @@ def test_too_little_memory_names_the_least_that_is_needed() -> None:
 
 
 def test_sequences_are_halved_only_where_they_may_be_and_must() -> None:
-    assert not advice(2, sequence=2048).fitting
-    found = advice(2, sequence=2048, shorten=True)
-    assert found.best.sequence < 2048 and found.best.shortened and found.best.needed_bytes <= 2e9
+    assert not advice(2.3, sequence=2048).fitting
+    found = advice(2.3, sequence=2048, shorten=True)
+    assert found.best.sequence < 2048 and found.best.shortened and found.best.needed_bytes <= 2.3e9
     assert f"sequences of {found.best.sequence:,} tokens" in found.best.gives_up
     tokens = found.best.micro_batch * found.best.accumulation * found.best.sequence
     assert 8 * 2048 <= tokens < 8 * 2048 + found.best.accumulation * found.best.sequence

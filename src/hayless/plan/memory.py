@@ -23,12 +23,16 @@ from hayless.core.method import MethodConfig, Part
 from hayless.core.registry import configure, method_of
 from hayless.plan.presets import PRESETS, config_of
 
-CONTEXT_BYTES = 500_000_000
-"""Allowance for the CUDA context and its libraries' handles; 300 MB and more are seen."""
+CONTEXT_BYTES = 804_000_000
+"""The CUDA context with the kernels of its libraries, beside the allocator's memory. On an H100: 0.55 GB before the
+first kernel, 0.80 GB after updates of any model (PyTorch 2.11, CUDA 13; `benchmarks/results/plan.json`)."""
 SLACK = 0.05
-"""Allowance for what the allocator keeps beyond what is in use, as a share of it; 5 to 15 percent are seen."""
+"""Allowance for what the allocator keeps beyond what is in use, as a share of it. Without a limit it keeps 2 to 29 %;
+where memory ends it gives free blocks back before it fails, so that less is needed."""
+MARGIN = 0.01
+"""The largest share that predicted peaks of training were off on an H100 (`benchmarks/results/plan.json`)."""
 
-TIMES = "Times are a roofline's: a bound that is not yet compared with measurements."
+TIMES = "Times are those of kernels and launches, at shares of a device's rates that were fitted on an H100."
 """What stands beside every time."""
 
 
