@@ -63,6 +63,16 @@ def test_a_dry_run_predicts_and_does_nothing(tmp_path: Path) -> None:
     assert "Training peak" in run("run", path, "--dry-run").stdout
 
 
+def test_a_peer_carries_a_recipe_out(tmp_path: Path) -> None:
+    path = written(tmp_path, {"train": {**TRAIN, "steps": 1}})
+    result = run("run", path, "--peer", "transformers", "--run-dir", tmp_path / "run", "--json")
+    document = json.loads(result.stdout)
+    assert document["state"] == "done" and document["peer"].startswith("transformers 5.")
+    with pytest.raises(RequestError, match="Did you mean 'transformers'"):
+        run("run", path, "--peer", "transformer")
+    run("run", path, "--peer", "transformers", "--dry-run", code=2)
+
+
 def test_schemas_for_editors(tmp_path: Path) -> None:
     assert "steps" in json.loads(run("run", "--schema").stdout)["properties"]
     assert "rows" in json.loads(run("compare", "--schema").stdout)["properties"]

@@ -27,6 +27,8 @@ def run(
         return
     if not recipe:
         raise typer.BadParameter("give a recipe, or --schema", param_hint="RECIPE")
+    if peer and dry_run:
+        raise typer.BadParameter("nothing is predicted of a peer; leave --dry-run out", param_hint="--peer")
     from hayless.recipe.load import load
 
     resolved = load(recipe, overrides or ())
