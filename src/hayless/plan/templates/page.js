@@ -252,6 +252,7 @@ function set(name, value) {
 }
 
 // What fits
+const COLUMNS = ["update", "needs", "left", "tokens/s", "GPU-hours", "gives up"];
 let soon = 0, choices = [];
 function adviseSoon(asked) {
   clearTimeout(soon);
@@ -275,9 +276,9 @@ const askAdvice = asker("advice", "advice", ({ found, error, hint }) => {
   if (error) return;
   const before = choices.find((choice) => choice.chosen)?.name;
   choices = found.fitting.map((choice, at) => ({ ...choice, recipe: found.recipes[at] }));
-  const titles = ["", "update", "needs", "left", "tokens/s", "GPU-hours", "gives up"];
-  const head = element("thead", {}, element("tr", {}, ...titles.map((title) => (title ? element("th", { scope: "col", class: title === "gives up" ? "text" : "" }, title) : element("td")))));
+  const head = element("thead", {}, element("tr", {}, ...["", ...COLUMNS].map((title) => (title ? element("th", { scope: "col", class: title === "gives up" ? "text" : "" }, title) : element("td")))));
   $("choices").replaceChildren(head, element("tbody", {}, ...choices.map(choiceRow)));
+  stacking($("choices"));
   choose(Math.max(0, choices.findIndex((choice) => choice.name === before)));
   $("unfit").hidden = !found.others.length;
   $("unfit").querySelector("summary").textContent = `Does not fit, not even one row at once: ${found.others.length}`;
@@ -286,9 +287,11 @@ const askAdvice = asker("advice", "advice", ({ found, error, hint }) => {
 
 function choiceRow(choice, at) {
   const radio = element("input", { type: "radio", name: "choice", value: at });
-  const cells = [`${choice.accumulation} × ${choice.micro_batch}`, written("needed_bytes", choice.needed_bytes), written("left_bytes", choice.left_bytes), number(choice.tokens_per_second), number(choice.gpu_hours)];
-  const row = element("tr", {}, element("th", { scope: "row" }, element("label", {}, radio, choice.name)), ...cells.map((text) => element("td", {}, text)));
-  row.append(element("td", { class: "text" }, choice.gives_up.join("; ") || "nothing"));
+  const cells = [`${choice.accumulation} × ${choice.micro_batch}`, written("needed_bytes", choice.needed_bytes), written("left_bytes", choice.left_bytes)];
+  cells.push(number(choice.tokens_per_second), number(choice.gpu_hours), choice.gives_up.join("; ") || "nothing");
+  const attributes = (title) => ({ "data-title": title, class: title === "gives up" ? "text" : "" });
+  const row = element("tr", {}, element("th", { scope: "row", class: "text" }, element("label", {}, radio, choice.name)));
+  row.append(...cells.map((text, place) => element("td", attributes(COLUMNS[place]), text)));
   return row;
 }
 
