@@ -85,21 +85,28 @@ class Decoding:
     def _prepared(self, run: Callable[[int], object], answer: Callable[[], Answer]) -> Prepared:
         return Prepared(lambda: run(self._count), answer, (lambda: run(1)) if self.after_first else None)
 
-    @torch.inference_mode()
     def _answer(
         self, model: transformers.PreTrainedModel, tokens: Tokens, logprobs: Sequence[Sequence[float]]
     ) -> Answer:
         if not self.judged:
             return {"tokens": tokens, "log-probabilities": logprobs}
-        exact, prompts = in_float32(model), self.prompts(model)
-        errors, shortfalls = [], []
-        for row in range(0, len(prompts), max(1, len(prompts) // _JUDGED)):
-            ids = torch.tensor([[*prompts[row], *tokens[row]]], device=exact.device)
-            judge = exact(ids, logits_to_keep=len(tokens[row]) + 1).logits[0, :-1].log_softmax(-1).cpu()
-            right = judge.gather(-1, torch.tensor(tokens[row])[:, None])[:, 0]
-            errors.append(torch.tensor(logprobs[row]) - right)
-            shortfalls.append(judge.amax(-1) - right)
-        return {ERROR: torch.cat(errors), SHORTFALL: torch.cat(shortfalls)}
+        return judged(model, self.prompts(model), tokens, logprobs)
+
+
+@torch.inference_mode()
+def judged(
+    model: transformers.PreTrainedModel, prompts: Tokens, tokens: Tokens, logprobs: Sequence[Sequence[float]]
+) -> Answer:
+    """How far log-probabilities are from the model in float32, and how far tokens are from the likeliest there."""
+    exact = in_float32(model)
+    errors, shortfalls = [], []
+    for row in range(0, len(prompts), max(1, len(prompts) // _JUDGED)):
+        ids = torch.tensor([[*prompts[row], *tokens[row]]], device=exact.device)
+        judge = exact(ids, logits_to_keep=len(tokens[row]) + 1).logits[0, :-1].log_softmax(-1).cpu()
+        right = judge.gather(-1, torch.tensor(tokens[row])[:, None])[:, 0]
+        errors.append(torch.tensor(logprobs[row]) - right)
+        shortfalls.append(judge.amax(-1) - right)
+    return {ERROR: torch.cat(errors), SHORTFALL: torch.cat(shortfalls)}
 
 
 def random_prompts(rows: int, length: int) -> Callable[[transformers.PreTrainedModel], Tokens]:
