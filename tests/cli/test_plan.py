@@ -131,7 +131,7 @@ def test_the_recommended_recipe_is_written_and_accepted(tmp_path: Path) -> None:
     for words in ("best first", "Does not fit", "optimizer state", "micro_batch_size"):
         assert words in shown
     with pytest.raises(RequestError, match="--data-tokens"):
-        run(*asked[:4])
+        run(*asked[:4], "--gpus", "2")
     with pytest.raises(RequestError, match="needs"):
         run("--memory", "1GB", *asked[2:])
     # Many GPUs hold what one does not, on paper; a recipe for them cannot be written.
@@ -140,6 +140,28 @@ def test_the_recommended_recipe_is_written_and_accepted(tmp_path: Path) -> None:
     assert "not built yet" in run("--memory", "1.5GB", *asked[2:], "--gpus", "256").stdout
     with pytest.raises(RequestError, match="needs"):
         run("--memory", "1.5GB", *asked[2:], "--gpus", "256", "--write", file)
+
+
+def test_without_tokens_ways_to_run_are_recommended(tmp_path: Path) -> None:
+    asked = ("--memory", "6GB", "--preset", "llama-3b")
+    found = document(*asked)
+    assert [row["name"] for row in found["running"]] == ["as it is", "kmeans(bits=8)", "kmeans"]
+    assert [row["fits"] for row in found["running"]] == [False, True, True]
+    # A packed model leaves room for a longer context, which is as long as fits.
+    eight, four = (row["context"] for row in found["running"][1:])
+    assert eight < four
+    more = document(*asked, "--seq", eight + 512)["running"]
+    assert [row["fits"] for row in more] == [False, False, True]
+    assert found["recipe"]["steps"] == [{"apply": {"method": "kmeans", "bits": 8}}]
+    file = tmp_path / "packed.yaml"
+    assert "ms/token" in run(*asked, "--write", file).stdout
+    assert load(file).name == "packed"
+    with pytest.raises(RequestError, match="nothing to do"):
+        run("--memory", "24GB", *asked[2:], "--write", file)
+    with pytest.raises(RequestError, match=r"Nothing runs this model in 1\.00 GB: the least, kmeans"):
+        run("--memory", "1GB", *asked[2:])
+    with pytest.raises(RequestError, match="batch = 0"):
+        run(*asked, "--batch", "0")
 
 
 @pytest.mark.parametrize(

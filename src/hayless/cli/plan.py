@@ -84,7 +84,9 @@ def model(
     alone = {"--recipe": recipe, "--compare": compare, "--precision": precision, "--out": out_file}
     if memory_budget:
         _not_with("--memory", alone | {"--checkpointing": checkpointing, "--accumulation": accumulation})
-        plan_advice.recommend(model, preset, on, memory_budget, gpus, batch, seq, tokens, data or "texts/", write, json)
+        plan_advice.recommend(
+            model, preset, on, memory_budget, gpus, batch, seq, tokens, data or plan_advice.DATA, write, json
+        )
         return
     for name, given in {"--gpus": gpus != 1, "--data": data, "--write": write}.items():
         if given:

@@ -1,4 +1,4 @@
-"""`hayless plan --memory`: the ways to train a model that fit, those that do not, and a recipe."""
+"""`hayless plan --memory`: the ways to train or run a model that fit, those that do not, and a recipe."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ from hayless.core.errors import RequestError
 from hayless.core.units import format_bytes, parse_bytes
 from hayless.plan.memory import dims_from, needed
 from hayless.plan.picture import CAUSES
+from hayless.plan.running import Running, advise_running, packing_recipe
 from hayless.recipe.figures import number
 
 if TYPE_CHECKING:
     from hayless.core.devices import Device
     from hayless.plan.recommend import Advice, Choice
 
+DATA = "texts/"
+"""Training text of a recipe where none is named."""
 ROWS = 32
 """Rows of an update where none are asked for."""
 SPARES = 0.95
@@ -38,15 +41,19 @@ def recommend(
     write: str,
     json: bool,
 ) -> None:
-    """Ways to train in a budget of memory, best first, and the first as a recipe."""
+    """Ways to train in a budget of memory, best first, and the first as a recipe; without tokens, ways to run."""
     from hayless.core.atomic import write_text
     from hayless.plan import cluster_tables, recommend
     from hayless.recipe import yaml
 
-    if not tokens:
-        raise RequestError("--memory needs --data-tokens.", hint="Say how many tokens to train on, such as 100M.")
     dims, before = dims_from(model, preset)
     on = recommend.budgeted(on, parse_bytes(budget))
+    if not tokens:
+        if gpus != 1 or data != DATA:
+            raise RequestError("Training needs --data-tokens.", hint="Say how many tokens to train on, such as 100M.")
+        found = advise_running(dims, before, on, batch=1 if batch is None else batch, context=seq)
+        show_running(found, model, preset, write, json)
+        return
     rows = ROWS if batch is None else batch
     sequence = recommend.usual_sequence(dims) if seq is None else seq
     advice = recommend.advise(dims, before, on, batch=rows, sequence=sequence, tokens=tokens, shorten=seq is None)
@@ -71,6 +78,35 @@ def recommend(
         out.print(f"The first is in {write}; look at it with: hayless run {write} --dry-run", markup=False)
     elif content:
         out.print("\nThe first as a recipe (--write FILE saves it):", style="bold")
+        out.print(yaml.write(content), markup=False)
+
+
+def show_running(found: Sequence[Running], model: str, preset: str, write: str, json: bool) -> None:
+    """Ways to run a model; the first that packs it and fits as a recipe, where it does not fit as it is."""
+    from hayless.core.atomic import write_text
+    from hayless.recipe import yaml
+
+    first = next(each for each in found if each.fits)
+    content = None if not first.transforms else packing_recipe(first, model, preset)
+    if write:
+        if content is None:
+            raise RequestError("The model fits as it is: there is nothing to do to it, and no recipe to write.")
+        write_text(Path(write), yaml.write(content))
+    if json:
+        emit({"running": [each.to_json() for each in found], "recipe": content})
+        return
+    rows = []
+    for each in found:
+        plain = each.to_json()
+        verdict = f"yes, {format_bytes(plain['left_bytes'])} left" if each.fits else "no"
+        size = [format_bytes(plain["weights_bytes"]), format_bytes(each.needed_bytes), f"{plain['ms_per_token']:.2f}"]
+        rows.append([each.name, f"{each.batch} × {each.context:,}", *size, verdict])
+    device = first.plan.device
+    out.print(f"Run in {format_bytes(device.memory_bytes)} on {device.name}", style="bold")
+    show_table(["", "context", "weights", "needs", "ms/token", "fits"], rows, right=5)
+    out.print("For ways to train, say on how many tokens: --data-tokens 100M.", style="dim")
+    if content and not write:
+        out.print("\nPacked by this recipe (--write FILE saves it):", style="bold")
         out.print(yaml.write(content), markup=False)
 
 

@@ -177,10 +177,6 @@ def advise(
 
 def recipe(choice: Choice, model: str, preset: str, data: str, tokens: int) -> dict[str, Any]:
     """A choice as the content of a recipe."""
-    config = config_of(preset) if preset else {}
-    start = (
-        {"config": config, "tokenizer": "path/to/tokenizer", "dtype": config["dtype"]} if preset else {"path": model}
-    )
     memory = {"memory": [settings_of(config) for config in choice.memory]} if choice.memory else {}
     train = {
         "tokens": tokens,
@@ -193,11 +189,19 @@ def recipe(choice: Choice, model: str, preset: str, data: str, tokens: int) -> d
     }
     return {
         "name": "planned",
-        "model": start,
+        "model": starting(model, preset),
         "data": {"sources": [{"path": data}]},
         "steps": [*({"apply": settings_of(config)} for config in choice.way.transforms), {"train": train}],
         "device": "cuda",
     }
+
+
+def starting(model: str, preset: str) -> dict[str, Any]:
+    """The model section of a recipe; a preset has random weights, and a tokenizer must be named."""
+    if not preset:
+        return {"path": model}
+    config = config_of(preset)
+    return {"config": config, "tokenizer": "path/to/tokenizer", "dtype": config["dtype"]}
 
 
 def usual_sequence(dims: ModelDims) -> int:
@@ -256,7 +260,7 @@ def _fastest(at: Callable[[int, int], Choice], rows: int, rungs: int) -> Choice:
     if not leanest.fits:
         return leanest
     micros = sorted({-(-rows // pieces) for pieces in range(1, rows + 1)})
-    most = _last(len(micros), lambda place: at(micros[place], rungs - 1).fits)
+    most = last_that_holds(len(micros), lambda place: at(micros[place], rungs - 1).fits)
     found, rung = [leanest], rungs - 1
     for micro in reversed(micros[: most + 1]):
         rung = _first_rung(at, micro, rung)
@@ -272,10 +276,10 @@ def _fastest(at: Callable[[int, int], Choice], rows: int, rungs: int) -> Choice:
 
 def _first_rung(at: Callable[[int, int], Choice], micro: int, last: int) -> int:
     """The fastest rung at which so many rows fit, which they do at `last`."""
-    return last - _last(last + 1, lambda up: at(micro, last - up).fits)
+    return last - last_that_holds(last + 1, lambda up: at(micro, last - up).fits)
 
 
-def _last(count: int, holds: Callable[[int], bool]) -> int:
+def last_that_holds(count: int, holds: Callable[[int], bool]) -> int:
     """The last place of 0 to `count` − 1 where `holds`, which holds at 0 and, once it does not, never again."""
     low, high = 0, count
     while high - low > 1:

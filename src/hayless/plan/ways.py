@@ -46,18 +46,13 @@ class Way:
         return ", ".join(["+".join(map(label, self.transforms)) or "full", label(self.optimizer), self.precision])
 
     @property
-    def bits(self) -> float:
-        """The fewest bits in which a matrix is packed, to a tenth; infinite where none is."""
-        packed = [8 * row.bytes / row.elements for row in self.ledger.rows if is_packed(row) and not row.tied_to]
-        return round(min(packed), 1) if packed else math.inf
-
-    @property
     def gives_up(self) -> tuple[str, ...]:
         """What this way gives up, in words; nothing where every weight is trained as well as can be."""
+        bits = packed_bits(self.ledger)
         found = [
             method_of(self.optimizer).gives_up,
             "all but a branch stays as it is" if self.branches else "",
-            f"the rest in {self.bits:g} bits" if self.bits < math.inf else "",
+            f"the rest in {bits:g} bits" if bits else "",
             PRECISIONS[self.precision],
         ]
         return tuple(filter(None, found))
@@ -71,7 +66,7 @@ class Way:
         return (
             bool(method_of(self.optimizer).gives_up),
             self.branches,
-            -min(self.bits, 1e3),
+            -(packed_bits(self.ledger) or 1e3),
             list(PRECISIONS).index(self.precision),
             -math.floor(math.log10(share)),
         )
@@ -125,6 +120,17 @@ def rungs(card: Method, dims: ModelDims) -> Sequence[Any]:
     return card.ladder(dims) if card.ladder else [card.config(method=card.name)]
 
 
+def packings(dims: ModelDims) -> list[MethodConfig]:
+    """Every way to pack the weights of a model."""
+    return _claiming(Aspect.STORAGE, dims)
+
+
+def packed_bits(ledger: Ledger) -> float | None:
+    """The fewest bits in which a matrix is packed, to a tenth; None where none is."""
+    packed = [8 * row.bytes / row.elements for row in ledger.rows if is_packed(row) and not row.tied_to]
+    return round(min(packed), 1) if packed else None
+
+
 def label(config: MethodConfig) -> str:
     """A method and the options that are not its defaults: `kmeans(bits=8)`."""
     options = config.model_dump(exclude_defaults=True, exclude={"method"})
@@ -139,14 +145,16 @@ def settings_of(config: MethodConfig) -> dict[str, Any]:
 def _chains(dims: ModelDims) -> Iterator[tuple[MethodConfig, ...]]:
     """Nothing; each branch; each way to pack weights with each branch after it."""
     yield ()
-    cards = [card for card in methods([Part.TRANSFORM]) if set(card.needs) <= {Need.CALIBRATION}]
-    settings = [config for card in cards for config in rungs(card, dims)]
-    branches = [config for config in settings if _claims(config, Aspect.BRANCH)]
-    packings = [config for config in settings if _claims(config, Aspect.STORAGE)]
-    for branch in branches:
+    for branch in _claiming(Aspect.BRANCH, dims):
         yield (branch,)
-        for packing in packings:
+        for packing in packings(dims):
             yield packing, branch
+
+
+def _claiming(aspect: Aspect, dims: ModelDims) -> list[MethodConfig]:
+    """Settings of the transforms that claim an aspect and need nothing beside the model but text."""
+    cards = [card for card in methods([Part.TRANSFORM]) if set(card.needs) <= {Need.CALIBRATION}]
+    return [config for card in cards for config in rungs(card, dims) if _claims(config, aspect)]
 
 
 def _claims(config: MethodConfig, aspect: Aspect) -> bool:
