@@ -167,3 +167,38 @@ def test_nobody_is_left_waiting_at_a_terminal(monkeypatch: pytest.MonkeyPatch) -
 def test_reward_models_are_refused(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="reward model"):
         raised(run(generate, saved(tmp_path / "judge", reward=True), "--prompt", PROMPT))
+
+
+@pytest.mark.parametrize("draft", [["--lookup"], ["--self-draft", "--draft-layers", "1"], ["--draft"]])
+def test_drafts_leave_the_text_as_it_is(folder: str, draft: list[str]) -> None:
+    draft = [*draft, folder] if draft == ["--draft"] else draft
+    arguments = ["--prompt", PROMPT, "--tokens", "20", *draft, "--draft-tokens", "3", "--no-preflight"]
+    expected = _expected(max_tokens=20)
+    found = run(generate, folder, *arguments, "--dtype", "float32", "--stats")
+    assert found.stdout == expected.text and "tokens a pass" in found.stderr and "limit" in found.stderr
+    document = json.loads(run(generate, folder, *arguments, "--dtype", "float32", "--json").stdout)
+    assert document["tokens"] == list(expected.tokens)
+    about = document["speculation"]
+    assert about["draft"] == draft[-1].removeprefix("--") or (draft[0] == "--self-draft" and about["draft"] == "self")
+    assert about["tokens"] == 3 and 1 <= about["tokens_a_pass"] <= 4 and about["preflights"] == []
+
+
+def test_the_preflight_says_what_it_found(folder: str) -> None:
+    found = run(generate, folder, "--prompt", PROMPT, "--tokens", "40", "--ignore-end", "--lookup")
+    assert (
+        found.exit_code == 0 and "Speculation is o" in found.stderr and "of a step" in found.stderr.replace("\n", " ")
+    )
+
+
+def test_what_is_wrong_about_drafts_is_said(folder: str) -> None:
+    for arguments, words in (
+        (["--lookup", "--self-draft"], "exclude each other"),
+        (["--draft-tokens", "3"], "--draft-tokens is given without a draft"),
+        (["--no-preflight"], "--no-preflight is given without a draft"),
+        (["--lookup", "--draft-layers", "1"], "--draft-layers goes with --self-draft"),
+        (["--lookup", "--draft-tokens", "17"], "whole number from 1 to 16, or auto"),
+        (["--self-draft", "--draft-layers", "2"], "fewer than the model's 2"),
+        (["--draft", "nowhere"], "no folder"),
+    ):
+        with pytest.raises(RequestError, match=words):
+            raised(run(generate, folder, "--prompt", PROMPT, *arguments))
