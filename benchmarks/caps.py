@@ -37,15 +37,16 @@ ENOUGH = 0.9
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Ask, run and write; 1 where there is no GPU."""
+    """Ask, run and write; 1 where there is no GPU, which the rows then say."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--name", default="plan_caps", help="of the file of results")
     parser.add_argument("--at-once", type=int, default=5, help="processes side by side, as far as memory allows")
     parser.add_argument("--until", type=float, help="begin no cell after so many seconds")
     chosen = parser.parse_args(arguments)
+    target = chosen.out / f"{chosen.name}.json"
     if not torch.cuda.is_available():
-        print("there is no CUDA device", file=sys.stderr)
+        write(target, chosen.name, rows([], "there is no CUDA device"))
         return 1
     start = time.monotonic()
     asked = cells(find(torch.cuda.get_device_name()))
@@ -54,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
     say(f"{len(asked)} cells asked for in {taken:.0f} s")
     until = None if chosen.until is None else chosen.until - taken
     found = caps.run(asked, "cuda:0", torch.cuda.mem_get_info()[0], at_once=chosen.at_once, until=until, say=say)
-    write(chosen.out / f"{chosen.name}.json", chosen.name, rows(found))
+    write(target, chosen.name, rows(found))
     return 0
 
 
@@ -65,10 +66,10 @@ def cells(on: Device) -> list[caps.Cell]:
         return [cell for part in pool.map(partial(_cells, on), shapes) for cell in part]
 
 
-def rows(found: Sequence[caps.Capped]) -> list[Row]:
-    """The three goals, and a row for each cell."""
-    sizes = ", ".join(dict.fromkeys(each.cell.size for each in found))
-    budgets = ", ".join(dict.fromkeys(f"{each.cell.budget / 1e9:g}" for each in found))
+def rows(found: Sequence[caps.Capped], reason: str = "") -> list[Row]:
+    """The three goals, and a row for each cell; with a `reason` why there are no figures."""
+    budgets = ", ".join(f"{budget / 1e9:g}" for budget in caps.BUDGETS)
+    goal = partial(_row, f"{', '.join(caps.SHAPES)} in {budgets} GB", reason=reason)
     done = [each for each in found if not each.failed]
     advised = [each for each in done if each.cell.advised]
     used = [each.used_share for each in advised if each.used_share is not None]
@@ -84,11 +85,11 @@ def rows(found: Sequence[caps.Capped]) -> list[Row]:
     )
     refused = f"of {len(done) - len(advised)} for which nothing is recommended: what needs least was run all the same"
     wrong = sum(each.wrongly_refused for each in done)
-    goal = partial(_row, f"{sizes} in {budgets} GB")
+    out = sum(each.ran_out for each in done)
     return [
-        goal("ran out", "cells", sum(each.ran_out for each in done), cap, Goal(op="<=", value=0)),
+        goal("ran out", "cells", None if reason else out, cap, Goal(op="<=", value=0)),
         goal("least budget used", "", min(used, default=None), share, Goal(op=">=", value=ENOUGH)),
-        goal("refused, but fits", "cells", wrong, refused, Goal(op="<=", value=1)),
+        goal("refused, but fits", "cells", None if reason else wrong, refused, Goal(op="<=", value=1)),
         *map(_cell, found),
     ]
 
@@ -109,7 +110,8 @@ def _row(
     spread = None if value is None else Spread(value, value, value)
     better: Any = "lower" if goal and goal.op == "<=" else "higher"
     said = "" if spread else reason.partition("\n")[0] or "no cell ran through"
-    return Row(work, WHO, metric, unit, spread, goal, note, better, said)
+    # A goal without a figure has nothing to be said of it but why.
+    return Row(work, WHO, metric, unit, spread, goal, note if spread or not goal else "", better, said)
 
 
 def _cells(on: Device, shapes: dict[str, dict[str, Any]]) -> list[caps.Cell]:
