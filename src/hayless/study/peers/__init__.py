@@ -35,6 +35,8 @@ _WITHOUT_EFFECT = frozenset(
 """Settings about what is kept and shown while training: a peer keeps and shows nothing of it."""
 _PRECISIONS = ("fp32", "autocast", "bf16")
 _OBJECTIVES = ("lm", "sft")
+_OPTIMIZERS = ("adamw", "sgd")
+"""Those that are torch's own; others reach into the training loop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,18 +49,19 @@ class Peer:
     adapters: bool
 
 
-PEERS: dict[PeerName, Peer] = {
+PEERS: dict[str, Peer] = {
     "transformers": Peer("transformers", "transformers.Trainer", ("transformers", "accelerate"), adapters=False),
-    "peft": Peer("peft", "peft's adapters in transformers.Trainer", ("peft", "transformers", "accelerate"), True),
+    "peft": Peer(
+        "peft", "peft's adapters in transformers.Trainer", ("peft", "transformers", "accelerate"), adapters=True
+    ),
 }
 
 
 def find(name: str) -> Peer:
     """The peer called `name`. RequestError with those that there are."""
-    for peer in PEERS.values():
-        if peer.name == name:
-            return peer
-    raise unknown("peer", name, PEERS)
+    if name not in PEERS:
+        raise unknown("peer", name, PEERS)
+    return PEERS[name]
 
 
 def check(peer: Peer, recipe: Recipe) -> None:
@@ -108,6 +111,7 @@ def _check_train(peer: Peer, train: Train) -> None:
     odd = sorted(changed - _HONOURED - _WITHOUT_EFFECT)
     odd += [f"precision {train.precision}"] if train.precision not in _PRECISIONS else []
     odd += [f"objective {train.objective.method}"] if train.objective.method not in _OBJECTIVES else []
+    odd += [f"optimizer {train.optimizer.method}"] if train.optimizer.method not in _OPTIMIZERS else []
     odd += [f"memory {config.method}" for config in train.memory if not _plain_checkpointing(config)]
     if odd:
         raise RequestError(f"{peer.summary} does not train with {', '.join(odd)} as the recipe means it.")

@@ -123,14 +123,13 @@ def train_by_trainer(
     memory = meter.read() if meter is not None else None
     log.close()
     model.eval()
-    wanted = [given.batch(index) for index in range(len(given))]
-    _check_order(wanted, trainer.seen)
+    counts = given.counted(trainer.seen)
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     return TrainFigures(
         steps=trainer.state.global_step,
-        tokens=sum(batch.input_tokens for batch in wanted),
-        trained_tokens=sum(batch.trained_tokens for batch in wanted),
-        padded_tokens=sum(batch.padded_tokens for batch in wanted),
+        tokens=counts["input_tokens"],
+        trained_tokens=counts["trained_tokens"],
+        padded_tokens=counts["padded_tokens"],
         seconds=seconds,
         loss=losses[-1] if losses else mean_loss,
         best_loss=None,
@@ -186,6 +185,22 @@ class _Given(Dataset[dict[str, Any]]):
     def batch(self, index: int) -> Batch:
         """The micro-batch that comes as `index`."""
         return self._batches.at(*divmod(index, self._batches.accumulation))
+
+    def counted(self, seen: Sequence[Tensor]) -> dict[str, int]:
+        """Tokens of all micro-batches. WorkError unless the Trainer stepped on exactly these, in this order; `seen` has
+        a checksum of each that it stepped on."""
+        found, wanted = torch.stack(list(seen)).tolist() if seen else [], []
+        counts = {"input_tokens": 0, "trained_tokens": 0, "padded_tokens": 0}
+        for index in range(len(self)):
+            batch = self.batch(index)
+            wanted.append(int(_checksum(batch.input_ids)))
+            counts = {name: count + getattr(batch, name) for name, count in counts.items()}
+        if found != wanted:
+            raise WorkError(
+                f"transformers.Trainer stepped on {len(found)} micro-batches, which are not the {len(wanted)} of the"
+                " recipe in their order; its row would say nothing."
+            )
+        return counts
 
 
 class _HeldOut(Dataset[dict[str, Any]]):
@@ -244,16 +259,6 @@ def _checksum(ids: Tensor) -> Tensor:
     """A number that token ids, their order and their rows decide."""
     places = torch.arange(1, ids.numel() + 1, device=ids.device)
     return (ids.flatten() * places * places).sum()
-
-
-def _check_order(wanted: Sequence[Batch], seen: Sequence[Tensor]) -> None:
-    """WorkError unless the Trainer stepped on exactly the recipe's micro-batches, in their order."""
-    found = torch.stack(list(seen)).tolist() if seen else []
-    if found != [int(_checksum(batch.input_ids)) for batch in wanted]:
-        raise WorkError(
-            f"transformers.Trainer stepped on {len(found)} micro-batches, which are not the {len(wanted)} of the recipe"
-            " in their order; its row would say nothing."
-        )
 
 
 def _with_adapter(model: transformers.PreTrainedModel, config: MethodConfig) -> Any:
