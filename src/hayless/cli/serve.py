@@ -59,7 +59,9 @@ def serve(
     if host not in _LOOPBACK and token is None:
         err.print(f"[yellow]Whoever reaches {host}:{port} can use the model: there is no bearer token.[/yellow]")
     try:
-        config = uvicorn.Config(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=math.ceil(grace))
+        config = uvicorn.Config(
+            app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=math.ceil(grace)
+        )
         listening = config.bind_socket()
         listening.listen(config.backlog)  # whoever comes before the server runs need not come again
     except SystemExit:
