@@ -253,7 +253,8 @@ def with_rest(first: int, *rest: int, scale: int = 1, **named: int) -> list[Any]
 def calls(a: int) -> list[Any]:
     options = {"scale": a, "other": 5}
     more = (2, 3)
-    return [with_rest(a), with_rest(a, *more, scale=2), with_rest(a, **options), HALF(a), defaulted(a, c=4)]
+    bound = functools.partial(with_rest, a, 1, scale=3)
+    return [with_rest(a), with_rest(a, *more, scale=2), with_rest(a, **options), HALF(a), bound(4), defaulted(a, c=4)]
 
 
 def defaulted(a: int, b: int | None = None, *, c: int = 3) -> list[Any]:

@@ -22,11 +22,12 @@ from hayless.core.errors import HaylessError
 from hayless.core.families import dims_of
 from hayless.core.method import Part
 from hayless.core.registry import methods, record_of
-from hayless.plan import memory, page, recommend
+from hayless.plan import memory, page, recommend, running
 from hayless.plan.picture import CAUSES
 from hayless.plan.presets import PRESETS, config_of
 from hayless.plan.ways import settings_of
 from hayless.recipe import load, yaml
+from hayless.recipe.schema import ApplyStep
 from tests import browser as browsers
 from tests import tiny
 
@@ -157,7 +158,7 @@ def settled(view: Page) -> None:
 def advised(view: Page) -> None:
     """Wait for the figures and for advice."""
     settled(view)
-    view.locator("#advice:not([aria-busy])").wait_for(state="attached")
+    view.locator("#advice:not(:has([aria-busy]))").wait_for(state="attached")
 
 
 def share(view: Page, cause: str, phase: str = "train-backward") -> float:
@@ -215,12 +216,20 @@ class TestInBrowser:
     def test_advice_is_that_of_the_command_line(self, view: Page, preset: str, gigabytes: int) -> None:
         request = asked(config_of(preset), batch=2, accumulation=4, sequence=512, data_tokens=10**8)
         request |= {"memory_bytes": gigabytes * 10**9, "preset": preset, "model": "", "data": "texts/"}
-        found = view.evaluate("request => hayless.advice(request)", request)["found"]
+        found = view.evaluate("request => hayless.training(request)", request)["found"]
         recipes = found.pop("recipes")
         on = recommend.budgeted(find("H200"), request["memory_bytes"])
         expected = recommend.advise(dims_of(request["config"]), [], on, batch=8, sequence=512, tokens=10**8)
         assert not differences(expected.to_json(), found)
         assert recipes == [recommend.recipe(each, "", preset, "texts/", 10**8) for each in expected.fitting]
+
+        ways = view.evaluate("request => hayless.running(request)", request)
+        packing = [each.pop("recipe") for each in ways["found"]]
+        running_ways = running.advise_running(dims_of(request["config"]), [], on, batch=2, context=None)
+        assert not differences([each.to_json() for each in running_ways], ways["found"])
+        assert packing == [
+            running.packing_recipe(each, "", preset) if each.transforms else None for each in running_ways
+        ]
 
     def test_the_command_it_prints_has_its_figures(self, view: Page) -> None:
         view.get_by_label("Precision").select_option("bf16")
@@ -267,7 +276,7 @@ class TestInBrowser:
     def test_a_recipe_can_be_copied_and_loads(self, view: Page, tmp_path: Path) -> None:
         view.get_by_label("Memory in GB").fill("12")
         advised(view)
-        choices = view.locator("#choices tbody tr")
+        choices = view.locator("#training tbody tr")
         on = recommend.budgeted(find("L4"), 12 * 10**9)
         dims = dims_of(config_of("llama-1b"))
         advice = recommend.advise(dims, [], on, batch=64, sequence=2048, tokens=10**9)
@@ -281,12 +290,21 @@ class TestInBrowser:
             load.load(tmp_path / "planned.yaml")
             assert yaml.parse(copied).data == recommend.recipe(advice.fitting[place], "", "llama-1b", "texts/", 10**9)
             view.evaluate("document.getElementById('said').textContent = ''")
+        packed = view.locator("#running tbody tr:has(input)").last
+        packed.locator("input").check()
+        view.locator("#batch").fill("1")
+        advised(view)
+        assert packed.locator("input").is_checked()
+        (tmp_path / "packed.yaml").write_text(view.locator("#recipe").inner_text(), encoding="utf-8")
+        (step,) = load.load(tmp_path / "packed.yaml").steps
+        assert isinstance(step, ApplyStep) and settings_of(step.apply) == {"method": "kmeans"}
 
     def test_too_little_memory_says_what_is_needed(self, view: Page) -> None:
         view.get_by_label("Memory in GB").fill("1")
         advised(view)
-        assert "Nothing trains this model in 1.00 GB" in view.locator("#advice-error").inner_text()
-        assert view.locator("#advice-found").is_hidden()
+        assert "Nothing trains this model in 1.00 GB" in view.locator("#training-error").inner_text()
+        assert "Nothing runs this model in 1.00 GB" in view.locator("#running-error").inner_text()
+        assert view.locator("#chosen").is_hidden() and view.locator("#training").is_hidden()
 
     @pytest.mark.parametrize(
         ("text", "said"),

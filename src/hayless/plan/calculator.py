@@ -17,7 +17,7 @@ from hayless.core.errors import RequestError, bad_value, unknown
 from hayless.core.families import dims_of
 from hayless.core.method import MethodConfig
 from hayless.core.registry import catalogue, configure, find, record_of
-from hayless.plan import memory, recommend
+from hayless.plan import memory, recommend, running
 from hayless.plan.ways import label
 
 
@@ -39,7 +39,7 @@ def plan_of(request: Mapping[str, Any]) -> dict[str, Any]:
     return plan.to_json(request["data_tokens"])
 
 
-def advice_of(request: Mapping[str, Any]) -> dict[str, Any]:
+def training_of(request: Mapping[str, Any]) -> dict[str, Any]:
     """Ways to train in `memory_bytes`: `Advice.to_json`, and the recipe of each way that fits.
 
     RequestError where none does.
@@ -54,6 +54,21 @@ def advice_of(request: Mapping[str, Any]) -> dict[str, Any]:
     start = request["model"], request["preset"], request["data"]
     recipes = [recommend.recipe(choice, *start, advice.tokens) for choice in (advice.best, *advice.fitting[1:])]
     return {**advice.to_json(), "recipes": recipes}
+
+
+def running_of(request: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Ways to run a model in `memory_bytes`, each with the longest context: `Running.to_json`, and `recipe` for those
+    that pack it first.
+
+    RequestError where none fits.
+    """
+    on = recommend.budgeted(_device(request), request["memory_bytes"])
+    found = running.advise_running(*_model(request), on, batch=request["batch"], context=None)
+    start = request["model"], request["preset"]
+    return [
+        {**each.to_json(), "recipe": running.packing_recipe(each, *start) if each.transforms else None}
+        for each in found
+    ]
 
 
 @dataclass(frozen=True, slots=True)

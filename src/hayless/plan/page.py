@@ -99,7 +99,7 @@ def render(start: Mapping[str, Any]) -> str:
         pages.text("hayless.plan", "page.html.j2"),
         data,
         style=pages.text("hayless.plan", "page.css") + colours(),
-        script=pages.text("hayless.plan", "yaml.js") + pages.text("hayless.plan", "page.js"),
+        script="\n".join(pages.text("hayless.plan", each) for each in ("yaml.js", "advice.js", "page.js")),
         engine=engine()[0],
         version=__version__,
         presets=list(PRESETS),
@@ -113,8 +113,10 @@ def render(start: Mapping[str, Any]) -> str:
 
 
 def engine() -> tuple[str, Mapping[str, str]]:
-    """JavaScript that defines `hayless.model`, `hayless.plan` and `hayless.advice`, which take and give JSON's objects;
-    and what could not be translated, with the reason."""
+    """JavaScript that defines `hayless.model`, `plan`, `training` and `running`, which take and give JSON's objects.
+
+    And what could not be translated, with the reason.
+    """
     program = Program({registry.configure: calculator.configured})
     for family in FAMILIES:
         program.offer(f"hayless.core.families.{family}", "read", "rows", "PATHS")
@@ -126,7 +128,8 @@ def engine() -> tuple[str, Mapping[str, str]]:
         for name, function in (
             ("model", calculator.model_of),
             ("plan", calculator.plan_of),
-            ("advice", calculator.advice_of),
+            ("training", calculator.training_of),
+            ("running", calculator.running_of),
         )
     }
     parts = [runtime(), program.text(), pages.text("hayless.plan", "engine.js")]

@@ -39,6 +39,7 @@ _SAME_NAME: tuple[Any, ...] = (
     *(math.ceil, math.exp, math.floor, math.gcd, math.isclose, math.isfinite, math.log, math.log2, math.log10),
     *(math.prod, math.sqrt, itertools.accumulate, itertools.chain, itertools.combinations, get_close_matches),
     *(dataclasses.fields, dataclasses.replace, importlib.import_module, Counter),
+    functools.partial,
 )
 _RUNTIME: dict[Any, str] = {
     **{each: each.__name__ for each in _SAME_NAME},
@@ -185,7 +186,8 @@ class Program:
             return f"new py.PySet([{', '.join(sorted(part(each) for each in value))}])"
         if isinstance(value, functools.partial):
             named = ", ".join(f"{json.dumps(name)}: {part(each)}" for name, each in value.keywords.items())
-            return f"py.partial({part(value.func)}, {part(value.args)}, {{{named}}})"
+            first = ", ".join([part(value.func), *(part(each) for each in value.args)])
+            return f"py.partial({first}, new py.Named({{{named}}}))"
         kind = type(value)
         if isinstance(value, BaseModel):
             names = list(kind.model_fields)

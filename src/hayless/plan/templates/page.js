@@ -1,7 +1,7 @@
 // What is asked for: read from the form, computed by the engine in workers, shown. The engine is the translated code of
-// hayless (`hayless.plan`, `hayless.advice`); nothing here computes a figure.
+// hayless (`hayless.plan` and its like); nothing here computes a figure.
 const GB = 1e9;
-let drawn = "";
+let drawn = "", awaited = false; // the phases that have bars; whether what is asked can be answered
 
 // Asks a worker: one request at a time, and while it computes only the newest of the others waits. `anew`: a newer
 // request breaks off the one that is computed. `region` is busy meanwhile.
@@ -89,7 +89,8 @@ function forgive() {
 }
 
 function stale(old) {
-  for (const id of ["bars", "speeds", "phases", "verdict", "command", "advice-found"]) $(id).classList.toggle("stale", old);
+  for (const id of ["bars", "speeds", "phases", "verdict", "command"]) $(id).classList.toggle("stale", old);
+  if (old) $("advice-found").classList.add("stale");
 }
 
 function fieldOf(message) {
@@ -111,6 +112,7 @@ const PHASES = { forward: "forward", backward: "backward", step: "update", prefi
 const KINDS = { train: "Training", decode: "Running" };
 
 function showPlan({ found, error, hint }) {
+  if (!awaited) return;
   forgive();
   if (error) {
     const field = fieldOf(error);
@@ -213,6 +215,7 @@ const askPlan = asker("plan", "memory", showPlan);
 
 // A model is looked at before it is planned: a sequence that is longer than its positions is cut.
 const askModel = asker("model", "memory", ({ found, error, hint }) => {
+  if (!awaited) return;
   $("about").textContent = found ? `${found.model_type}${found.positions ? `, ${found.positions.toLocaleString("en")} positions` : ""}` : "";
   if (error) return showPlan({ error, hint });
   if (found.positions && valueOf($("sequence")) > found.positions) set("sequence", found.positions);
@@ -223,6 +226,7 @@ function updateModel() {
   forgive();
   $("pasted").hidden = $("preset").value !== "";
   const found = config();
+  awaited = Boolean(found);
   if (found) askModel({ config: found });
 }
 
@@ -233,6 +237,7 @@ function update() {
     node.hidden = box ? !box.checked : $("optimizer").value !== name;
   }
   const asked = request();
+  awaited = Boolean(asked);
   if (!asked) return;
   $("command").textContent = command(asked);
   askPlan(asked);
@@ -249,58 +254,6 @@ function place(name, value) {
 function set(name, value) {
   $(name).value = value;
   if (value > 0) place(name, value);
-}
-
-// What fits
-const COLUMNS = ["update", "needs", "left", "tokens/s", "GPU-hours", "gives up"];
-let soon = 0, choices = [];
-function adviseSoon(asked) {
-  clearTimeout(soon);
-  $("advice").setAttribute("aria-busy", "true");
-  $("advice-state").textContent = "computing …";
-  $("advice-found").classList.add("stale");
-  soon = setTimeout(() => {
-    const memory_bytes = Math.round(GB * valueOf($("memory_gb")));
-    const rows = asked.batch * asked.accumulation;
-    const tokens = asked.data_tokens || data.start.data_tokens;
-    $("advice-about").textContent = `Updates of ${rows.toLocaleString("en")} rows of ${asked.sequence.toLocaleString("en")} tokens on one ${asked.device}, ${written("parameters", tokens)} tokens in all; of each way, the fastest setting that fits.`;
-    askAdvice({ ...asked, memory_bytes, data_tokens: tokens, model: "path/to/model", data: "texts/" });
-  }, 250);
-}
-
-const askAdvice = asker("advice", "advice", ({ found, error, hint }) => {
-  $("advice-state").textContent = "";
-  $("advice-found").classList.remove("stale");
-  $("advice-found").hidden = Boolean(error);
-  $("advice-error").textContent = [error, hint].filter(Boolean).join("\n");
-  if (error) return;
-  const before = choices.find((choice) => choice.chosen)?.name;
-  choices = found.fitting.map((choice, at) => ({ ...choice, recipe: found.recipes[at] }));
-  const head = element("thead", {}, element("tr", {}, ...["", ...COLUMNS].map((title) => (title ? element("th", { scope: "col", class: title === "gives up" ? "text" : "" }, title) : element("td")))));
-  $("choices").replaceChildren(head, element("tbody", {}, ...choices.map(choiceRow)));
-  stacking($("choices"));
-  choose(Math.max(0, choices.findIndex((choice) => choice.name === before)));
-  $("unfit").hidden = !found.others.length;
-  $("unfit").querySelector("summary").textContent = `Does not fit, not even one row at once: ${found.others.length}`;
-  $("unfit").querySelector("ul").replaceChildren(...found.others.map((choice) => element("li", {}, `${choice.name}: needs ${written("needed_bytes", choice.needed_bytes)}`)));
-}, { anew: true });
-
-function choiceRow(choice, at) {
-  const radio = element("input", { type: "radio", name: "choice", value: at });
-  const cells = [`${choice.accumulation} × ${choice.micro_batch}`, written("needed_bytes", choice.needed_bytes), written("left_bytes", choice.left_bytes)];
-  cells.push(number(choice.tokens_per_second), number(choice.gpu_hours), choice.gives_up.join("; ") || "nothing");
-  const attributes = (title) => ({ "data-title": title, class: title === "gives up" ? "text" : "" });
-  const row = element("tr", {}, element("th", { scope: "row", class: "text" }, element("label", {}, radio, choice.name)));
-  row.append(...cells.map((text, place) => element("td", attributes(COLUMNS[place]), text)));
-  return row;
-}
-
-function choose(at) {
-  for (const [place, row] of [...$("choices").tBodies[0].rows].entries()) {
-    row.classList.toggle("chosen", place === at);
-    row.querySelector("input").checked = choices[place].chosen = place === at;
-  }
-  $("recipe").textContent = yaml(choices[at].recipe);
 }
 
 // The form
@@ -320,7 +273,7 @@ for (const id of ["memory_gb", "memory_gb-slider"])
     const asked = request();
     if (asked) adviseSoon(asked);
   });
-$("choices").addEventListener("change", ({ target }) => choose(Number(target.value)));
+$("advice-found").addEventListener("change", ({ target }) => (chosen.name = choose(target.value)));
 for (const [button, from, what] of [["copy-command", "command", "the command"], ["copy-recipe", "recipe", "the recipe"]])
   $(button).addEventListener("click", async () => {
     const before = $(button).textContent;

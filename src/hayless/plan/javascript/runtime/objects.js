@@ -105,7 +105,13 @@
     return [...found, ...(rest ? [more] : []), ...(others ? [new Dict(Object.entries(named))] : [])];
   }
   const pyNamed = (dict) => Object.fromEntries(items(dict).map(([name, value]) => [str(name), value]));
-  const partial = (found, first, known) => (...all) => call(found, [...first, ...all.filter((each) => !(each instanceof Named))], { ...known, ...namedOf(all) });
+  function partial(found, ...first) {
+    const known = namedOf(first);
+    return (...all) => {
+      const named = { ...known, ...namedOf(all) };
+      return call(found, [...first, ...all], named);
+    };
+  }
   function cached(found) {
     const known = new Dict();
     return (...all) => {
