@@ -439,9 +439,35 @@ def test_a_draft_that_is_never_right_is_turned_off(model):
 
 
 def test_verify_costs_are_read_off_a_line():
-    found = Preflight(cost=0.1, verify=1.4, acceptance=0.8, measured=4, drafted=0)
+    found = Preflight(cost=0.1, verify=1.4, tested=100, kept=80, measured=4)
     assert [found.verify_of(count) for count in (0, 2, 4)] == pytest.approx([1, 1.2, 1.4])
     assert found.best() == best_drafted(0.8, 0.1, found.verify_of, preflight.MOST)
+    assert Preflight(cost=0.1, verify=0.5, tested=100, kept=10, measured=4).best() == 0, (
+        "no pass is cheaper than a step"
+    )
+
+
+def test_what_is_drafted_follows_what_is_kept():
+    found = Preflight(cost=0.1, verify=1.2, tested=10, kept=7, measured=4, drafted=4)
+    assert found.adapted(Tally(tested=200, kept=140)).drafted == 4, "another would hardly be faster"
+    assert found.adapted(Tally(tested=200, kept=190)).drafted == preflight.MOST
+    assert found.adapted(Tally(tested=200, kept=20)).drafted == 0
+
+
+def test_drafts_that_stop_paying_are_turned_off(model):
+    said: list[str] = []
+    part = Speculative(SpeculativeConfig(draft="given"), model, asset.tokenizer(), draft=_small(), say=said.append)
+    key = (1, True)
+    part.preflights[key] = Preflight(cost=0.1, verify=1.1, tested=20, kept=8, measured=4, drafted=4)
+    options = SamplingOptions(max_tokens=40, ignore_end=True)
+    engine = Engine(model, draft=part)
+    assert (
+        engine.generate(_prompts()[:1], options)[0].tokens == Engine(model).generate(_prompts()[:1], options)[0].tokens
+    )
+    passes = part.tally.passes
+    assert passes == 40 and not said
+    engine.generate(_prompts()[:1], options)
+    assert part.tally.passes == passes and "off" in said[0] and part.preflights[key].drafted == 0
 
 
 # What a GPU does in graphs, launched one by one in Triton's interpreter.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 class Speculative:
     """Speculative sampling for one model.
 
-    The draft that `config` names is loaded beside `model`, on its device and in its dtype, unless it is given. `tally`
-    counts what was drafted and kept; `preflights` are what was measured, by (requests side by side, whether greedy);
-    `say` is told. RequestError for a draft with other tokens.
+    The draft that `config` names is loaded beside `model`, on its device and in its dtype, unless it is given.
+    `preflights` are what was measured, by (requests side by side, whether greedy), with what was found since; `say` is
+    told. RequestError for a draft with other tokens.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Speculative:
         rule: Accept = accept,
     ) -> None:
         self.config = config
-        self.tally = Tally()
+        self._used: dict[tuple[int, bool], Tally] = {}
         self.preflights: dict[tuple[int, bool], Preflight] = {}
         self._say, self._rule = say, rule
         self._draft: PreTrainedModel | None = None
@@ -74,13 +74,22 @@ class Speculative:
             wanted,
         )
         self.preflights[key] = found
-        if self._say is not None:
-            self._say(f"Speculation is {found}.")
+        self._tell(found)
 
     def begin(self, target: Target, requests: Sequence[Request]) -> Batch:
         """A batch of these requests, with drafts where they pay."""
-        count = self._count(requests)
-        return self._batch(target, requests, count, self.tally) if count else target.plain(requests)
+        key = _key(requests)
+        count = self._count(key)
+        used = self._used.setdefault(key, Tally())
+        return self._batch(target, requests, count, used) if count else target.plain(requests)
+
+    @property
+    def tally(self) -> Tally:
+        """What was drafted and kept."""
+        total = Tally()
+        for used in self._used.values():
+            total.join(used)
+        return total
 
     def document(self) -> dict[str, Any]:
         """What was asked for, measured and counted."""
@@ -99,13 +108,23 @@ class Speculative:
         kept = "none tested" if self.tally.acceptance is None else f"{self.tally.acceptance:.0%} kept"
         return f"{self.config.draft}: {kept}, {self.tally.tokens_a_pass:.2f} tokens a pass"
 
-    def _count(self, requests: Sequence[Request]) -> int:
+    def _count(self, key: tuple[int, bool]) -> int:
         """Tokens to draft a pass. Without a measurement (it was not wanted, or takes too long for so few tokens) as
         many as were asked for."""
-        found = self.preflights.get(_key(requests))
-        if found is not None:
-            return found.drafted
-        return FIRST if self.config.tokens == "auto" else self.config.tokens
+        found = self.preflights.get(key)
+        if found is None:
+            return FIRST if self.config.tokens == "auto" else self.config.tokens
+        if self.config.tokens == "auto" and found.drafted and key in self._used:
+            now = found.adapted(self._used[key])
+            if now.drafted != found.drafted:
+                self.preflights[key] = replace(found, drafted=now.drafted)
+                self._tell(now)
+            return now.drafted
+        return found.drafted
+
+    def _tell(self, found: Preflight) -> None:
+        if self._say is not None:
+            self._say(f"Speculation is {found}.")
 
     def _batch(self, target: Target, requests: Sequence[Request], count: int, tally: Tally) -> Batch:
         if target.graphs and target.program is not None:

@@ -7,9 +7,8 @@ formula E/(γc + v) then says how many tokens to draft, or that none should be (
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from statistics import median
 
 from hayless.decode.request import Batch, Request
 from hayless.methods.decoding.speculative.predict import best_drafted, speedup
@@ -28,26 +27,41 @@ _GAIN = 1.03
 
 @dataclass(frozen=True, slots=True)
 class Preflight:
-    """c, v and α as measured with `measured` drafted tokens, and how many are best; `drafted` is 0 where none are."""
+    """c and v as measured with `measured` drafted tokens, how many of `tested` drafted tokens were `kept`, and how many
+    are drafted from now on: 0 where that is slower than not to."""
 
     cost: float
     verify: float
-    acceptance: float
+    tested: int
+    kept: int
     measured: int
-    drafted: int
+    drafted: int = 0
+
+    @property
+    def acceptance(self) -> float:
+        """α; 0 where nothing could be drafted."""
+        return self.kept / self.tested if self.tested else 0.0
 
     def verify_of(self, drafted: int) -> float:
-        """v for another number of drafted tokens, on the line through v(0) = 1."""
-        return 1 + (self.verify - 1) * drafted / self.measured
+        """v for another number of drafted tokens, on the line through v(0) = 1; never less."""
+        return max(1.0, 1 + (self.verify - 1) * drafted / self.measured)
 
     def speedup(self, drafted: int) -> float:
         """What the formula gives for a number of drafted tokens."""
-        return speedup(self.acceptance, drafted, self.cost, max(self.verify_of(drafted), 1e-9))
+        return speedup(self.acceptance, drafted, self.cost, self.verify_of(drafted))
 
-    def best(self, most: int = MOST) -> int:
+    def best(self) -> int:
         """The number of drafted tokens that the formula finds fastest; 0 where they gain too little."""
-        found = best_drafted(self.acceptance, self.cost, lambda drafted: max(self.verify_of(drafted), 1e-9), most)
+        found = best_drafted(self.acceptance, self.cost, self.verify_of, MOST)
         return found if self.speedup(found) >= _GAIN else 0
+
+    def adapted(self, used: Tally) -> Preflight:
+        """The same with what was kept since, and with the number of drafted tokens that is now best, unless the one
+        that there is will do: another costs new captured graphs."""
+        now = replace(self, tested=self.tested + used.tested, kept=self.kept + used.kept)
+        best = now.best()
+        stay = now.speedup(self.drafted) >= 1 and now.speedup(best) < _GAIN * now.speedup(self.drafted)
+        return replace(now, drafted=self.drafted if stay else best)
 
     def __str__(self) -> str:
         count = self.drafted or self.measured
@@ -67,31 +81,33 @@ def measure(
     drafted: int | None,
 ) -> Preflight:
     """Measure on copies of the requests; `drafted` is a wish, or None for the best."""
-    without = _timed(plain(_copies(requests)))
-    found = _with(requests, speculative, drafted or FIRST, without)
-    best = found.best() if drafted is None else (drafted if found.speedup(drafted) >= _GAIN else 0)
+    steps = [_timed(plain(_copies(requests)))]
+
+    def tried(count: int) -> Preflight:
+        tally = Tally()
+        seconds = _timed(speculative(_copies(requests), count, tally), lambda: tally.drafted)
+        # Before and after, so that a machine that is busy for a moment does not speak for drafts.
+        steps.append(_timed(plain(_copies(requests))))
+        if not tally.tested:
+            return Preflight(0.0, 1.0, 0, 0, count)
+        step, draft = min(steps), low(list(tally.drafting)[1:] or tally.drafting)
+        return Preflight(draft / step, (seconds - count * draft) / step, tally.tested, tally.kept, count)
+
+    found = tried(drafted or FIRST)
+    best = found.best() if drafted is None else drafted
     if best not in (0, found.measured):
-        found = _with(requests, speculative, best, without)
-        best = best if found.speedup(best) >= _GAIN else 0
-    return replace(found, drafted=best)
+        found = tried(best)
+    return replace(found, drafted=best if found.speedup(best) >= _GAIN else 0)
 
 
-def _with(
-    requests: Sequence[Request],
-    speculative: Callable[[Sequence[Request], int, Tally], Batch],
-    drafted: int,
-    without: float,
-) -> Preflight:
-    tally = Tally()
-    passes = _timed(speculative(_copies(requests), drafted, tally), lambda: tally.drafted)
-    if tally.acceptance is None:
-        return Preflight(0.0, 1.0, 0.0, drafted, 0)
-    draft = tally.draft_seconds
-    return Preflight(draft / without, passes / without - drafted * draft / without, tally.acceptance, drafted, 0)
+def low(values: Iterable[float]) -> float:
+    """The lower quartile: what else a machine does only adds to times."""
+    ordered = sorted(values)
+    return ordered[len(ordered) // 4]
 
 
 def _timed(batch: Batch, counted: Callable[[], int] | None = None) -> float:
-    """Median seconds of a pass, of those that change what is `counted`, but for the first, which also reads prompts."""
+    """Seconds of a pass, of those that change what is `counted`, but for the first, which also reads prompts."""
     start = time.perf_counter()
     seconds: list[float] = []
     while batch.active and (len(seconds) < _PASSES or time.perf_counter() - start < SECONDS):
@@ -99,7 +115,7 @@ def _timed(batch: Batch, counted: Callable[[], int] | None = None) -> float:
         _take(batch)
         if counted is None or counted() != before:
             seconds.append(time.perf_counter() - begun)
-    return median(seconds[1:] or seconds or [0.0])
+    return low(seconds[1:] or seconds or [0.0])
 
 
 def _take(batch: Batch) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from statistics import median
 
 _LAST = 128
 
@@ -27,6 +26,14 @@ class Tally:
         self.tested += sum(min(count + 1, drafted) for count in kept)
         self.kept += sum(kept)
 
+    def join(self, other: Tally) -> None:
+        """Take another's counts in."""
+        self.passes += other.passes
+        self.drafted += other.drafted
+        self.tested += other.tested
+        self.kept += other.kept
+        self.drafting.extend(other.drafting)
+
     @property
     def acceptance(self) -> float | None:
         """Share of tested tokens that were kept; None where none was tested."""
@@ -36,8 +43,3 @@ class Tally:
     def tokens_a_pass(self) -> float | None:
         """Tokens that a pass gave a row; None where there was no pass."""
         return 1 + self.kept / self.passes if self.passes else None
-
-    @property
-    def draft_seconds(self) -> float:
-        """Median seconds of drafting a token, the first pass left out: it also reads the prompts."""
-        return median(list(self.drafting)[1:] or self.drafting)
