@@ -55,9 +55,10 @@ class Graphs:
 
     def open(self, rows: int, tokens: int) -> GraphBatch:
         """A batch without requests, with room for `rows` at once, whatever their options; prompt and continuation of
-        each have at most `tokens`."""
+        each have at most `tokens`. Its session is its own, so that other batches may come and go beside it."""
         start = time.perf_counter()
         session = self._session(bucket(rows), tokens + _SLOTS)
+        self._sessions.remove(session)
         for choice in _CHOICES:
             session.capture(choice)
         self.warmup_seconds = time.perf_counter() - start
