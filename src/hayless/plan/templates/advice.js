@@ -34,8 +34,8 @@ function adviseSoon(asked) {
   soon = setTimeout(() => {
     const tokens = asked.data_tokens || data.start.data_tokens;
     const full = { ...asked, memory_bytes: Math.round(GB * valueOf($("memory_gb"))), data_tokens: tokens, model: "path/to/model", data: "texts/" };
-    const rows = asked.batch * asked.accumulation;
-    $("advice-about").textContent = `Updates of ${rows.toLocaleString("en")} rows of ${asked.sequence.toLocaleString("en")} tokens, ${written("parameters", tokens)} tokens in all, each way at the fastest setting that fits; ${asked.batch.toLocaleString("en")} rows at once where it is run, with the longest context. Times are those of the ${asked.device}.`;
+    const rows = (count) => `${count.toLocaleString("en")} row${count === 1 ? "" : "s"}`, length = asked.sequence.toLocaleString("en");
+    $("advice-about").textContent = `To train it: updates of ${rows(asked.batch * asked.accumulation)} of ${length} tokens, ${written("parameters", tokens)} tokens in all, each way at the fastest setting that fits. To run it: ${rows(asked.batch)} at once, with the longest context that fits. Times are those of the ${asked.device}.`;
     for (const [kind, ask] of Object.entries(asking)) ask(full);
   }, 250);
 }
@@ -75,7 +75,7 @@ function showUnfit(others) {
 
 // What was chosen before, or else the first that has a recipe.
 function chooseAgain() {
-  const all = Object.entries(chosen.rows).flatMap(([kind, rows]) => rows.map((choice, at) => [`${kind}.${at}`, choice]));
+  const all = Object.keys(TABLES).flatMap((kind) => (chosen.rows[kind] || []).map((choice, at) => [`${kind}.${at}`, choice]));
   const offered = all.filter(([, choice]) => choice.recipe);
   const again = offered.find(([place, choice]) => `${place.split(".")[0]} ${choice.name}` === chosen.name) || offered[0];
   $("chosen").hidden = !again;

@@ -241,7 +241,7 @@ function update() {
   if (!asked) return;
   $("command").textContent = command(asked);
   askPlan(asked);
-  adviseSoon(asked);
+  if (data.sliders.every(({ name }) => Number.isInteger(asked[name]) && asked[name] > 0)) adviseSoon(asked);
 }
 
 function place(name, value) {
@@ -270,8 +270,7 @@ for (const id of ["memory_gb", "memory_gb-slider"])
   $(id).addEventListener("input", ({ target }) => {
     if (target.type === "range") $("memory_gb").value = data.budgets[target.value];
     place("memory_gb", valueOf($("memory_gb")));
-    const asked = request();
-    if (asked) adviseSoon(asked);
+    update();
   });
 $("advice-found").addEventListener("change", ({ target }) => (chosen.name = choose(target.value)));
 for (const [button, from, what] of [["copy-command", "command", "the command"], ["copy-recipe", "recipe", "the recipe"]])
