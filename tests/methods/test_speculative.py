@@ -478,7 +478,7 @@ def test_passes_on_the_device_are_those_of_the_host(monkeypatch, kind, temperatu
     pytest.importorskip("triton", reason="triton is not installed")
     from hayless.decode import kernel_pass
     from hayless.decode.program import plan
-    from hayless.methods.decoding.speculative import captured
+    from hayless.methods.decoding.speculative import captured, captured_drafts
 
     monkeypatch.setattr(kernel_pass, "few", lambda width: False)  # interpreted, the other products are quicker
     model, other = tiny.model("llama"), tiny.model("llama")
@@ -496,7 +496,7 @@ def test_passes_on_the_device_are_those_of_the_host(monkeypatch, kind, temperatu
         draft=other,
     )
     expected = [one.tokens for one in Engine(model, draft=host).generate(prompts, options)]
-    source = {"lookup": captured.Ngram(3), "program": plan(other), "self": captured.FirstLayers(1)}[kind]
+    source = {"lookup": captured_drafts.Ngram(3), "program": plan(other), "self": captured_drafts.FirstLayers(1)}[kind]
     engine, tally = Engine(model), Tally()
     requests = [engine.request(prompt, options) for prompt in prompts]
     batch = captured.Sessions(accept).begin(plan(model), source, requests, count, tally)

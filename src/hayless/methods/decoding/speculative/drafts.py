@@ -146,12 +146,14 @@ def lookup(text: Sequence[int], count: int, ngram: int) -> list[int]:
     """
     last = len(text) - 1
     best, longest = -1, 0
-    for end in range(last):
+    for end in range(last - 1, -1, -1):
         length = 0
         while length < min(ngram, end + 1) and text[end - length] == text[last - length]:
             length += 1
-        if length and length >= longest:
+        if length > longest:
             best, longest = end, length
+        if longest == ngram:
+            break
     return [text[best + 1 + place % (last - best)] for place in range(count)] if longest else []
 
 

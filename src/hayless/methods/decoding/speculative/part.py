@@ -24,7 +24,8 @@ from hayless.methods.decoding.speculative.tokenizers import check_same
 from hayless.model.load import load_model, load_tokenizer
 
 if TYPE_CHECKING:
-    from hayless.methods.decoding.speculative.captured import Sessions, Source
+    from hayless.methods.decoding.speculative.captured import Sessions
+    from hayless.methods.decoding.speculative.captured_drafts import Source
 
 
 class Speculative:
@@ -154,7 +155,7 @@ class Speculative:
 
     def _source(self, program: Program) -> Source | None:
         """Who drafts in a captured graph; None for a model that has no program."""
-        from hayless.methods.decoding.speculative.captured import FirstLayers, Ngram
+        from hayless.methods.decoding.speculative.captured_drafts import FirstLayers, Ngram
 
         if self.config.draft == LOOKUP:
             return Ngram(self.config.ngram)

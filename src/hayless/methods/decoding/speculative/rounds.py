@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from hayless.core.errors import NotSupported
 from hayless.decode.readers import Reader
 from hayless.decode.request import Request
 from hayless.decode.sampling import distribution, invert, precise
@@ -50,8 +51,8 @@ class Rounds:
         self._draft.begin(self._texts)
 
     def join(self, requests: Sequence[Request]) -> None:
-        """Not possible."""
-        raise NotImplementedError("requests cannot join a batch with a draft")
+        """NotSupported, always."""
+        raise NotSupported("Requests cannot join a batch that has a draft.", hint="Begin a batch of their own.")
 
     @torch.inference_mode()
     def next(self) -> list[list[tuple[int, float]]]:
