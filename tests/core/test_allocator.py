@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hayless.core.activations import record
-from hayless.core.allocator import WORKSPACE_BYTES, allocated_bytes
+from hayless.core.allocator import allocated_bytes, workspace_bytes
 from hayless.core.cost import TrainShape, training_cost
 from hayless.core.families import dims_of, ledger_of
 from hayless.core.forward import RunShape
@@ -60,4 +60,5 @@ def test_workspaces_and_rests_are_counted_on_cuda_only() -> None:
     ledger = ledger_of(dims_of(tiny.config("llama").to_dict()))
     there, here = (training_cost(ledger, TrainShape(1, 8, device=kind)).phases["step"] for kind in ("cuda", "cpu"))
     assert there.weights == here.weights and there.gradients == here.gradients and here.temporary == 0
-    assert WORKSPACE_BYTES < there.temporary < WORKSPACE_BYTES + 512 * 4 * len(ledger.rows) * 2
+    workspaces = 2 * workspace_bytes(biases=True)
+    assert workspaces < there.temporary < workspaces + 512 * 4 * len(ledger.rows) * 2

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from hayless.core.cost import TrainShape, decode_cost, training_cost
+from hayless.core.cost import TrainShape, training_cost
+from hayless.core.decoding import decode_cost
 from hayless.core.devices import DEVICES, Reached, find, step_seconds, this_machine, token_seconds
 from hayless.core.errors import RequestError
 from hayless.core.families import dims_of, ledger_of

@@ -97,8 +97,10 @@ def test_a_worker_leaves_when_its_parent_is_killed(tmp_path):
 
 
 def test_a_worker_that_is_never_asked_leaves():
-    with FreshProcess(WORKER) as idle, FreshProcess(WORKER) as busy:
-        assert busy.ask({"do": "echo"})["pid"] != os.getpid()
+    with FreshProcess(WORKER) as idle, FreshProcess(WORKER, {"HAYLESS_TEST": "yes"}) as busy:
+        idle.wait_until_ready()
+        answer = busy.ask({"do": "echo"})
+        assert answer["pid"] != os.getpid() and answer["there"] == "yes"
         pid = idle._process.pid
     assert _gone([pid])
 

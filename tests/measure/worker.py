@@ -19,7 +19,7 @@ def handle(request: dict[str, Any]) -> dict[str, Any]:
     match request["do"]:
         case "echo":
             print("noise on stdout { that is no JSON")
-            return {"request": request, "pid": os.getpid()}
+            return {"request": request, "pid": os.getpid(), "there": os.environ.get("HAYLESS_TEST")}
         case "refuse":
             raise NotSupported("no such thing", hint="do another")
         case "missing extra":

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hayless.core.cost import Bytes, TrainShape
+from hayless.core.decoding import CAPACITY_STEP
 from hayless.core.devices import DEVICES
 from hayless.core.dims import ModelDims
 from hayless.core.errors import RequestError
@@ -41,8 +42,8 @@ def test_cost_grows_with_batch_sequence_and_layers(batch: int, sequence: int, la
         peaks(replace(dims, num_layers=layers + 1), batch, sequence, name),
     ):
         assert all(larger[phase] >= small[phase] for phase in small)
-    # Memory comes in steps of 512 bytes, so a few more tokens may need nothing; 64 do. The update holds none of them.
-    longer = peaks(dims, batch, sequence + 64, name)
+    # Memory comes in steps, so a few more tokens may need nothing; a cache's step of them do. The update holds none.
+    longer = peaks(dims, batch, sequence + CAPACITY_STEP, name)
     assert all(longer[phase] > small[phase] for phase in small if phase != "step")
 
 

@@ -14,8 +14,11 @@ _OWN_SEGMENT = 10 * _MIB
 _SHARED_SEGMENT = 20 * _MIB
 _STEP = 2 * _MIB
 
-WORKSPACE_BYTES = 2 * 33 * _MIB
-"""What cuBLAS (32 MiB on Hopper, 8 before) and cuBLASLt (1) keep for each of two threads, forward and backward."""
+
+def workspace_bytes(biases: bool) -> int:
+    """What cuBLAS keeps for each thread and stream that multiplies: 32 MiB on Hopper, 8 before; with biases cuBLASLt
+    keeps 1 more."""
+    return (33 if biases else 32) * _MIB
 
 
 def allocated_bytes(size: int) -> int:

@@ -13,20 +13,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 from hayless.core.activations import VERIFIED, record
-from hayless.core.allocator import WORKSPACE_BYTES, allocated_bytes
+from hayless.core.allocator import allocated_bytes, workspace_bytes
 from hayless.core.attention import AttentionChoice, attention_for
 from hayless.core.dims import ModelDims
 from hayless.core.dtypes import item_bytes
-from hayless.core.errors import NotSupported, RequestError, bad_value, unknown
+from hayless.core.errors import RequestError, bad_value, unknown
 from hayless.core.forward import RunShape, unpacked_bytes
 from hayless.core.ledger import Layout, Ledger, Row
 from hayless.core.replay import Held, replay
 from hayless.core.roles import Role
-from hayless.core.work import Kernel, Work, backward_work, eager, elementwise, forward_work
+from hayless.core.work import Work, backward_work, eager, elementwise, forward_work
 
 PRECISIONS: Mapping[str, tuple[str, str | None]] = {
     "fp32": ("float32", None),
@@ -71,8 +71,8 @@ class TrainShape:
     device: Literal["cuda", "cpu"] = "cuda"
 
     def __post_init__(self) -> None:
-        _at_least(1, batch=self.batch, sequence=self.sequence, accumulation=self.accumulation)
-        _at_least(0, checkpoint_every=self.checkpoint_every, checkpoint_blocks=self.checkpoint_blocks)
+        at_least(1, batch=self.batch, sequence=self.sequence, accumulation=self.accumulation)
+        at_least(0, checkpoint_every=self.checkpoint_every, checkpoint_blocks=self.checkpoint_blocks)
         if self.precision not in PRECISIONS:
             raise unknown("precision", self.precision, PRECISIONS)
 
@@ -192,8 +192,8 @@ def training_cost(ledger: Ledger, shape: TrainShape) -> Cost:
         largest = 4 * max(math.prod(row.shape) for row in trained)
         widening = min(4 * ledger.trainable, max(MASTER_CHUNK_BYTES, largest))
     phases = {
-        "forward": resting + _during(held.forward),
-        "backward": resting + _during(held.backward),
+        "forward": resting + during(held.forward),
+        "backward": resting + during(held.backward),
         "step": resting + Bytes(gradients=gradients, temporary=widening + unused),
     }
     per_update = shape.batch * shape.sequence * shape.accumulation
@@ -202,47 +202,7 @@ def training_cost(ledger: Ledger, shape: TrainShape) -> Cost:
         "backward": backward_work(tape).times(shape.accumulation),
         "step": _update_work(trained, shape),
     }
-    return Cost(phases, work, per_update, _notes(ledger.dims, attention))
-
-
-def decode_cost(
-    ledger: Ledger,
-    batch: int,
-    context: int,
-    *,
-    cache_dtype: str | None = None,
-    attention: Literal["sdpa", "eager"] = "sdpa",
-    device: Literal["cuda", "cpu"] = "cuda",
-) -> Cost:
-    """What decoding costs `batch` rows: `prefill` reads `context` tokens a row, `decode` adds one token after them.
-
-    The cache grows by copying (transformers' DynamicCache), so one layer's keys exist twice for a moment. It has the
-    model's dtype unless `cache_dtype` says otherwise.
-    """
-    _at_least(1, batch=batch, context=context)
-    dims = ledger.dims
-    if dims.family == "bert":
-        raise NotSupported("BERT does not continue text.")
-    weights = weight_bytes(ledger)
-    cache = kv_cache_bytes(dims, batch, context, cache_dtype)
-    tapes = {
-        phase: record(
-            ledger,
-            RunShape(batch, sequence, training=False, attention=attention, logits=1, device=device),
-        )
-        for phase, sequence in (("prefill", context), ("decode", 1))
-    }
-    one_layer = cache // (2 * dims.num_layers)
-    phases = {
-        phase: Bytes(weights=weights, kv_cache=cache, temporary=one_layer if phase == "decode" else 0)
-        + _during(replay(tape).forward)
-        for phase, tape in tapes.items()
-    }
-    work = {phase: forward_work(tape) for phase, tape in tapes.items()}
-    # The tape of one token attends to itself alone; every layer reads the cache, and writes it anew where it grows.
-    reading = Kernel("attention", dims.dtype, 4.0 * dims.q_width * batch * context, one_layer, dims.num_layers)
-    work["decode"] += Work((reading,))
-    return Cost(phases, work, batch, _notes(dims, attention))
+    return Cost(phases, work, per_update, notes_of(ledger.dims, attention))
 
 
 def weight_bytes(ledger: Ledger, dtype: Callable[[Row], str] = lambda row: row.dtype, *, trained: bool = False) -> int:
@@ -280,18 +240,20 @@ def optimizer_bytes(ledger: Ledger, shape: TrainShape) -> int:
 
 
 def _update_work(trained: Sequence[Row], shape: TrainShape) -> Work:
-    """Norm and clipping of gradients, and the optimizer, one parameter after the other."""
-    kernels = []
+    """The norm of gradients, their clipping, the optimizer, and in `master` casts before and after it.
+
+    The optimizer is fused: it is launched for many parameters at once, everything else for one after the other.
+    """
+    single, fused = [], []
     for row in trained:
         elements = math.prod(row.shape)
         weight, moved = elements * item_bytes(shape.dtype(row)), elements * item_bytes(shape.moved_dtype)
-        state = shape.state_bytes(row.shape, shape.moved_dtype)
-        # The norm reads; clipping and the optimizer read and write.
-        passes = [weight, 2 * moved, 3 * moved + 2 * state]
-        if shape.precision == "master":
-            passes += [weight + moved, moved + weight]
-        kernels += [elementwise(size, row.count) for size in passes]
-    return eager(kernels)
+        # Clipping multiplies by a number that lies on the device, element by element: 16 bits take as long as 32.
+        clip = 2 * elements * max(4, item_bytes(shape.moved_dtype))
+        passes = [weight, clip] + [weight + moved] * (2 if shape.precision == "master" else 0)
+        single += [elementwise(size, row.count) for size in passes]
+        fused.append(elementwise(3 * moved + 2 * shape.state_bytes(row.shape, shape.moved_dtype), row.count))
+    return eager(single) + replace(eager(fused), launches=0.0)
 
 
 def _beside_states(ledger: Ledger, shape: TrainShape) -> int:
@@ -299,7 +261,7 @@ def _beside_states(ledger: Ledger, shape: TrainShape) -> int:
 
     States are taken for tensors as large as what is moved, as far as they are, and one for the rest.
     """
-    total = WORKSPACE_BYTES
+    total = 2 * workspace_bytes(biases=True)
     for row in ledger.rows:
         if row.tied_to:
             continue
@@ -385,11 +347,13 @@ def _active_share(dims: ModelDims) -> float:
     return dims.experts_per_token / dims.num_experts if dims.num_experts else 1.0
 
 
-def _during(held: Held) -> Bytes:
+def during(held: Held) -> Bytes:
+    """What a run holds, as bytes by cause."""
     return Bytes(gradients=held.gradients, activations=held.activations, loss=held.loss, temporary=held.temporary)
 
 
-def _notes(dims: ModelDims, attention: str) -> tuple[str, ...]:
+def notes_of(dims: ModelDims, attention: str) -> tuple[str, ...]:
+    """What a cost assumes, in words."""
     notes = [f"attention: {attention}, arithmetic counted causal"]
     if dims.model_type not in VERIFIED:
         notes.append(f"activations of {dims.model_type} are unverified")
@@ -398,7 +362,8 @@ def _notes(dims: ModelDims, attention: str) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _at_least(least: int, **values: int) -> None:
+def at_least(least: int, **values: int) -> None:
+    """RequestError for a value that is no whole number of at least `least`."""
     for name, value in values.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise bad_value(name, value, allowed=f"a whole number of at least {least}")

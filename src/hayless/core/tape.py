@@ -17,9 +17,10 @@ from hayless.core.allocator import allocated_bytes
 from hayless.core.dtypes import item_bytes
 
 Keeps = Literal["input", "output", "nothing"]
-Unit = Literal["elementwise", "matrix", "uneven", "attention"]
+Unit = Literal["elementwise", "matrix", "uneven", "attention", "stream"]
 """What computes an operation: nothing but elementwise units, those for matrices, those for matrices with a width that 8
-does not divide (tensor cores cannot read such rows as they are stored), or fused attention."""
+does not divide (tensor cores cannot read such rows as they are stored), fused attention, or a kernel that does no more
+than stream a matrix past one token and begins while the one before it ends (`hayless.kernels.linear`)."""
 
 
 class Storage:

@@ -15,7 +15,8 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ _ERRORS: dict[str, type[HaylessError]] = {
     error.__name__: error for error in (RequestError, NotSupported, WorkError, FileDamaged)
 }
 _TAIL_LINES = 12
+_READY = ".ready"
+"""What a worker's file for its answer ends in until it is asked."""
 
 
 def in_fresh_process(module: str, request: dict[str, Any], timeout: float | None = None) -> dict[str, Any]:
@@ -45,16 +48,21 @@ def in_fresh_process(module: str, request: dict[str, Any], timeout: float | None
 
 
 class FreshProcess:
-    """A worker that imports its module and waits for its one request, so that it can be started before its turn."""
+    """A worker that imports its module and waits for its one request, so that it can be started before its turn.
 
-    def __init__(self, module: str) -> None:
+    `environment` is what its environment has besides this process's.
+    """
+
+    def __init__(self, module: str, environment: Mapping[str, str] | None = None) -> None:
         self._module = module
         self._folder = tempfile.TemporaryDirectory(prefix="hayless-")
         self._result, self._output = (Path(self._folder.name) / name for name in ("result.json", "output.txt"))
+        self._ready = self._result.with_suffix(_READY)
         with self._output.open("wb") as printed:
             # -P keeps files of the current folder from standing in for modules.
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", module, str(self._result)],
+                env={**os.environ, **(environment or {})},
                 stdin=subprocess.PIPE,
                 stdout=printed,
                 stderr=subprocess.STDOUT,
@@ -66,6 +74,12 @@ class FreshProcess:
 
     def __exit__(self, *raised: object) -> None:
         self.close()
+
+    def wait_until_ready(self, timeout: float = 60.0) -> None:
+        """Wait until it has imported its module and only waits itself, or has ended."""
+        end = time.monotonic() + timeout
+        while self._process.poll() is None and not self._ready.exists() and time.monotonic() < end:
+            time.sleep(0.05)
 
     def ask(self, request: dict[str, Any], timeout: float | None = None) -> dict[str, Any]:
         """The answer to `request`; raises as `in_fresh_process` does. A worker answers once."""
@@ -96,6 +110,7 @@ class FreshProcess:
 
 def answer(handler: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     """The worker's side: read the request, run `handler`, write its answer or the error it raised on purpose."""
+    Path(sys.argv[1]).with_suffix(_READY).touch()
     request = json.loads(sys.stdin.readline())
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     content: dict[str, Any]

@@ -213,7 +213,7 @@ GPU: tuple[Case, ...] = (
     DecodeCase("llama-1b", 16, 960),
     DecodeCase("llama-3b", 8, 1984),
     DecodeCase("llama-7b", 1, 448),
-    DecodeCase("llama-7b", 1, 8128),
+    DecodeCase("llama-3b", 1, 8128),
     DecodeCase("llama-7b", 16, 448),
     DecodeCase("qwen2-0.5b", 1, 448),
     DecodeCase("qwen2-1.5b", 4, 1984),
@@ -225,8 +225,8 @@ GPU: tuple[Case, ...] = (
 """One GPU of 80 GB or more: widths of 0.1 to 7 billion parameters, vocabularies of 32,000 to 152,064."""
 
 CPU: tuple[Case, ...] = (
-    TrainCase("small-llama", "full", 8, 256, "fp32", timed=True),
-    TrainCase("small-gpt2", "full", 8, 256, "fp32", timed=True),
+    TrainCase("small-llama", "full", 8, 256, "fp32"),
+    TrainCase("small-gpt2", "full", 8, 256, "fp32"),
     TrainCase("small-opt", "sgd", 8, 256, "fp32"),
     TrainCase("small-llama", "lora", 8, 256, "fp32"),
     TrainCase("small-llama", "full+checkpointing", 8, 512, "fp32"),
@@ -240,4 +240,4 @@ CPU: tuple[Case, ...] = (
     DecodeCase("small-llama", 1, 448),
     DecodeCase("gpt2", 1, 448),
 )
-"""A CPU with 8 GB of memory: resident memory only, and shapes of its own."""
+"""A CPU with 8 GB of memory: resident memory alone, and shapes of its own."""

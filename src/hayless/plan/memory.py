@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 from hayless.core.compose import compose
 from hayless.core.compose import predict as rewrite
-from hayless.core.cost import Bytes, Cost, TrainShape, decode_cost, training_cost
+from hayless.core.cost import Bytes, Cost, TrainShape, training_cost
+from hayless.core.decoding import decode_cost
 from hayless.core.devices import Device, step_seconds, token_seconds
 from hayless.core.dims import ModelDims
 from hayless.core.errors import NotSupported, RequestError, bad_value

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from hayless.core.compose import predict as rewrite
-from hayless.core.cost import TrainShape, backward_flops, decode_cost, forward_flops, is_packed, training_cost
+from hayless.core.cost import TrainShape, backward_flops, forward_flops, is_packed, training_cost
+from hayless.core.decoding import decode_cost
 from hayless.core.dims import ModelDims
 from hayless.core.errors import NotSupported, RequestError
 from hayless.core.families import dims_of, labels_of, ledger_of, read_config

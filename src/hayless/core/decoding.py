@@ -1,0 +1,167 @@
+"""What decoding costs: bytes by cause, and the kernels of a step.
+
+Two ways are known. Through transformers' modules the cache grows by copying, and every operation is launched from
+Python. In captured graphs (`hayless.decode.graphs`: Llama's layout on CUDA, weights as they are) the cache has its
+largest size from the start, prompts go through PyTorch in pieces, and a step is a few kernels a layer that nobody
+launches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+from hayless.core.activations import record
+from hayless.core.allocator import allocated_bytes, workspace_bytes
+from hayless.core.cost import Bytes, Cost, at_least, during, is_packed, kv_cache_bytes, notes_of, weight_bytes
+from hayless.core.dims import ModelDims
+from hayless.core.dtypes import item_bytes
+from hayless.core.errors import NotSupported
+from hayless.core.forward import RunShape
+from hayless.core.ledger import Ledger, Row
+from hayless.core.replay import replay
+from hayless.core.roles import Role
+from hayless.core.work import Kernel, Work, elementwise, forward_work
+
+GRAPHED = frozenset({"llama", "mistral", "qwen2", "qwen3"})
+"""Values of `model_type` that captured graphs decode."""
+
+CAPACITY_STEP = 256
+"""A cache in graphs holds a multiple of so many tokens."""
+AHEAD = 4
+"""Tokens beyond the last that it holds, for steps that are queued ahead."""
+PREFILL_TOKENS = 16384
+"""Tokens of a prompt that go through the model at once, all rows together."""
+
+
+def decode_cost(
+    ledger: Ledger,
+    batch: int,
+    context: int,
+    *,
+    cache_dtype: str | None = None,
+    attention: Literal["sdpa", "eager"] = "sdpa",
+    device: Literal["cuda", "cpu"] = "cuda",
+) -> Cost:
+    """What decoding costs `batch` rows: `prefill` reads `context` tokens a row, `decode` adds one token after them.
+
+    The cache has the model's dtype unless `cache_dtype` says otherwise.
+    """
+    at_least(1, batch=batch, context=context)
+    dims = ledger.dims
+    if dims.family == "bert":
+        raise NotSupported("BERT does not continue text.")
+    graphs = device == "cuda" and cache_dtype is None and attention == "sdpa" and _graphed(ledger)
+    tapes = {
+        phase: record(ledger, RunShape(batch, sequence, training=False, attention=attention, logits=1, device=device))
+        for phase, sequence in (("prefill", context), ("decode", 1))
+    }
+    weights, beside = weight_bytes(ledger), _beside(ledger, device)
+    prefill = forward_work(tapes["prefill"])
+    if graphs:
+        rows, capacity = _bucket(batch), -(-(context + AHEAD) // CAPACITY_STEP) * CAPACITY_STEP
+        cache = kv_cache_bytes(dims, rows, capacity)
+        # A step with several rows is captured on two streams of its own, each with its workspaces.
+        beside += workspace_bytes(dims.qkv_bias) * (1 if rows == 1 else 3) + _buffers(dims, rows, capacity)
+        resting = Bytes(weights=weights, kv_cache=cache, temporary=beside)
+        reading = Bytes(temporary=_prefill_bytes(dims, rows * min(context, max(64, PREFILL_TOKENS // rows))))
+        step = _graph_work(ledger, rows, kv_cache_bytes(dims, batch, context) // dims.num_layers)
+        return Cost(
+            {"prefill": resting + reading, "decode": resting},
+            {"prefill": prefill, "decode": step},
+            batch,
+            (*notes_of(dims, attention), "decoded in captured graphs"),
+        )
+    cache = kv_cache_bytes(dims, batch, context, cache_dtype)
+    one_layer = cache // dims.num_layers
+    if device == "cuda":
+        beside += workspace_bytes(dims.qkv_bias or dims.mlp_bias)
+    resting = Bytes(weights=weights, kv_cache=cache, temporary=beside)
+    phases = {
+        "prefill": resting + during(replay(tapes["prefill"]).forward),
+        # One layer's keys exist twice for a moment.
+        "decode": resting + Bytes(temporary=one_layer // 2) + during(replay(tapes["decode"]).forward),
+    }
+    # The tape of one token attends to itself alone; every layer also reads the cache, and copies it to lengthen it.
+    attended = Kernel("attention", dims.dtype, 4.0 * dims.q_width * batch * context, one_layer, dims.num_layers)
+    copied = elementwise(one_layer, 2 * dims.num_layers)
+    step = forward_work(tapes["decode"]) + Work((attended, copied), copied.count)
+    return Cost(phases, {"prefill": prefill, "decode": step}, batch, notes_of(dims, attention))
+
+
+def _graphed(ledger: Ledger) -> bool:
+    """Whether a model's weights are such that captured graphs decode it."""
+    changed = any(is_packed(row) or row.role is Role.ADAPTER for row in ledger.rows)
+    return ledger.dims.model_type in GRAPHED and ledger.dims.activation == "silu" and not changed
+
+
+def _bucket(rows: int) -> int:
+    """Rows of the graph that serves so many: a power of 2 up to 8, then multiples of 8."""
+    if rows > 8:
+        return -(-rows // 8) * 8
+    found = 1
+    while found < rows:
+        found *= 2
+    return found
+
+
+def _beside(ledger: Ledger, device: str) -> int:
+    """On CUDA, what the memory of weights has beyond their own bytes."""
+    if device != "cuda":
+        return 0
+    rows = (row for row in ledger.rows if not row.tied_to)
+    return sum(row.count * sum(allocated_bytes(each.bytes) - each.bytes for each in row.held) for row in rows)
+
+
+def _buffers(dims: ModelDims, rows: int, capacity: int) -> int:
+    """What a graph keeps besides its cache: logits in float32, random numbers, cosines and sines, and a layer's states.
+
+    Its operations' own results lie there too: logits in the model's dtype where there are several rows.
+    """
+    item = item_bytes(dims.dtype)
+    states = rows * (2 * dims.hidden_size + 2 * dims.q_width + 2 * dims.kv_width + dims.intermediate_size) * item
+    logits = rows * dims.vocab_size * (4 + (item if rows > 1 else 0))
+    return states + logits + capacity * (8 * rows + 12 * dims.head_dim)
+
+
+def _prefill_bytes(dims: ModelDims, tokens: int) -> int:
+    """The most that reading `tokens` of prompts takes: while queries and keys are turned, or in the feed-forward part.
+
+    At both the stream, what attention gave and a normed copy are there.
+    """
+    turned = dims.q_width + dims.kv_width
+    both = 2 * dims.hidden_size + dims.q_width
+    # Queries and keys joined and rolled, turned in float32, and those of the layer before.
+    turning = turned + dims.kv_width + 3 * turned + (2 if item_bytes(dims.dtype) == 2 else 1) * turned
+    feeding = turned + dims.kv_width + 2 * dims.intermediate_size
+    return tokens * (both + max(turning, feeding)) * item_bytes(dims.dtype)
+
+
+def _graph_work(ledger: Ledger, rows: int, cache_bytes: int) -> Work:
+    """The kernels of a captured step that reads `cache_bytes` of keys and values a layer.
+
+    One row takes five kernels a layer: products of one input are joined, and norms are part of them. Several rows take
+    a kernel for each of eleven operations.
+    """
+    dims = ledger.dims
+    item = item_bytes(dims.dtype)
+    layers = [row for row in ledger.rows if row.layers and row.is_matrix]
+    head = next(row for row in ledger.rows if row.role is Role.HEAD and row.is_matrix)
+    joined = [{Role.Q, Role.K, Role.V}, {Role.O}, {Role.GATE, Role.UP}, {Role.DOWN}]
+    groups: Iterable[list[Row]] = (
+        [[row for row in layers if row.role in roles] for roles in joined] if rows == 1 else [[row] for row in layers]
+    )
+    kernels = [_product(group, rows, dims.num_layers) for group in groups]
+    flops = 4.0 * dims.q_width * cache_bytes / (2 * dims.kv_width * item)
+    attended = Kernel("attention", dims.dtype, flops, cache_bytes, dims.num_layers)
+    kernels += [attended, _product([head], rows, 1)]
+    small = elementwise(3 * rows * dims.hidden_size * item, (0 if rows == 1 else 3 * dims.num_layers) + 3)
+    return Work((*kernels, small))
+
+
+def _product(group: list[Row], rows: int, count: int) -> Kernel:
+    """Products of one input with the matrices of a group, as one kernel."""
+    elements = sum(row.in_features * row.out_features for row in group)
+    moved = rows * (group[0].in_features + sum(row.out_features for row in group))
+    size = (elements + moved) * item_bytes(group[0].dtype)
+    return Kernel("stream" if rows == 1 else "matrix", group[0].dtype, 2.0 * rows * elements, size, count)
