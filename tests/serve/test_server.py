@@ -292,6 +292,7 @@ def test_a_full_queue_a_late_answer_and_a_stop() -> None:
         service._turn = lambda running: (slow.wait(0.02), original(running))[1]
         with pytest.raises(openai.InternalServerError, match=r"longer than 0\.3 seconds"):
             client(url).completions.create(**asked)
+        quiet(url)
         with pytest.raises(openai.APIError, match=r"longer than 0\.3 seconds"):
             list(client(url).completions.create(**asked, stream=True))
         quiet(url)

@@ -106,7 +106,10 @@ class Service:
             # Free rows are no places to wait in, but what waits for one of them is no crowd either.
             free = max(0, self.settings.rows - len(self._streams))
             if len(self._waiting) + len(streams) > self.settings.queue + free:
-                raise Busy(f"{len(self._waiting)} requests wait already.", hint="Try again in a while.")
+                raise Busy(
+                    f"No row is free and {len(self._waiting)} requests wait; {self.settings.queue} may.",
+                    hint="Try again in a while.",
+                )
             self._waiting += streams
             self._wake.notify()
         return streams
