@@ -112,7 +112,7 @@ def test_saved_tensors(name: str, attention: str, dtype: torch.dtype) -> None:
     agree(measured(model), predicted(ledger, attention=attention))
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen3", "gpt2", "opt", "gpt_neox"])
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gpt2", "opt", "gpt_neox", "mixtral"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_autocast(name: str, attention: str) -> None:
     model, ledger = built(name, attention=attention)

@@ -258,7 +258,7 @@ class TestInBrowser:
         assert cells == [memory_text(each) for each in held]
         for note in plan["notes"]:
             assert note in view.locator("#notes").inner_text()
-        assert memory.TIMES in view.locator("#notes").inner_text()
+        assert memory.VERIFIED in view.locator("#notes").inner_text()
 
     def test_bars_move_with_the_sliders(self, view: Page) -> None:
         assert view.locator("#device").input_value() == "L4"

@@ -9,7 +9,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from hayless.cli import plan_cluster, plan_scaling
+from hayless.cli import plan_cluster, plan_scaling, plan_verify
 from hayless.cli.output import Json, emit
 from hayless.cli.plan_tables import show_tables
 
@@ -31,6 +31,7 @@ app = typer.Typer(
 )
 app.add_typer(plan_scaling.app, name="scaling")
 app.command("cluster")(plan_cluster.cluster)
+app.command("verify")(plan_verify.verify)
 
 Model = typer.Argument("", metavar="[MODEL]", help="A model's folder, its config.json, or a hub id.")
 Preset = typer.Option("", "--preset", help="A known model by name, such as llama-7b, gpt2-xl, opt-13b, qwen2-7b.")
@@ -63,7 +64,6 @@ def model(
     json: bool = Json,
 ) -> None:
     """Predict memory by cause, time and cost of training and running a model. The word `model` may be left out."""
-    from hayless.cli import plan_advice, plan_page
     from hayless.cli import plan_pages as pages
     from hayless.core.cost import TrainShape
     from hayless.core.devices import find
@@ -74,6 +74,8 @@ def model(
     on = find(device)
     tokens = parse_count(data_tokens, "data_tokens") if data_tokens else 0
     if html:
+        from hayless.cli import plan_page
+
         _not_with("--html", {"--recipe": recipe, "--out": out_file, "--data": data, "--write": write})
         start = {"batch": batch, "sequence": seq, "accumulation": accumulation, "precision": precision or None}
         start |= {"device": on.name, "data_tokens": tokens or None}
@@ -83,6 +85,8 @@ def model(
         return
     alone = {"--recipe": recipe, "--compare": compare, "--precision": precision, "--out": out_file}
     if memory_budget:
+        from hayless.cli import plan_advice
+
         _not_with("--memory", alone | {"--checkpointing": checkpointing, "--accumulation": accumulation})
         plan_advice.recommend(
             model, preset, on, memory_budget, gpus, batch, seq, tokens, data or plan_advice.DATA, write, json
@@ -118,7 +122,7 @@ def model(
     if out_file:
         pages.picture(plans, title, out_file)
     if json:
-        allowances = {"context_bytes": memory.CONTEXT_BYTES, "slack_share": memory.SLACK}
+        allowances = {"context_bytes": memory.CONTEXT_BYTES, "slack_share": memory.SLACK, "margin_share": memory.MARGIN}
         about = {"name": on.name, "memory_bytes": on.memory_bytes, "rates": on.source}
         emit(
             {

@@ -11,7 +11,7 @@ from hayless.cli.output import out
 from hayless.cli.output import table as show_table
 from hayless.core.atomic import write_bytes
 from hayless.core.units import format_bytes, format_count, format_seconds
-from hayless.plan.memory import TIMES, Plan, needed, spent
+from hayless.plan.memory import VERIFIED, Plan, needed, spent
 from hayless.plan.picture import CAUSES, draw, terminal
 from hayless.recipe.figures import number
 
@@ -58,7 +58,7 @@ def show_plans(plans: Sequence[Plan], title: str, tokens: int) -> None:
     )
     for note in dict.fromkeys(note for plan in plans for note in plan.to_json()["notes"]):
         out.print(note, style="dim", markup=False)
-    out.print(TIMES, style="dim")
+    out.print(VERIFIED, style="dim")
 
 
 def _verdict(plan: Plan) -> str:

@@ -96,9 +96,12 @@ def _experts(run: Run, h: Tensor, layer: int) -> Tensor:
     # Of many experts a few tokens meet only some.
     missed = (1.0 - dims.experts_per_token / dims.num_experts) ** run.shape.tokens
     unread = [round(missed * weight.bytes) for weight in (gate_up, down)]
-    both = tape.linear(x, gate_up, None, chosen, (2 * width, hidden), unread=unread[0])
-    gate, up = tape.parts(both, (chosen * width, chosen * width))
-    inner = tape.linear(tape.mul(run.activation(gate), up), down, None, chosen, (hidden, width), unread=unread[1])
+    # Grouped products are not among those that autocast makes narrow: they have the weights' dtype.
+    with tape.unfused():
+        both = tape.linear(tape.cast(x, gate_up.dtype), gate_up, None, chosen, (2 * width, hidden), unread=unread[0])
+        gate, up = tape.parts(both, (chosen * width, chosen * width))
+        wide = tape.cast(tape.mul(run.activation(gate), up), down.dtype)
+        inner = tape.linear(wide, down, None, chosen, (hidden, width), unread=unread[1])
     weighted = tape.mul(inner, tape.indexed(weights, chosen, sort))
     summed = tape.unary(tape.indexed(weighted, weighted.elements, sort), "nothing", h.elements)
     tape.hold(h)

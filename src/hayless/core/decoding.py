@@ -9,6 +9,7 @@ launches.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Literal
 
 from hayless.core.activations import record
@@ -52,40 +53,39 @@ def decode_cost(
     if dims.family == "bert":
         raise NotSupported("BERT does not continue text.")
     graphs = device == "cuda" and cache_dtype is None and attention == "sdpa" and _graphed(ledger)
-    tapes = {
-        phase: record(ledger, RunShape(batch, sequence, training=False, attention=attention, logits=1, device=device))
-        for phase, sequence in (("prefill", context), ("decode", 1))
-    }
+    run = RunShape(batch, context, training=False, attention=attention, logits=1, device=device)
+    reading = record(ledger, run)
     weights, beside = weight_bytes(ledger), _beside(ledger, device)
-    prefill = forward_work(tapes["prefill"])
+    prefill = forward_work(reading)
     if graphs:
         rows, capacity = _bucket(batch), -(-(context + AHEAD) // CAPACITY_STEP) * CAPACITY_STEP
         cache = kv_cache_bytes(dims, rows, capacity)
         # A step with several rows is captured on two streams of its own, each with its workspaces.
         beside += workspace_bytes(dims.qkv_bias) * (1 if rows == 1 else 3) + _buffers(dims, rows, capacity)
         resting = Bytes(weights=weights, kv_cache=cache, temporary=beside)
-        reading = Bytes(temporary=_prefill_bytes(dims, rows * min(context, max(64, PREFILL_TOKENS // rows))))
+        pieces = Bytes(temporary=_prefill_bytes(dims, rows * min(context, max(64, PREFILL_TOKENS // rows))))
         step = _graph_work(ledger, rows, kv_cache_bytes(dims, batch, context) // dims.num_layers)
         return Cost(
-            {"prefill": resting + reading, "decode": resting},
+            {"prefill": resting + pieces, "decode": resting},
             {"prefill": prefill, "decode": step},
             batch,
             (*notes_of(dims, attention), "decoded in captured graphs"),
         )
+    one_token = record(ledger, replace(run, sequence=1))
     cache = kv_cache_bytes(dims, batch, context, cache_dtype)
     one_layer = cache // dims.num_layers
     if device == "cuda":
         beside += workspace_bytes(dims.qkv_bias or dims.mlp_bias)
     resting = Bytes(weights=weights, kv_cache=cache, temporary=beside)
     phases = {
-        "prefill": resting + during(replay(tapes["prefill"]).forward),
+        "prefill": resting + during(replay(reading).forward),
         # One layer's keys exist twice for a moment.
-        "decode": resting + Bytes(temporary=one_layer // 2) + during(replay(tapes["decode"]).forward),
+        "decode": resting + Bytes(temporary=one_layer // 2) + during(replay(one_token).forward),
     }
     # The tape of one token attends to itself alone; every layer also reads the cache, and copies it to lengthen it.
     attended = Kernel("attention", dims.dtype, 4.0 * dims.q_width * batch * context, one_layer, dims.num_layers)
     copied = elementwise(one_layer, 2 * dims.num_layers)
-    step = forward_work(tapes["decode"]) + Work((attended, copied), copied.count)
+    step = forward_work(one_token) + Work((attended, copied), copied.count)
     return Cost(phases, {"prefill": prefill, "decode": step}, batch, notes_of(dims, attention))
 
 

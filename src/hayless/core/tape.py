@@ -104,7 +104,7 @@ class Tape:
 
     @contextmanager
     def unfused(self) -> Iterator[None]:
-        """Inside an operation of PyTorch's own, where autocast does not reach."""
+        """Where autocast does not reach: inside an operation of PyTorch's own, and in those that it does not know."""
         arithmetic, self.arithmetic = self.arithmetic, None
         yield
         self.arithmetic = arithmetic

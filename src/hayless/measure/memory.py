@@ -52,6 +52,9 @@ class MemoryMeter:
             raise NotSupported(f"Peak memory cannot be read on {device.type}.", hint="Measure on cpu or cuda.")
         self._device = device
         self._restarted = False
+        if device.type == "cuda":
+            # Products of a rehearsal leave their workspaces allocated; the model's own will need them, and count.
+            torch._C._cuda_clearCublasWorkspaces()
         self._baseline = current_bytes(device)
 
     @property

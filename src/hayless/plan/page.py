@@ -22,7 +22,7 @@ from hayless.core.registry import catalogue, methods
 from hayless.core.units import format_bytes
 from hayless.plan import calculator
 from hayless.plan.javascript.program import Program, runtime
-from hayless.plan.memory import TIMES
+from hayless.plan.memory import VERIFIED
 from hayless.plan.picture import CAUSES
 from hayless.plan.presets import PRESETS
 from hayless.version import __version__
@@ -92,7 +92,7 @@ def render(start: Mapping[str, Any]) -> str:
         "sliders": sliders,
         "budgets": _BUDGETS,
         "causes": {cause: {"title": title} for cause, (title, _, _) in CAUSES.items()},
-        "times": TIMES,
+        "times": VERIFIED,
         "start": {**START, **start},
     }
     return pages.render(

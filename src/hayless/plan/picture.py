@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from hayless.core.drawing import BLUE, MUTED, STYLE, Form, plain, save
+from hayless.core.drawing import BLUE, MUTED, ORANGE, RULE, STYLE, Form, plain, save
 from hayless.core.units import format_bytes
 from hayless.plan.memory import Plan, needed
+
+if TYPE_CHECKING:
+    from hayless.plan.verified import Line
 
 CAUSES: Mapping[str, tuple[str, str, str]] = {
     "weights": ("weights", "█", "#0b5c9e"),
@@ -138,3 +141,57 @@ def draw_times(records: Sequence[Mapping[str, Any]], title: str, form: Form) -> 
         drawn = save(figure, form)
         pyplot.close(figure)
     return drawn
+
+
+def draw_verified(lines: Sequence[Line], form: Form) -> bytes:
+    """Predicted over measured peaks, and their errors below: circles are trained, squares decoded; crosses are what
+    accelerate says."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    with pyplot.rc_context(STYLE):
+        figure, (above, below) = pyplot.subplots(
+            2, 1, figsize=(6.4, 7), height_ratios=(3, 1), sharex=True, layout="constrained"
+        )
+        for trains, marker, colour, label in ((True, "o", BLUE, "training"), (False, "s", ORANGE, "decoding")):
+            peaks = [line.peak for line in lines if line.peak and line.trains == trains]
+            if not peaks:
+                continue
+            measured = [peak.measured / 1e9 for peak in peaks]
+            style: dict[str, Any] = {"linestyle": "none", "marker": marker, "color": colour, "markersize": 4}
+            above.plot(measured, [peak.predicted / 1e9 for peak in peaks], label=label, **style)
+            below.plot(measured, [100 * peak.error for peak in peaks], **style)
+        said = [
+            (line.peak.measured / 1e9, line.others["accelerate"] / 1e9)
+            for line in lines
+            if line.peak and "accelerate" in line.others
+        ]
+        if said:
+            above.plot(
+                *zip(*said, strict=True),
+                linestyle="none",
+                marker="x",
+                color=MUTED,
+                markersize=4,
+                label="accelerate estimate-memory",
+                zorder=1,
+            )
+        every = [line.peak.measured / 1e9 for line in lines if line.peak]
+        if every:
+            ends = [min(every), max(every)]
+            above.plot(ends, ends, color=RULE, linewidth=1, zorder=0)
+        above.set(xscale="log", yscale="log", ylabel="predicted peak, GB")
+        for axis, (least, most) in ((above.xaxis, above.get_xlim()), (above.yaxis, above.get_ylim())):
+            ticks = [tick for tick in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200) if least <= tick <= most]
+            axis.set_ticks(ticks, [f"{tick:g}" for tick in ticks])
+            axis.set_ticks([], minor=True)
+        above.legend(frameon=False, fontsize=8)
+        below.axhline(0, color=RULE, linewidth=1, zorder=0)
+        below.set(xlabel="measured peak, GB", ylabel="error, %")
+        for axes in (above, below):
+            plain(axes)
+        found = save(figure, form)
+        pyplot.close(figure)
+    return found

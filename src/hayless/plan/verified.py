@@ -116,11 +116,16 @@ def summary(found: Sequence[Line]) -> dict[str, Spread]:
         "time of a token, fitted": [line.time for line in decoding if line.fitted],
         "time of a token, the others": [line.time for line in decoding if not line.fitted],
     }
-    for other in dict.fromkeys(name for line in found for name in line.others):
-        each = [(line.others.get(other), line.peak) for line in found]
-        peaks[f"peak by {other}"] = [Compared(said, peak.measured) for said, peak in each if said and peak]
     spreads = {name: Spread.of(figure for figure in figures if figure) for name, figures in peaks.items()}
+    for other in dict.fromkeys(name for line in found for name in line.others):
+        spreads[f"peak by {other}"] = spread_of_other(found, other)
     return {name: spread for name, spread in spreads.items() if spread}
+
+
+def spread_of_other(found: Sequence[Line], name: str) -> Spread | None:
+    """How far off another tool was on the same peaks."""
+    each = [(line.others.get(name), line.peak) for line in found]
+    return Spread.of(Compared(said, peak.measured) for said, peak in each if said and peak)
 
 
 def margin(kind: Kind) -> str:
@@ -128,6 +133,21 @@ def margin(kind: Kind) -> str:
     if kind == "cuda":
         return f"± {MARGIN:.0%}"
     return f"± {MARGIN:.0%}, and up to {RESIDENT_BYTES / 1e6:g} MB more"
+
+
+def remarks(kind: Kind) -> list[str]:
+    """What a reader must know of the figures."""
+    if kind == "cuda":
+        return [
+            f"Margin of predicted peaks: {margin(kind)}. Measured peaks are max_memory_allocated.",
+            "reserved is the allocator's peak, context what the device had in use beside it; what accelerate estimates"
+            " depends on neither batch nor method.",
+        ]
+    return [
+        f"Margin of predicted peaks: {margin(kind)}. Measured peaks are resident memory above what was held before the"
+        " model, in processes that give freed memory back at once; as glibc is set, up to twice as much is resident.",
+        "Times, the CUDA context and the allocator's reserve are not verified on a CPU.",
+    ]
 
 
 def _line(case: Case, entry: Mapping[str, Any], content: Mapping[str, Any], on: Device, kind: Kind) -> Line:

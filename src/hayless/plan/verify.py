@@ -19,7 +19,7 @@ from typing import Any
 
 from hayless.core import atomic
 from hayless.core.devices import Device, this_machine
-from hayless.core.errors import FileDamaged, HaylessError
+from hayless.core.errors import FileDamaged, HaylessError, RequestError
 from hayless.core.units import format_bytes
 from hayless.measure.process import FreshProcess, in_fresh_process
 from hayless.plan.grid import Case, DecodeCase, Kind, TrainCase, config
@@ -271,10 +271,18 @@ def _used_by_others() -> int | None:
         return None
 
 
+def read(folder: Path) -> dict[str, Any]:
+    """What is in a run's folder. RequestError where nothing is."""
+    found = _read(folder / FILE)
+    if not found:
+        raise RequestError(f"There is no {folder / FILE}.", hint="Leave --no-run out to make one.")
+    return found
+
+
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     found = atomic.read_json(path)
-    if not isinstance(found, dict) or not isinstance(found.get("cases"), dict):
+    if not isinstance(found, dict) or not found.keys() >= {"machine", "device", "kind", "cases"}:
         raise FileDamaged(f"{path} is no run of a grid.", hint="Start over with --fresh.")
     return found

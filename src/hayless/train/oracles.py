@@ -30,7 +30,7 @@ def accelerate_bytes(config: dict[str, Any], dtype: str) -> dict[str, int]:
     from accelerate.utils import calculate_maximum_sizes
 
     with init_empty_weights():
-        model = transformers.AutoModel.from_config(read_config(config), torch_dtype=torch.float32)
+        model = transformers.AutoModel.from_config(read_config(config), dtype=torch.float32)
     size, _ = calculate_maximum_sizes(model)
     wide = dtype == "float32"
     training = estimate_training_usage(size, "float32" if wide else "float16")
@@ -39,7 +39,7 @@ def accelerate_bytes(config: dict[str, Any], dtype: str) -> dict[str, int]:
 
 def tracked_bytes(trial: Trial) -> int:
     """The peak of a trial by MemTracker, in bytes. NotSupported where an operation needs values."""
-    from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+    from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.distributed._tools.mem_tracker import MemTracker
 
     pieces = batches(trial)
@@ -60,8 +60,8 @@ def tracked_bytes(trial: Trial) -> int:
                             tracker.reset_mod_stats()
                         work.updater.step(1.0, work.updater.norm(), None)
                 peaks = tracker.get_tracker_snapshot("peak")
-    except DataDependentOutputException as error:
-        raise NotSupported(f"MemTracker cannot follow this trial: {error}") from error
+    except RuntimeError as error:
+        raise NotSupported(f"MemTracker cannot follow this trial: {str(error).splitlines()[0]}") from error
     return sum(int(held["Total"]) for held in peaks.values())
 
 

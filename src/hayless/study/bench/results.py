@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hayless.core import atomic
-from hayless.core.measurement import Goal
+from hayless.core.measurement import Goal, Machine
 from hayless.measure import machine
 from hayless.measure.speed import Spread
 from hayless.study.bench.timing import ratio
@@ -45,9 +45,10 @@ class Row:
     against: str | None = None
 
 
-def write(path: Path, spec: str, rows: Sequence[Row]) -> None:
-    """Write `rows` with this machine and its versions, and for each goal what was reached and whether it was met."""
-    here = machine.describe().model_dump(mode="json", exclude_none=True)
+def write(path: Path, spec: str, rows: Sequence[Row], *, on: Machine | None = None) -> None:
+    """Write `rows` with the machine they were measured on (this one if not given) and its versions, and for each goal
+    what was reached and whether it was met."""
+    here = (on or machine.describe()).model_dump(mode="json", exclude_none=True)
     versions = {"python": here.pop("python"), **here.pop("versions")}
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     content = (spec, here, versions, today, [plain(row, rows) for row in rows])
