@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 
 import typer
@@ -64,6 +65,8 @@ def _root(version: bool = typer.Option(False, "--version", help="Print the versi
 
 def main() -> None:
     """Run the command line. Exit 0, 1 (the work failed) or 2 (the request is wrong); no traceback for a mistake."""
+    # Threads that spin while they wait for one another are tens of times slower once anything else runs (docs/log.md).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     _register()
     try:
         app()
