@@ -147,7 +147,7 @@ _AT_REST = ("weights_bytes", "buffers_bytes", "optimizer_bytes", "master_bytes")
 
 
 @dataclass
-class Work:
+class Ready:
     """A model ready to be updated, and the peaks of its phases so far."""
 
     model: PreTrainedModel
@@ -238,7 +238,7 @@ class Work:
 
 
 @contextlib.contextmanager
-def ready(model: PreTrainedModel, trial: Trial, pieces: Sequence[Batch]) -> Iterator[Work]:
+def ready(model: PreTrainedModel, trial: Trial, pieces: Sequence[Batch]) -> Iterator[Ready]:
     """The model, cast and in training mode with its optimizer, to be updated by `pieces` while the context is open."""
     settings = trial.settings
     objective = configured(trial.objective)
@@ -248,7 +248,7 @@ def ready(model: PreTrainedModel, trial: Trial, pieces: Sequence[Batch]) -> Iter
         for config in map(configured, trial.memory):
             stack.enter_context(method_of(config).load().install(model, config))
         model.train()
-        yield Work(model, method_of(objective).load()(objective), updater, pieces, settings)
+        yield Ready(model, method_of(objective).load()(objective), updater, pieces, settings)
 
 
 def _rehearse(trial: Trial) -> None:
