@@ -178,7 +178,18 @@ def test_lines_compare_what_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert verified.Spread.of([]) is None
 
 
-def test_folders_without_a_run_are_refused(tmp_path: Path) -> None:
+def test_what_constants_were_fitted_to_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workers = Workers(monkeypatch)
+    content = workers.run(tmp_path, [TIMED, DECODED])
+    (tmp_path / verify.FILE).write_text(json.dumps(content | {"fitted": [TIMED.name]}), encoding="utf-8")
+    found = verified.lines(workers.run(tmp_path, [TIMED, DECODED]), [TIMED, DECODED])
+    assert [line.fitted for line in found] == [True, False]
+    assert {"time of an update, fitted", "time of a token, the others"} <= set(verified.summary(found))
+
+
+def test_devices_without_readable_peaks_and_folders_without_a_run_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="device = 'mps'"):
+        verify.run(SMALL, tmp_path, device="mps", say=lambda name, done, total: None)
     with pytest.raises(RequestError, match="There is no"):
         verify.read(tmp_path)
     (tmp_path / verify.FILE).write_text("[]", encoding="utf-8")

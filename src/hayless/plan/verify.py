@@ -19,7 +19,7 @@ from typing import Any
 
 from hayless.core import atomic
 from hayless.core.devices import Device, this_machine
-from hayless.core.errors import FileDamaged, HaylessError, RequestError
+from hayless.core.errors import FileDamaged, HaylessError, RequestError, bad_value
 from hayless.core.units import format_bytes
 from hayless.measure.process import FreshProcess, in_fresh_process
 from hayless.plan.grid import Case, DecodeCase, Kind, TrainCase, config
@@ -67,6 +67,8 @@ def run(
     `device` is torch's name of one. `at_once` processes at most run side by side; not `timed`, all cases do. No case
     is begun after `until` seconds. RequestError for a device that is not there. KeyboardInterrupt leaves what is done.
     """
+    if device.partition(":")[0] not in ("cpu", "cuda"):
+        raise bad_value("device", device, allowed="cpu, cuda or cuda:N, where peaks of memory can be read")
     folder.mkdir(parents=True, exist_ok=True)
     here = in_fresh_process(MACHINE, {"device": device})
     with contextlib.closing(_Run(folder, here, device, say, timed, fresh, until)) as going:
@@ -91,8 +93,9 @@ class _Run:
         self._end = None if until is None else time.monotonic() + until
         before = {} if fresh else _read(folder / FILE)
         known = before.get("machine") == here["machine"]
-        self.content: dict[str, Any] = {**here, "kind": self._kind, "cases": before.get("cases", {}) if known else {}}
-        self.content["accelerate"] = before.get("accelerate", {}) if known else {}
+        kept = before if known else {}
+        self.content: dict[str, Any] = {**here, "kind": self._kind, "cases": kept.get("cases", {})}
+        self.content |= {"accelerate": kept.get("accelerate", {}), "fitted": kept.get("fitted", [])}
         self._free = here["free_bytes"]
         self._lock = threading.Lock()
         self._idle: dict[str, deque[FreshProcess]] = {TRAIN: deque(), DECODE: deque()}
