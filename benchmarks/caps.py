@@ -107,7 +107,7 @@ def _cell(found: caps.Capped) -> Row:
 def _row(
     work: str, metric: str, unit: str, value: float | None, note: str, goal: Goal | None = None, reason: str = ""
 ) -> Row:
-    spread = None if value is None else Spread(value, value, value)
+    spread = None if value is None else Spread.single(value)
     better: Any = "lower" if goal and goal.op == "<=" else "higher"
     said = "" if spread else reason.partition("\n")[0] or "no cell ran through"
     # A goal without a figure has nothing to be said of it but why.

@@ -61,10 +61,10 @@ def rows(found: Sequence[verified.Line]) -> list[Row]:
     training, decoding = spreads["peak of training"], spreads["peak of decoding"]
     peaks = f"peak memory while training ({training.count} runs, max_memory_allocated of fresh processes)"
     content = [
-        _row(peaks, OURS, "compared", "runs", training.count, Goal(op=">=", value=40)),
-        _row(peaks, OURS, "median error", "%", 100 * training.median, Goal(op="<=", value=1.5)),
-        _row(peaks, OURS, "worst error", "%", 100 * training.worst, Goal(op="<=", value=4)),
-        _row(
+        Row.single(peaks, OURS, "compared", "runs", training.count, Goal(op=">=", value=40)),
+        Row.single(peaks, OURS, "median error", "%", 100 * training.median, Goal(op="<=", value=1.5)),
+        Row.single(peaks, OURS, "worst error", "%", 100 * training.worst, Goal(op="<=", value=4)),
+        Row.single(
             peaks,
             OURS,
             "largest under-prediction",
@@ -78,11 +78,13 @@ def rows(found: Sequence[verified.Line]) -> list[Row]:
         if other:
             note = f"{other.count} of the runs"
             content += [
-                _row(peaks, contender, metric, "%", 100 * value, note=note)
+                Row.single(peaks, contender, metric, "%", 100 * value, note=note)
                 for metric, value in (("median error", other.median), ("worst error", other.worst))
             ]
     work = f"decoding ({decoding.count} runs, bf16)"
-    content.append(_row(work, OURS, "peak memory: worst error", "%", 100 * decoding.worst, Goal(op="<=", value=3)))
+    content.append(
+        Row.single(work, OURS, "peak memory: worst error", "%", 100 * decoding.worst, Goal(op="<=", value=3))
+    )
     content += _times(spreads, work, "a token", 8)
     content += _times(spreads, "training: time of an update, launches from Python included", "an update", 10)
     for trains, work in ((True, "peak memory while training"), (False, "peak memory while decoding")):
@@ -98,7 +100,7 @@ def resident(found: Sequence[verified.Line]) -> list[Row]:
     peaks = [line.peak for line in found if line.peak]
     beyond = [max(0.0, peak.measured - (1 + MARGIN) * peak.predicted) for peak in peaks]
     allowed = Goal(op="<=", value=verified.RESIDENT_BYTES)
-    content = [_row(work, OURS, "most beyond the margin", "B", max(beyond), allowed)]
+    content = [Row.single(work, OURS, "most beyond the margin", "B", max(beyond), allowed)]
     return content + [row for line in found for row in _case(work, line)]
 
 
@@ -126,7 +128,7 @@ def _times(spreads: dict[str, verified.Spread], work: str, piece: str, percent: 
         if spread:
             note = f"{spread.count} runs, worst {spread.worst:.0%}"
             content.append(
-                _row(work, OURS, f"time of {piece}, {half}: median error", "%", 100 * spread.median, goal, note)
+                Row.single(work, OURS, f"time of {piece}, {half}: median error", "%", 100 * spread.median, goal, note)
             )
     return content
 
@@ -139,7 +141,7 @@ def _case(work: str, line: verified.Line) -> list[Row]:
     beside += [f"{name} {format_bytes(size)}" for name, size in line.others.items()]
     beside += [f"reserved {format_bytes(line.reserved_bytes)}"] if line.reserved_bytes else []
     beside += [f"context {format_bytes(line.context_bytes)}"] if line.context_bytes else []
-    return [_row(work, line.case.name, f"peak ({'; '.join(beside)})", "B", line.peak.measured)]
+    return [Row.single(work, line.case.name, f"peak ({'; '.join(beside)})", "B", line.peak.measured)]
 
 
 def _time(work: str, line: verified.Line) -> list[Row]:
@@ -147,13 +149,7 @@ def _time(work: str, line: verified.Line) -> list[Row]:
         return []
     fitted = "; constants were fitted to it" if line.fitted else ""
     beside = f"predicted {1e3 * line.time.predicted:.4g} ms, {line.time.error:+.1%}{fitted}"
-    return [_row(work, line.case.name, f"time ({beside})", "ms", 1e3 * line.time.measured)]
-
-
-def _row(
-    work: str, contender: str, metric: str, unit: str, value: float, goal: Goal | None = None, note: str = ""
-) -> Row:
-    return Row(work, contender, metric, unit, Spread(value, value, value), goal, note)
+    return [Row.single(work, line.case.name, f"time ({beside})", "ms", 1e3 * line.time.measured)]
 
 
 if __name__ == "__main__":

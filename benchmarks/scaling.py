@@ -58,12 +58,12 @@ def rows(found: findings.Findings) -> list[Row]:
     if found.held_out is not None:
         miss = 100 * abs(found.predicted(found.held_out) / found.held_out.loss - 1)
         note = f"predicted {found.predicted(found.held_out):.4f}, measured {found.held_out.loss:.4f} nats a token"
-        content.append(_row(work, FITTED, "miss of the held-out run", "%", miss, Goal(op="<=", value=2), note))
+        content.append(Row.single(work, FITTED, "miss of the held-out run", "%", miss, Goal(op="<=", value=2), note))
     for group in found.shapes:
         note = ", ".join(f"{run.layers} × {run.width}: {run.loss:.4f}" for run in group)
         difference = 100 * findings.spread(group)
         content.append(
-            _row(work, "layers × width", "difference in loss", "%", difference, Goal(op="<=", value=3), note)
+            Row.single(work, "layers × width", "difference in loss", "%", difference, Goal(op="<=", value=3), note)
         )
     for name, (unit, figure) in figures.items():
         low, high = found.interval(figure)
@@ -72,14 +72,8 @@ def rows(found: findings.Findings) -> list[Row]:
         content.append(Row(work, FITTED, f"{name}, 95% {low:.3g} to {high:.3g}", unit, spread))
     for run in sorted(every, key=lambda run: (run.parameters, run.tokens)):
         shape = f"N {format_count(run.parameters)} ({run.layers} × {run.width}), D {format_count(run.tokens)}"
-        content.append(_row(work, shape, "loss", "nats/token", run.loss))
+        content.append(Row.single(work, shape, "loss", "nats/token", run.loss))
     return content
-
-
-def _row(
-    work: str, contender: str, metric: str, unit: str, value: float, goal: Goal | None = None, note: str = ""
-) -> Row:
-    return Row(work, contender, metric, unit, Spread(value, value, value), goal, note)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import itertools
 import json
 import random
@@ -10,13 +9,13 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from parts.scratch import folder
 
 from hayless.core.measurement import Goal
 from hayless.core.progress import no_progress
@@ -30,14 +29,6 @@ from hayless.study.bench.spec import TIME, Contender, Prepared, Spec, Work
 _MB = 10**6
 _LOOKED_AT = 200
 _EXAMPLES = 100_000
-
-
-@cache
-def folder() -> Path:
-    """A folder that goes when the process ends."""
-    found = Path(tempfile.mkdtemp(prefix="hayless-bench-"))
-    atexit.register(shutil.rmtree, found, ignore_errors=True)
-    return found
 
 
 @cache

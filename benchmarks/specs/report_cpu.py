@@ -8,9 +8,10 @@ import random
 import shutil
 import subprocess
 import sys
-import tempfile
 from functools import cache
 from pathlib import Path
+
+from parts.scratch import folder
 
 from hayless.core.measurement import Goal
 from hayless.study import page, record, table
@@ -24,14 +25,6 @@ _STEPS = 500
 _SIZE = "page size"
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _SHOWN = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
-
-
-@cache
-def folder() -> Path:
-    """A folder that goes when the process ends."""
-    found = Path(tempfile.mkdtemp(prefix="hayless-bench-"))
-    atexit.register(shutil.rmtree, found, ignore_errors=True)
-    return found
 
 
 @cache

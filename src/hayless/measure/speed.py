@@ -36,6 +36,11 @@ class Spread:
         p20, median, p80 = np.percentile(values, [20, 50, 80])
         return cls(float(median), float(p20), float(p80))
 
+    @classmethod
+    def single(cls, value: float) -> Spread:
+        """That of one figure, which was not repeated."""
+        return cls(value, value, value)
+
     def scaled(self, factor: float) -> Spread:
         """The same in another unit."""
         return Spread(self.median * factor, self.p20 * factor, self.p80 * factor)

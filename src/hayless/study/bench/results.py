@@ -44,6 +44,13 @@ class Row:
     paired: bool = False
     against: str | None = None
 
+    @classmethod
+    def single(
+        cls, work: str, contender: str, metric: str, unit: str, value: float, goal: Goal | None = None, note: str = ""
+    ) -> Row:
+        """The row of a figure that was not repeated."""
+        return cls(work, contender, metric, unit, Spread.single(value), goal, note)
+
 
 def write(path: Path, spec: str, rows: Sequence[Row], *, on: Machine | None = None) -> None:
     """Write `rows` with the machine they were measured on (this one if not given) and its versions, and for each goal

@@ -156,11 +156,11 @@ def _rows(work: Work, found: _Found, *, paired: bool) -> Iterator[Row]:
             for metric, (unit, better, samples) in _columns(work, seconds).items()
         ]
         for one in found.figures[name] if not reason else ():
-            rows.append(row(one.metric, one.unit, Spread(one.value, one.value, one.value), better=one.better))
+            rows.append(row(one.metric, one.unit, Spread.single(one.value), better=one.better))
         if work.peaks:
             peak = {"reason": reason} if reason else found.peaks[name]
             size = float(peak["peak_bytes"]) if "peak_bytes" in peak else None
-            spread = Spread(size, size, size) if size is not None else None
+            spread = Spread.single(size) if size is not None else None
             rows.append(row(PEAK, "B", spread, note=peak.get("note", ""), reason=peak.get("reason", "")))
         for one_row in rows:
             for goal in contender.goals_of(one_row.metric) or (None,):
