@@ -14,6 +14,8 @@ from hayless.cli.output import Device, Dtype, Json, Model, emit, err
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from hayless.serve.settings import ServeSettings
+
 _LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 _TOKEN = "HAYLESS_SERVE_TOKEN"
 
@@ -96,7 +98,7 @@ def _app(
     backend: str,
     device: str,
     dtype: str | None,
-    settings: object,
+    settings: ServeSettings,
     token: str | None,
 ) -> tuple[FastAPI, list[str]]:
     """The application, and what its models are called."""
@@ -107,9 +109,7 @@ def _app(
     from hayless.serve.adapters import Adapters
     from hayless.serve.app import Server, create_app
     from hayless.serve.service import Service
-    from hayless.serve.settings import ServeSettings
 
-    assert isinstance(settings, ServeSettings)
     root = Path(folder).expanduser() if folder else None
     if root is not None and not root.is_dir():
         raise RequestError(f"--adapters {folder} is no folder.")
@@ -117,7 +117,8 @@ def _app(
     loaded = load_model(model, device=device, dtype=dtype)
     check_tokenizer(loaded, words)
     found = Adapters(loaded, local_folder(model), root)
-    called = name or Path(model).expanduser().resolve().name if Path(model).expanduser().exists() else name or model
+    place = Path(model).expanduser()
+    called = name or (place.resolve().name if place.exists() else model)
     if called in found.names:
         raise RequestError(
             f"The model and an adapter are both called {called!r}.", hint="Give the model another --name."

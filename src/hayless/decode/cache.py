@@ -11,6 +11,8 @@ from copy import copy
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from hayless.core.dims import ModelDims
 from hayless.core.errors import bad_value
@@ -71,6 +73,14 @@ class StaticCache:
             if not 0 <= after <= before:
                 raise bad_value("length", after, allowed=f"0 to {before}, what the row holds")
         self.lengths = list(lengths)
+
+
+def keeps_all(cache: DynamicCache) -> bool:
+    """Whether every layer of transformers' cache keeps the keys of all tokens, and nothing else.
+
+    Rows can then be added, padded and cut back.
+    """
+    return all(type(layer) is DynamicLayer for layer in cache.layers)
 
 
 def _grown(tensor: Tensor, capacity: int) -> Tensor:

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
 
-from hayless.decode.cache import StaticCache
+from hayless.decode.cache import StaticCache, keeps_all
 from hayless.decode.program import Program
 from hayless.decode.request import Request
 from hayless.decode.sampling import distribution, draw
@@ -210,11 +209,6 @@ class _Rows:
         self._mask_bs = pad(self._mask_bs, (more, 0))
         for layer in self._layers:
             layer.keys, layer.values = (pad(held, (0, 0, more, 0)) for held in (layer.keys, layer.values))
-
-
-def keeps_all(cache: DynamicCache) -> bool:
-    """Whether every layer keeps the keys of all tokens, and nothing else."""
-    return all(type(layer) is DynamicLayer for layer in cache.layers)
 
 
 @torch.inference_mode()

@@ -17,10 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
 
 from hayless.core.errors import NotSupported
-from hayless.decode.cache import StaticCache
+from hayless.decode.cache import StaticCache, keeps_all
 from hayless.decode.program import Program
 from hayless.decode.step import Step
 
@@ -90,7 +89,7 @@ class ModuleReader:
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        if any(type(layer) is not DynamicLayer for layer in DynamicCache(config=model.config).layers):
+        if not keeps_all(DynamicCache(config=model.config)):
             raise NotSupported(
                 f"{type(model).__name__} does not keep the keys of all tokens, so rejected drafts cannot be undone.",
                 hint="Decode without drafts.",

@@ -42,12 +42,7 @@ class Running:
 
     def add(self, request: Request) -> None:
         """Let a request take its turn. RequestError for one that is longer than a row."""
-        if request.tokens > self.tokens:
-            raise RequestError(
-                f"The request has {request.tokens} tokens, {len(request.prompt)} of them its prompt; a request may have"
-                f" {self.tokens} here.",
-                hint="Shorten the prompt, or ask for fewer tokens.",
-            )
+        check_length(request, self.tokens)
         self.waiting.append(request)
 
     def cancel(self, request: Request) -> None:
@@ -92,3 +87,13 @@ class Running:
         if joining:
             self._batch.join(joining)
             self.running += joining
+
+
+def check_length(request: Request, tokens: int) -> None:
+    """RequestError for a request of more than `tokens` tokens, prompt and continuation together."""
+    if request.tokens > tokens:
+        raise RequestError(
+            f"The request has {request.tokens} tokens, {len(request.prompt)} of them its prompt; a request may have"
+            f" {tokens} here.",
+            hint="Shorten the prompt, or ask for fewer tokens.",
+        )

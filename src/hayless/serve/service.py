@@ -10,15 +10,15 @@ import asyncio
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from hayless.core.errors import HaylessError, RequestError, WorkError
+from hayless.core.errors import HaylessError, WorkError
 from hayless.decode.engine import Engine
 from hayless.decode.options import SamplingOptions
 from hayless.decode.request import Piece, Request
-from hayless.decode.running import Running
+from hayless.decode.running import Running, check_length
 from hayless.serve.adapters import Adapters
 from hayless.serve.errors import Busy, Stopping
 from hayless.serve.settings import ServeSettings
@@ -35,6 +35,10 @@ class Stream:
     adapter: str
     loop: asyncio.AbstractEventLoop
     events: asyncio.Queue[Event] = field(default_factory=asyncio.Queue)
+
+
+Parcel = Sequence[tuple[Stream, Event]]
+"""What one event loop gets at once."""
 
 
 class Service:
@@ -91,12 +95,7 @@ class Service:
         loop = asyncio.get_running_loop()
         requests = [self.engine.request(ids, one) for ids, one in zip(prompts, options, strict=True)]
         for request in requests:
-            if request.tokens > self.tokens:
-                raise RequestError(
-                    f"The prompt's {len(request.prompt)} tokens and {request.budget} of the answer are"
-                    f" {request.tokens}; a request may have {self.tokens} here.",
-                    hint="Shorten the prompt, or ask for fewer tokens.",
-                )
+            check_length(request, self.tokens)
         streams = [Stream(request, adapter, loop) for request in requests]
         with self._wake:
             if self._failed is not None:
@@ -181,7 +180,7 @@ class Service:
                 self._waiting.remove(stream)
             running.cancel(stream.request)
             self._streams.pop(stream.request, None)
-            _call(stream.loop, _deliver, [(stream, Stopping("The request was cancelled."))])
+            _send(stream.loop, [(stream, Stopping("The request was cancelled."))])
         self._cancelled.clear()
 
     def _hand_out(self, made: Sequence[tuple[Request, Piece | WorkError]]) -> None:
@@ -196,21 +195,22 @@ class Service:
                 del self._streams[request]
             parcels.setdefault(stream.loop, []).append((stream, event))
         for loop, parcel in parcels.items():
-            _call(loop, _deliver, parcel)
+            _send(loop, parcel)
 
     def _end(self, error: Exception, streams: Sequence[Stream]) -> None:
         """Tell streams that they ended with an error."""
         known = error if isinstance(error, HaylessError) else WorkError(f"The model's step failed: {error}.")
         for stream in streams:
             self._streams.pop(stream.request, None)
-            _call(stream.loop, _deliver, [(stream, known)])
+            _send(stream.loop, [(stream, known)])
 
 
-def _deliver(parcel: Sequence[tuple[Stream, Event]]) -> None:
+def _send(loop: asyncio.AbstractEventLoop, parcel: Parcel) -> None:
+    """Let an event loop put a parcel into its streams' queues."""
+    with suppress(RuntimeError):  # the loop is closed, and with it every connection
+        loop.call_soon_threadsafe(_deliver, parcel)
+
+
+def _deliver(parcel: Parcel) -> None:
     for stream, event in parcel:
         stream.events.put_nowait(event)
-
-
-def _call(loop: asyncio.AbstractEventLoop, run: Callable[..., None], *given: object) -> None:
-    with suppress(RuntimeError):  # the loop is closed, and with it every connection
-        loop.call_soon_threadsafe(run, *given)
