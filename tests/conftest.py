@@ -1,8 +1,19 @@
 """Without a GPU, kernels run in Triton's interpreter: it must be chosen before anything imports Triton."""
 
 import os
+from collections.abc import Iterator
 
+import pytest
 import torch
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+
+
+@pytest.fixture
+def exact_float32() -> Iterator[None]:
+    """Matrix products of float32 on a GPU in float32, not in TF32."""
+    allowed = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    yield
+    torch.backends.cuda.matmul.allow_tf32 = allowed

@@ -15,19 +15,12 @@ pytest.importorskip("triton", reason="triton is not installed")
 from hayless.decode.graphs import Session
 
 pytestmark = [
+    pytest.mark.usefixtures("exact_float32"),
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 PROMPTS = [[0, 5, 9, 30, 31, 32, 60, 7, 8], [0, 17], [44, 45, 46, 47, 0]]
 NAMES = ["llama", "llama-tied", "mistral", "qwen2", "qwen3"]
-
-
-@pytest.fixture(autouse=True)
-def _exact_float32():
-    allowed = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
-    yield
-    torch.backends.cuda.matmul.allow_tf32 = allowed
 
 
 def _lively(name, dtype=torch.float32):

@@ -13,16 +13,9 @@ pytest.importorskip("triton", reason="triton is not installed")
 
 from hayless.decode.kernel_pass import KernelPass
 
+pytestmark = pytest.mark.usefixtures("exact_float32")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 UNEVEN = [[0, 5, 9, 30, 31], [17], [44, 45, 46]]
-
-
-@pytest.fixture(autouse=True)
-def _exact_float32():
-    allowed = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
-    yield
-    torch.backends.cuda.matmul.allow_tf32 = allowed
 
 
 @pytest.mark.parametrize("fused", [True, False], ids=["fused", "cublas"])

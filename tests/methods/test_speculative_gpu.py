@@ -16,18 +16,11 @@ from tests import tiny
 pytest.importorskip("triton", reason="triton is not installed")
 
 pytestmark = [
+    pytest.mark.usefixtures("exact_float32"),
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 PROMPTS = [[0, 5, 9, 5, 9, 30, 5, 9], [17], [44, 45, 46, 0], [3] * 20]
-
-
-@pytest.fixture(autouse=True)
-def _exact_float32():
-    allowed = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
-    yield
-    torch.backends.cuda.matmul.allow_tf32 = allowed
 
 
 def _lively(name: str, noise: float = 0.0) -> Any:
