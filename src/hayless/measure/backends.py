@@ -19,6 +19,8 @@ EXTRAS = {
     "eval": ("the benchmarks of lm-eval", ("lm-eval",)),
     "track": ("TensorBoard events while training", ("tensorboard",)),
     "energy": ("joules of NVIDIA GPUs", ("nvidia-ml-py",)),
+    "fit": ("scaling laws fitted to runs", ("scipy",)),
+    "peers": ("studies that run transformers' Trainer and PEFT beside hayless", ("accelerate", "peft")),
 }
 """Optional extra → what it is for, the packages it brings."""
 
