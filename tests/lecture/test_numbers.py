@@ -13,9 +13,9 @@ from hayless.core.families import dims_of, ledger_of
 from hayless.core.ledger import Ledger
 from hayless.core.registry import configure
 from hayless.core.roles import BLOCK_LINEARS
+from hayless.methods.common.bits import pack
 from hayless.methods.optimizers.adamw import state_bytes
 from hayless.methods.quantize.kmeans.clustering import palettize
-from hayless.methods.quantize.kmeans.packing import pack
 
 
 def opt(layers: int, heads: int, width: int, **more: Any) -> Ledger:

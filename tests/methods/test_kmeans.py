@@ -14,11 +14,13 @@ from transformers.pytorch_utils import Conv1D
 from hayless.core.errors import HaylessError, NotSupported, RequestError
 from hayless.core.ledger import Layout
 from hayless.core.registry import configure, method_of
+from hayless.methods.common.bits import pack, unpack
+from hayless.methods.common.packing import matrices_of
 from hayless.methods.quantize.kmeans import reference
 from hayless.methods.quantize.kmeans.config import KMeansConfig
-from hayless.methods.quantize.kmeans.layer import Palette, install
-from hayless.methods.quantize.kmeans.packing import pack, unpack
-from hayless.methods.quantize.kmeans.transform import clustered
+from hayless.methods.quantize.kmeans.form import PaletteFormat
+from hayless.methods.quantize.kmeans.palette import Palette, clustered, pack_palette
+from hayless.model.packing import install
 from hayless.model.transform import apply
 from tests import tiny
 from tests.methods.running import batch, check_held, logits, losses, predicted
@@ -86,13 +88,12 @@ def test_linear_layers_are_the_reference(dtype: torch.dtype, conv: bool, rows: i
     weight = module.weight.detach().T if conv else module.weight.detach()
     config = KMeansConfig(bits=3)
     layout = Layout.CONV1D if conv else Layout.LINEAR
-    palette = Palette(tuple(module.weight.shape), layout, 3, outputs)
-    codebook, codes = clustered(module.weight.detach(), palette, config)
-    install(module, "weight", palette, pack(codes, 3), codebook)
+    palette = Palette(PaletteFormat(shape=tuple(module.weight.shape), layout=layout, bits=3, group_size=outputs))
+    codebook, codes = clustered(weight[None], palette.form, config)
+    install(module, "weight", palette, {"codes": pack(codes, 3), "codebook": codebook})
     x = torch.randn(2, rows, inputs, dtype=dtype, requires_grad=True)
     expected_x, expected_bias = x.detach().clone().requires_grad_(), module.bias.detach().clone().requires_grad_()
-    index = codes.T if conv else codes
-    expected = reference.linear(expected_x, index, codebook[0], expected_bias)
+    expected = reference.linear(expected_x, codes[0], codebook[0], expected_bias)
     found = module(x)
     towards = torch.randn_like(found)
     found.backward(towards)
@@ -102,7 +103,7 @@ def test_linear_layers_are_the_reference(dtype: torch.dtype, conv: bool, rows: i
     torch.testing.assert_close(x.grad, expected_x.grad, **tolerance)
     torch.testing.assert_close(module.bias.grad, expected_bias.grad, **tolerance)
     shown = module.weight.T if conv else module.weight
-    assert torch.equal(shown, codebook[0][index.long()]) and shown.shape == weight.shape
+    assert torch.equal(shown, codebook[0][codes[0].long()]) and shown.shape == weight.shape
 
 
 @pytest.mark.parametrize("layout", [Layout.LINEAR, Layout.CONV1D, Layout.EXPERTS, Layout.TABLE])
@@ -112,13 +113,12 @@ def test_a_group_is_some_output_channels_of_one_matrix(layout: Layout, group_siz
     shape = {Layout.EXPERTS: (2, 5, 4), Layout.CONV1D: (4, 5)}.get(layout, (5, 4))
     weight = torch.randn(shape)
     config = KMeansConfig(bits=1, group_size=group_size)
-    palette = Palette(shape, layout, 1, group_size)
-    codebook, codes = clustered(weight, palette, config)
-    found = palette.look_up(pack(codes, 1), codebook)
-    channels = weight.T if layout is Layout.CONV1D else weight
-    shown = found.T if layout is Layout.CONV1D else found
+    palette = Palette(PaletteFormat(shape=shape, layout=layout, bits=1, group_size=group_size))
+    matrices = matrices_of(weight, palette.form)
+    pieces = pack_palette(matrices, palette, config)
+    codebook, shown = pieces["codebook"], palette.unpack(pieces, torch.float32)
     number = 0
-    for matrix, approximated in zip(channels.reshape(-1, 5, 4), shown.reshape(-1, 5, 4), strict=True):
+    for matrix, approximated in zip(matrices, shown, strict=True):
         for first in range(0, 5, group_size):
             group = approximated[first : first + group_size]
             alone, index = reference.lloyd(
@@ -134,16 +134,17 @@ def test_a_group_is_some_output_channels_of_one_matrix(layout: Layout, group_siz
 def test_looking_up_gives_each_index_its_value(bits: int, shape: tuple[int, int]) -> None:
     codes = torch.randint(0, 2**bits, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     codebook = torch.randn(1, 2**bits)
-    palette = Palette(shape, Layout.LINEAR, bits, shape[0])
-    assert torch.equal(palette.look_up(pack(codes, bits), codebook), codebook[0][codes.long()])
+    palette = Palette(PaletteFormat(shape=shape, layout=Layout.LINEAR, bits=bits, group_size=shape[0]))
+    found = palette.unpack({"codes": pack(codes, bits), "codebook": codebook}, torch.float32)
+    assert torch.equal(found, codebook[:, codes.long()])
 
 
 def test_an_embedding_looks_up_rows_only() -> None:
     torch.manual_seed(0)
     module = nn.Embedding(11, 5)
-    palette = Palette((11, 5), Layout.TABLE, 3, 4)
-    codebook, codes = clustered(module.weight.detach(), palette, KMeansConfig(bits=3, group_size=4))
-    install(module, "weight", palette, pack(codes, 3), codebook)
+    palette = Palette(PaletteFormat(shape=(11, 5), layout=Layout.TABLE, bits=3, group_size=4))
+    pieces = pack_palette(module.weight.detach()[None], palette, KMeansConfig(bits=3, group_size=4))
+    install(module, "weight", palette, pieces)
     ids = torch.tensor([[0, 10, 3], [3, 7, 1]])
     assert torch.equal(module(ids), module.weight[ids])
 

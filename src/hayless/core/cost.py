@@ -215,11 +215,11 @@ def weight_bytes(ledger: Ledger, dtype: Callable[[Row], str] = lambda row: row.d
 
 
 def _packed_bytes(row: Row, dtype: str) -> int:
-    """Bytes of a packed row after its model is cast to `dtype`: what has the weight's own dtype is cast with it."""
+    """Bytes of a packed row after its model is cast to `dtype`, as far as its tensors are cast with it."""
     if row.tied_to:
         return 0
     held = (
-        tensor.bytes // item_bytes(tensor.dtype) * item_bytes(dtype) if tensor.dtype == row.dtype else tensor.bytes
+        tensor.bytes // item_bytes(tensor.dtype) * item_bytes(dtype) if tensor.cast else tensor.bytes
         for tensor in row.held
     )
     return row.count * sum(held)

@@ -38,13 +38,17 @@ MATRICES = frozenset({Layout.LINEAR, Layout.CONV1D, Layout.EXPERTS})
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """One stored tensor of a row: its name template (`{layer}`, `{expert}`), shape, dtype and the file it goes to."""
+    """One stored tensor of a row: its name template (`{layer}`, `{expert}`), shape, dtype and the file it goes to.
+
+    `cast`: it is cast together with the weights where the model is.
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
     file: str = "model"
     experts: int = 0
+    cast: bool = True
 
     @property
     def bytes(self) -> int:

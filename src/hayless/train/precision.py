@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from hayless.core.errors import RequestError
+from hayless.model.packing import PackedModule
 from hayless.train.settings import Precision
 from hayless.train.slots import Kind, Trainable
 
@@ -45,9 +46,12 @@ def cast_weights(model: nn.Module, precision: Precision) -> None:
     """Give the weights the dtype of `precision`, in place and keeping shared weights shared.
 
     Trained parameters get exactly that dtype. A frozen one is never made larger (a 16-bit base stays 16-bit under
-    fp32 adapters); buffers and packed codes stay as they are.
+    fp32 adapters); buffers and packed codes stay as they are, and are unpacked to the smaller dtype.
     """
     wanted = _WEIGHTS[precision]
+    for module in model.modules():
+        if isinstance(module, PackedModule) and module.unpacked_dtype.itemsize > wanted.itemsize:
+            module.unpacked_dtype = wanted
     for parameter in model.parameters():
         smaller = parameter.dtype.itemsize > wanted.itemsize
         if parameter.is_floating_point() and (parameter.requires_grad or smaller) and parameter.dtype != wanted:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from hayless.core.method import Method, Paper, Part
-from hayless.methods.quantize.kmeans.config import KMeansConfig, claims
-from hayless.methods.quantize.kmeans.predict import predict
+from hayless.methods.common.packed_rows import claims
+from hayless.methods.quantize.kmeans.config import KMeansConfig
+from hayless.methods.quantize.kmeans.form import predict
 
 METHOD = Method(
     name="kmeans",
     part=Part.TRANSFORM,
     summary="Pack weights as indices of 1 to 8 bits into k-means codebooks",
     config=KMeansConfig,
-    implementation="hayless.methods.quantize.kmeans.transform:KMeans",
+    implementation="hayless.methods.quantize.kmeans.palette:KMEANS",
     predict=predict,
     claims=claims,
     ladder=lambda dims: [KMeansConfig(bits=8), KMeansConfig(bits=4)],

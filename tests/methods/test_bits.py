@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hayless.methods.common.bits import pack, unpack, unpack_at
 from hayless.methods.quantize.kmeans import reference
-from hayless.methods.quantize.kmeans.packing import pack, unpack, unpack_at
 
 
 @st.composite

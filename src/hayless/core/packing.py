@@ -1,0 +1,76 @@
+"""How a tensor is held in another form: the tensors that take its place, by name, shape and dtype. No torch.
+
+A method that packs weights describes its form once, as a `Format`: predictions make rows of it, a loaded model gets
+empty tensors from it, and `hayless.model.packing` puts filled ones in the place of a parameter.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from hayless.core.ledger import Layout, Row, Stored
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One tensor of a packed one. `name` is short (`codes`, `scale`); `cast`: it is in the dtype of the weights and is
+    cast together with them, while the others keep their dtype whatever happens to the model."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    cast: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Format:
+    """The form of one tensor of `shape`, as its module lays it out. Methods give `pieces`.
+
+    Whatever the layout, a tensor is packed as `matrices` of `rows` by `columns`, where a row is an output channel (an
+    entry of a table): a Conv1D is turned round, and only a stack of experts has more than one matrix.
+    """
+
+    shape: tuple[int, ...]
+    layout: Layout
+
+    @property
+    def matrices(self) -> int:
+        """Experts of a stack; 1 for anything else."""
+        return self.shape[0] if self.layout is Layout.EXPERTS else 1
+
+    @property
+    def rows(self) -> int:
+        """Output channels of one matrix."""
+        return self.shape[-1] if self.layout is Layout.CONV1D else self.shape[-2]
+
+    @property
+    def columns(self) -> int:
+        """Input channels of one matrix, or the width of a table."""
+        return self.shape[-2] if self.layout is Layout.CONV1D else self.shape[-1]
+
+    @property
+    def elements(self) -> int:
+        """How many numbers are packed."""
+        return math.prod(self.shape)
+
+    def pieces(self, dtype: str) -> tuple[Piece, ...]:
+        """The tensors of a weight whose own dtype was `dtype`."""
+        raise NotImplementedError
+
+
+def packed_row(row: Row, form: Format, method: str) -> Row:
+    """The row of a parameter that `method` packs. Its elements stay what they were; they receive no gradients."""
+    held = tuple(
+        Stored(f"{row.module}.{held_name(row.parameter, piece.name)}", piece.shape, piece.dtype, cast=piece.cast)
+        for piece in form.pieces(row.dtype)
+    )
+    return replace(row, held=held, disk=(), trainable=False, nonzero=None, method=method)
+
+
+def held_name(parameter: str, piece: str) -> str:
+    """The name of a piece in the module of `parameter`: `weight_codes`.
+
+    `gate_up_proj` gives `gate_up_codes`: transformers splits buffers named `gate_up_proj_*` into experts.
+    """
+    return f"{parameter.removesuffix('_proj')}_{piece}"
