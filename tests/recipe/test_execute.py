@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 import hayless
 from hayless.core.errors import FileDamaged, NotSupported, RequestError, WorkError
+from hayless.measure import saved
 from hayless.measure.files import file_bytes
 from hayless.model.load import load_model
 from hayless.recipe import start
@@ -87,6 +88,24 @@ def test_a_run_starts_from_what_another_made(tmp_path: Path) -> None:
     methods = [entry["method"] for entry in load_model(second.folder / "model").config.hayless["methods"]]
     assert methods == ["kmeans", "lora"]
     assert file_bytes(second.folder / "model").tensors == predict(wanted).figures["file_bytes"]
+
+
+def test_a_saved_model_is_decoded_as_its_recipe_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(saved, "in_fresh_process", lambda module, request, timeout: saved._measure(request))
+    measure = {"measure": {"quality": False, "prompt_tokens": 8, "decode_tokens": 12}}
+    first, _ = quietly(recipe(tmp_path, KMEANS), tmp_path / "first")
+    model = str(first.folder / "model")
+    draft = {"draft": {"draft": model, "tokens": 2, "preflight": False}}
+    wanted, plain = (recipe(tmp_path, *steps, model=model) for steps in ([{"decode": draft}, measure], [measure]))
+    done, _ = quietly(wanted, tmp_path / "second")
+    note = done.receipt.figure("ms_per_token").note
+    assert note and f"drafts by {model}: 100% kept, 3.00 tokens a pass" in note
+    found, alone = predict(wanted), predict(plain)
+    more = found.figures["decode_peak_bytes"] - alone.figures["decode_peak_bytes"]
+    assert more > found.ledger.weight_bytes, "the draft's weights and its cache count"
+    assert done.receipt.figure("decode_peak_bytes").predicted == found.figures["decode_peak_bytes"]
+    with pytest.raises(RequestError, match="none"):
+        predict(recipe(tmp_path, {"decode": {"draft": {"draft": str(tmp_path / "none")}}}, measure))
 
 
 def test_a_model_larger_than_its_device_is_changed_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

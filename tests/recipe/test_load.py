@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hayless.core.errors import RequestError
+from hayless.core.registry import configure
 from hayless.recipe import yaml
 from hayless.recipe.load import load
 from hayless.recipe.schema import ApplyStep, MeasureStep, Recipe, TrainStep, json_schema
@@ -45,6 +46,35 @@ def test_a_recipe_is_read(tmp_path: Path) -> None:
     assert isinstance(third, MeasureStep) and third.measure.quality
 
 
+def decoded(*steps: object, **more: object) -> Recipe:
+    return load({"name": "x", "model": "m", "data": {"sources": [{"path": "t"}]}, "steps": list(steps), **more})
+
+
+def test_a_recipe_says_how_its_model_is_decoded() -> None:
+    for named in ("speculative", {"draft": "lookup"}, {"method": "speculative"}):
+        recipe = decoded({"decode": {"draft": named}}, "measure")
+        assert recipe.decoding is not None and recipe.decoding.draft == configure("speculative")
+    assert decoded("measure").decoding is None
+
+
+@pytest.mark.parametrize(
+    ("steps", "more", "message"),
+    [
+        ([{"decode": {"draft": {"tokens": 17}}}, "measure"], {}, r"steps.0.decode.draft.tokens: 17"),
+        ([{"decode": {"draft": {"method": "kmeans"}}}, "measure"], {}, "steps.0.decode.draft"),
+        ([{"decode": {}}, "measure"], {}, "steps.0.decode.draft: is missing"),
+        ([{"decode": {"draft": "speculative"}}], {}, "add a measure step"),
+        ([{"decode": {"draft": "speculative"}}, {"measure": {"decode": False}}], {}, "add a measure step"),
+        ([{"decode": {"draft": "speculative"}}] * 2 + ["measure"], {}, "decode twice"),
+        (["measure", {"decode": {"draft": "speculative"}}], {}, "decode after measure"),
+        ([{"decode": {"draft": "speculative"}}, "measure"], {"model": {"path": "m", "task": "reward"}}, "task reward"),
+    ],
+)
+def test_a_way_to_decode_that_cannot_be_is_refused(steps: list[object], more: dict[str, object], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        decoded(*steps, **more)
+
+
 def test_resolved_recipe_reads_back_as_itself(tmp_path: Path) -> None:
     recipe = load(write(tmp_path, GOOD))
     text = yaml.write(recipe.model_dump(mode="json", exclude_none=True))
@@ -75,7 +105,7 @@ steps:
     assert "steps.0.apply (line 7): 'kmens' is not one of" in text and "Did you mean 'kmeans'?" in text
     assert "steps.1.train.learning_rat (line 8): there is no such field" in text and "tokens" in text
     assert (
-        "steps.2 (line 9): 'trian' is not one of apply, train, measure, save" in text
+        "steps.2 (line 9): 'trian' is not one of apply, train, decode, measure, save" in text
         and "Did you mean 'train'?" in text
     )
 

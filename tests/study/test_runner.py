@@ -91,7 +91,7 @@ def test_a_row_that_a_peer_takes_over_is_done_anew(tmp_path: Path) -> None:
 def test_a_row_whose_start_failed_is_not_run(tmp_path: Path) -> None:
     rows = [("first", recipe("refuses")), ("second", recipe(str(tmp_path / "first" / "model")))]
     results = quietly(study(tmp_path, *rows))
-    assert results.records[1].reason == "It starts from 'first', which failed."
+    assert results.records[1].reason == "It needs 'first', which failed."
     assert starts(tmp_path) == ["first"]
 
 

@@ -90,6 +90,23 @@ class TrainShape:
 
 
 @dataclass(frozen=True, slots=True)
+class DecodeShape:
+    """How a model is decoded, as far as memory depends on it.
+
+    `batch` rows grow to `context` tokens. A method that drafts sets the rest: `drafted` tokens a row at most are
+    checked in one pass; `draft` names the model that drafts them, if one does that is there for nothing else; `tried`:
+    decoding without drafts is tried before.
+    """
+
+    batch: int
+    context: int
+    drafted: int = 0
+    draft: str | None = None
+    tried: bool = False
+    device: Literal["cuda", "cpu"] = "cuda"
+
+
+@dataclass(frozen=True, slots=True)
 class Bytes:
     """Bytes in use at one moment, by cause. `temporary`: what exists only while an operation runs, gradients of
     activations, and on CUDA workspaces of libraries and what memory has beyond its tensors; `loss`: logits, the loss

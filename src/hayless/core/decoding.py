@@ -14,7 +14,17 @@ from typing import Literal
 
 from hayless.core.activations import record
 from hayless.core.allocator import allocated_bytes, workspace_bytes
-from hayless.core.cost import Bytes, Cost, at_least, during, is_packed, kv_cache_bytes, notes_of, weight_bytes
+from hayless.core.cost import (
+    Bytes,
+    Cost,
+    DecodeShape,
+    at_least,
+    during,
+    is_packed,
+    kv_cache_bytes,
+    notes_of,
+    weight_bytes,
+)
 from hayless.core.dims import ModelDims
 from hayless.core.dtypes import item_bytes
 from hayless.core.errors import NotSupported
@@ -58,7 +68,7 @@ def decode_cost(
     weights, beside = weight_bytes(ledger), _beside(ledger, device)
     prefill = forward_work(reading)
     if graphs:
-        rows, capacity = _bucket(batch), -(-(context + AHEAD) // CAPACITY_STEP) * CAPACITY_STEP
+        rows, capacity = _bucket(batch), _capacity(context + AHEAD)
         cache = kv_cache_bytes(dims, rows, capacity)
         # A step with several rows is captured on two streams of its own, each with its workspaces.
         beside += workspace_bytes(dims.qkv_bias) * (1 if rows == 1 else 3) + _buffers(dims, rows, capacity)
@@ -87,6 +97,44 @@ def decode_cost(
     copied = elementwise(one_layer, 2 * dims.num_layers)
     step = forward_work(one_token) + Work((attended, copied), copied.count)
     return Cost(phases, {"prefill": prefill, "decode": step}, batch, notes_of(dims, attention))
+
+
+def decode_peak(ledger: Ledger, shape: DecodeShape, draft: Ledger | None = None) -> Bytes:
+    """Bytes of the moment of decoding that needs most, drafts included.
+
+    `draft` is the model that `shape.draft` names: its weights and its cache are there as long as the target's. A pass
+    that checks drafted tokens computes logits for each of them, and their logarithms.
+    """
+    plain = decode_cost(ledger, shape.batch, shape.context, device=shape.device)
+    if not shape.drafted:
+        return plain.peak
+    positions = shape.drafted + 1
+    logarithms = Bytes(temporary=4 * shape.batch * positions * ledger.dims.vocab_size)
+    reading = record(ledger, RunShape(shape.batch, positions, training=False, logits=positions, device=shape.device))
+    checking = during(replay(reading).forward) + logarithms
+    if shape.device == "cuda" and all(_graphed(model) for model in (ledger, draft) if model is not None):
+        rows, capacity = _bucket(shape.batch), _capacity(shape.context + AHEAD * positions)
+        session = sum(
+            kv_cache_bytes(model.dims, rows, capacity) + positions * _buffers(model.dims, rows, capacity)
+            for model in (ledger, draft)
+            if model is not None
+        )
+        beside = Bytes(weights=weight_bytes(draft) + _beside(draft, "cuda") if draft else 0)
+        # Graphs of decoding without drafts stay with their cache.
+        tried = plain.phases["decode"].kv_cache if shape.tried else 0
+        moments = (replace(plain.phases["prefill"], kv_cache=tried), replace(plain.phases["decode"], kv_cache=tried))
+        return max((held + beside + Bytes(kv_cache=session) for held in moments), key=lambda held: held.total)
+    resting = Bytes(weights=weight_bytes(ledger), kv_cache=plain.phases["decode"].kv_cache)
+    beside = Bytes()
+    if draft is not None:
+        beside = Bytes(weights=weight_bytes(draft), kv_cache=kv_cache_bytes(draft.dims, shape.batch, shape.context))
+    moments = (plain.phases["prefill"], plain.phases["decode"], resting + checking)
+    return max((held + beside for held in moments), key=lambda held: held.total)
+
+
+def _capacity(tokens: int) -> int:
+    """Tokens that a cache in graphs has room for where so many are needed."""
+    return -(-tokens // CAPACITY_STEP) * CAPACITY_STEP
 
 
 def _graphed(ledger: Ledger) -> bool:

@@ -13,7 +13,7 @@ from enum import StrEnum
 from importlib import import_module
 from typing import Any
 
-from hayless.core.cost import TrainShape
+from hayless.core.cost import DecodeShape, TrainShape
 from hayless.core.dims import ModelDims
 from hayless.core.ledger import Ledger
 from hayless.core.options import Options
@@ -94,6 +94,7 @@ class MethodConfig(Options):
 
 Predict = Callable[[Ledger, Any], Ledger]
 PredictTraining = Callable[[TrainShape, Any], TrainShape]
+PredictDecoding = Callable[[DecodeShape, Any], DecodeShape]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,8 @@ class Method:
     the slots are (`hayless.model.transform`, `hayless.train.slots`, `hayless.decode.slots`). `predict` rewrites the
     ledger the way the method rewrites the model, exactly in parameters and bytes. `claims` may depend on the config.
     `peft_type` names the adapter format of PEFT that this method reads and writes. `predict_training` is to training
-    what `predict` is to the model: an optimizer states its bytes a parameter, a memory method what is computed again.
+    what `predict` is to the model: an optimizer states its bytes a parameter, a memory method what is computed again;
+    `predict_decoding` to decoding.
     Every option of a transform has a default, so that a bare name is a valid request.
 
     The recommender (`hayless.plan.recommend`) reads two fields. `gives_up` says in words what an optimizer costs beside
@@ -123,6 +125,7 @@ class Method:
     paper: Paper | None = None
     peft_type: str | None = None
     predict_training: PredictTraining = lambda shape, config: shape
+    predict_decoding: PredictDecoding = lambda shape, config: shape
     gives_up: str = ""
     ladder: Callable[[ModelDims], Sequence[Any]] | None = None
 

@@ -57,6 +57,11 @@ def record_of(noted: Any) -> list[MethodConfig]:
     entries = noted.get("methods") if isinstance(noted, dict) else None
     if not isinstance(entries, list) or not all(isinstance(entry, dict) and "method" in entry for entry in entries):
         raise FileDamaged(f"hayless in the model's config is no record of methods: {str(noted)[:100]}.")
+    return configured(entries)
+
+
+def configured(entries: Iterable[dict[str, Any]]) -> list[MethodConfig]:
+    """Configs from plain data, each with its `method`. RequestError as in `configure`."""
     return [
         configure(str(entry["method"]), **{name: value for name, value in entry.items() if name != "method"})
         for entry in entries

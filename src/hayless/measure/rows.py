@@ -45,6 +45,7 @@ def decode_rows(speed: DecodeSpeed, memory: Memory) -> list[Measurement]:
     """Time to the first token and of each later one, and the peak while decoding."""
     side = "one at a time" if speed.rows == 1 else f"{speed.rows} side by side"
     work = f"{speed.tokens} tokens after {speed.prompt_tokens}, {side}, {speed.threads} threads"
+    work += f"; drafts by {speed.drafts}" if speed.drafts else ""
     return [
         _timing("first_token_seconds", "s", speed.first_token, work),
         _timing("ms_per_token", "ms", speed.token.scaled(1000), work),

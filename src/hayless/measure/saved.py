@@ -15,12 +15,16 @@ import torch
 from transformers import PreTrainedModel
 
 from hayless.core import atomic
+from hayless.core.errors import RequestError
 from hayless.core.measurement import Measurement
+from hayless.core.method import MethodConfig
 from hayless.core.options import Options
+from hayless.core.registry import configured, method_of
 from hayless.core.units import format_bytes
 from hayless.data.store import TokenStore
 from hayless.decode.engine import Engine
 from hayless.decode.options import SamplingOptions
+from hayless.decode.slots import DraftPart
 from hayless.measure.calibration import Calibration, write
 from hayless.measure.energy import EnergyMeter
 from hayless.measure.files import file_bytes
@@ -32,7 +36,7 @@ from hayless.measure.rehearsal import rehearse_decoding
 from hayless.measure.rows import decode_rows, held_out_rows
 from hayless.measure.settings import MeasureSettings
 from hayless.measure.speed import decode_speed
-from hayless.model.load import load_model
+from hayless.model.load import load_model, load_tokenizer
 
 _ENERGY_SECONDS = 2.0
 """How long is generated while energy is read: NVML's counter is too coarse for less."""
@@ -44,6 +48,7 @@ class _Request(Options):
     folder: Path
     heldout: Path
     settings: MeasureSettings
+    draft: dict[str, Any] | None = None
     device: str
 
 
@@ -52,6 +57,7 @@ def measure_saved(
     heldout: TokenStore,
     settings: MeasureSettings,
     *,
+    draft: MethodConfig | None = None,
     device: str = "cpu",
     documents: Path | None = None,
     reliability: Path | None = None,
@@ -59,12 +65,19 @@ def measure_saved(
 ) -> list[Measurement]:
     """Measure the model saved in `folder` on held-out documents, in a fresh process on `device`.
 
+    It is decoded with the method `draft`, if there is one.
     A store of preferences is for a reward model (pairwise accuracy, calibration), any other for a language model (loss,
     bits per byte, perplexity; on outputs of examples also accuracy and calibration). `documents` is where the loss of
     each document is written as JSON, for paired comparisons; `reliability` a folder for the reliability diagram.
     Raises what loading and measuring raise; WorkError when it takes more than `timeout` seconds.
     """
-    request = _Request(folder=folder.resolve(), heldout=heldout.folder.resolve(), settings=settings, device=str(device))
+    request = _Request(
+        folder=folder.resolve(),
+        heldout=heldout.folder.resolve(),
+        settings=settings,
+        draft=draft.model_dump(mode="json") if draft else None,
+        device=str(device),
+    )
     found = in_fresh_process("hayless.measure.saved", request.model_dump(mode="json"), timeout)
     if documents is not None and found["documents"]:
         atomic.write_json(documents, found["documents"])
@@ -88,8 +101,9 @@ def _measure(request: dict[str, Any]) -> dict[str, Any]:
     rows = _file_rows(asked.folder)
     documents: list[dict[str, Any]] = []
     if decodes:
+        draft = _part(asked, model)
         meter.restart()
-        rows += _decode_rows(model, store, settings, meter)
+        rows += _decode_rows(model, store, settings, meter, draft)
     calibrated: Calibration | None = None
     if settings.quality:
         found = look(model, store, settings)
@@ -106,22 +120,35 @@ def _measure(request: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _part(asked: _Request, model: PreTrainedModel) -> DraftPart | None:
+    """The method that drafts, ready for the model; None where there is none."""
+    if asked.draft is None:
+        return None
+    [config] = configured([asked.draft])
+    try:
+        tokenizer = load_tokenizer(str(asked.folder))
+    except RequestError:
+        tokenizer = None
+    part: DraftPart = method_of(config).load()(config, model, tokenizer)
+    return part
+
+
 def _decode_rows(
-    model: PreTrainedModel, store: TokenStore, settings: MeasureSettings, meter: MemoryMeter
+    model: PreTrainedModel, store: TokenStore, settings: MeasureSettings, meter: MemoryMeter, draft: DraftPart | None
 ) -> list[Measurement]:
     tokens = chain.from_iterable(document.tokens.tolist() for document in store.sample(settings.heldout_tokens))
     prompt = list(islice(tokens, settings.prompt_tokens))
-    speed = decode_speed(model, [prompt], settings.decode_tokens)
-    return [*decode_rows(speed, meter.read()), _energy_row(model, prompt, settings.decode_tokens)]
+    speed = decode_speed(model, [prompt], settings.decode_tokens, draft=draft)
+    return [*decode_rows(speed, meter.read()), _energy_row(model, prompt, settings.decode_tokens, draft)]
 
 
-def _energy_row(model: PreTrainedModel, prompt: list[int], tokens: int) -> Measurement:
+def _energy_row(model: PreTrainedModel, prompt: list[int], tokens: int, draft: DraftPart | None) -> Measurement:
     """Joules of the whole device for each generated token, prompts included; the reason where there is no figure."""
     name, unit = "joules_per_token", "J/token"
     meter = EnergyMeter(model.device)
     if not meter.available:
         return Measurement(name=name, unit=unit, note=meter.reason, better="lower")
-    engine, options = Engine(model), SamplingOptions(max_tokens=tokens, ignore_end=True)
+    engine, options = Engine(model, draft=draft), SamplingOptions(max_tokens=tokens, ignore_end=True)
     generated, start = 0, time.perf_counter()
     with meter:
         while time.perf_counter() - start < _ENERGY_SECONDS:

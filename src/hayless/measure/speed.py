@@ -15,8 +15,9 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from hayless.core.errors import RequestError, bad_value
-from hayless.decode.engine import Backend, Engine, Path
+from hayless.decode.engine import Backend, Engine, Generation, Path
 from hayless.decode.options import SamplingOptions
+from hayless.decode.slots import DraftPart
 
 _WARMUP_TOKENS = 8
 _WARMUP_STEPS = 2
@@ -55,7 +56,8 @@ class DecodeSpeed:
     """Greedy decoding of one batch.
 
     `first_token` is seconds from the prompt (on the host) to the first token (on the host); `token` is seconds of each
-    token after it; `tokens_per_second` is over all rows of the batch, after the first token.
+    token after it, in a run's mean where drafts give several at once; `tokens_per_second` is over all rows of the
+    batch, after the first token. `drafts` says what came of drafts; empty without.
     """
 
     first_token: Spread
@@ -67,6 +69,7 @@ class DecodeSpeed:
     repeats: int
     threads: int
     path: Path
+    drafts: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +90,13 @@ def decode_speed(
     repeats: int = 3,
     *,
     backend: Backend | Literal["auto"] = "auto",
+    draft: DraftPart | None = None,
 ) -> DecodeSpeed:
     """Time greedy decoding of `tokens` tokens after `prompts` (token ids, side by side), past any end token.
 
     RequestError when prompt and tokens do not fit the model's context. Every token is brought to the host, so the
-    clock is read when it is really there. `backend` is the engine's.
+    clock is read when it is really there. `backend` and `draft` are the engine's; what a draft part finds out first is
+    not in the times.
     """
     if tokens < 2:
         raise bad_value("tokens", tokens, allowed="2 or more, to time those after the first")
@@ -99,7 +104,7 @@ def decode_speed(
         raise bad_value("repeats", repeats, allowed="1 or more")
     if not prompts:
         raise RequestError("There is no prompt to decode from.")
-    engine = Engine(model, backend=backend)
+    engine = Engine(model, backend=backend, draft=draft)
     longest = max(map(len, prompts))
     if engine.context is not None and longest + tokens > engine.context:
         raise RequestError(
@@ -107,17 +112,22 @@ def decode_speed(
             hint="Ask for fewer tokens, or give a shorter prompt.",
         )
 
-    def run(count: int) -> tuple[float, ...]:
+    def run(count: int) -> list[Generation]:
         _synchronize(model.device)
         options = SamplingOptions(max_tokens=count, ignore_end=True)
-        return engine.generate(prompts, options, batch_size=len(prompts))[0].times
+        return engine.generate(prompts, options, batch_size=len(prompts))
 
-    # Captured graphs are made for a number of tokens, so there the warm-up has as many.
-    run(tokens if engine.path.backend == "graphs" else min(tokens, _WARMUP_TOKENS))
+    # Captured graphs are made for a number of tokens, and drafts chosen by it, so there the warm-up has as many.
+    whole = engine.path.backend == "graphs" or draft is not None
+    run(tokens if whole else min(tokens, _WARMUP_TOKENS))
     runs = [run(tokens) for _ in range(repeats)]
-    token = Spread.of([later - earlier for times in runs for earlier, later in itertools.pairwise(times)])
+    if draft is None:
+        each = [later - earlier for rows in runs for earlier, later in itertools.pairwise(rows[0].times)]
+    else:
+        each = [(max(row.times[-1] for row in rows) - rows[0].times[0]) / (tokens - 1) for rows in runs]
+    token = Spread.of(each)
     return DecodeSpeed(
-        first_token=Spread.of([times[0] for times in runs]),
+        first_token=Spread.of([rows[0].first_token_seconds for rows in runs]),
         token=token,
         tokens_per_second=token.rate(len(prompts)),
         rows=len(prompts),
@@ -126,6 +136,7 @@ def decode_speed(
         repeats=repeats,
         threads=torch.get_num_threads(),
         path=engine.path,
+        drafts=str(draft) if draft else "",
     )
 
 

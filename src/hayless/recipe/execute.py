@@ -176,6 +176,7 @@ class _Execution:
             self.place.model,
             start.data(kind).heldout,
             settings,
+            draft=self.recipe.decoding.draft if self.recipe.decoding else None,
             device=str(start.device),
             documents=self.place.documents,
             reliability=self.place.path,

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from hayless.core.compose import predict as rewrite
-from hayless.core.cost import TrainShape, backward_flops, forward_flops, is_packed, training_cost
-from hayless.core.decoding import decode_cost
+from hayless.core.cost import DecodeShape, TrainShape, backward_flops, forward_flops, is_packed, training_cost
+from hayless.core.decoding import decode_peak
 from hayless.core.dims import ModelDims
 from hayless.core.errors import NotSupported, RequestError
 from hayless.core.families import dims_of, labels_of, ledger_of, read_config
@@ -20,7 +20,7 @@ from hayless.core.new_rows import only_new_rows, vocabulary_rows
 from hayless.core.registry import method_of, record_of
 from hayless.core.roles import Role
 from hayless.model.new_tokens import extend
-from hayless.recipe.schema import ApplyStep, ModelSection, Recipe, Save, TokenizerSection, Train, TrainStep
+from hayless.recipe.schema import ApplyStep, Measure, ModelSection, Recipe, Save, TokenizerSection, Train, TrainStep
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -79,8 +79,9 @@ def predict(recipe: Recipe, device: DeviceKind | None = None) -> Prediction:
         figures["train_peak_bytes"] = max(cost.peak.total for cost in costs)
     measuring = recipe.measuring
     if measuring and measuring.decode and recipe.model.task == "causal" and saved.dims.family not in ("bert", "t5"):
-        context = measuring.prompt_tokens + measuring.decode_tokens
-        figures["decode_peak_bytes"] = decode_cost(saved, 1, context, device=device).peak.total
+        shape = decode_shape(recipe, device)
+        draft = _model_of(shape.draft, saved.dims.dtype) if shape.draft else None
+        figures["decode_peak_bytes"] = decode_peak(saved, shape, draft).total
     return Prediction(ledger, training, saved, figures)
 
 
@@ -118,6 +119,21 @@ def train_shape(train: Train, device: DeviceKind) -> TrainShape:
     for config in (train.objective, train.optimizer, *train.memory):
         shape = method_of(config).predict_training(shape, config)
     return shape
+
+
+def decode_shape(recipe: Recipe, device: DeviceKind) -> DecodeShape:
+    """What decoding costs by when the saved model is measured, as far as the methods in its slots say."""
+    measuring = recipe.measuring or Measure()
+    shape = DecodeShape(1, measuring.prompt_tokens + measuring.decode_tokens, device=device)
+    if recipe.decoding is None:
+        return shape
+    return method_of(recipe.decoding.draft).predict_decoding(shape, recipe.decoding.draft)
+
+
+def _model_of(path: str, dtype: str) -> Ledger:
+    """The ledger of a saved model that is loaded in a dtype."""
+    dims, done = starting_point(ModelSection(path=path))
+    return rewrite(ledger_of(dims.with_dtype(dtype)), done)
 
 
 def walk(recipe: Recipe) -> tuple[list[Stage], ModelDims, list[MethodConfig]]:

@@ -44,11 +44,13 @@ if TYPE_CHECKING:
     ObjectiveConfig = MethodConfig
     OptimizerConfig = MethodConfig
     MemoryConfig = MethodConfig
+    DraftConfig = MethodConfig
 else:
     TransformConfig = _union(Part.TRANSFORM)
     ObjectiveConfig = _union(Part.OBJECTIVE, default="lm")
     OptimizerConfig = _union(Part.OPTIMIZER, default="adamw")
     MemoryConfig = _union(Part.MEMORY)
+    DraftConfig = _union(Part.DRAFT, default="speculative")
 
 
 _SMALLEST = 260
@@ -111,6 +113,12 @@ class Train(TrainSettings):
     )
 
 
+class Decode(Options):
+    """A decode step: the methods in the slots of decoding, for whenever the saved model is measured."""
+
+    draft: DraftConfig = Field(description="Who drafts tokens for the model to check.")
+
+
 class Measure(MeasureSettings):
     """A measure step: what is measured of the saved model, in fresh processes."""
 
@@ -136,6 +144,12 @@ class TrainStep(Options):
     train: Train
 
 
+class DecodeStep(Options):
+    """Say how the model is decoded when it is measured."""
+
+    decode: Decode
+
+
 class MeasureStep(Options):
     """Measure the model as it would be shipped."""
 
@@ -148,7 +162,13 @@ class SaveStep(Options):
     save: Save = Save()
 
 
-STEPS: dict[str, type[Options]] = {"apply": ApplyStep, "train": TrainStep, "measure": MeasureStep, "save": SaveStep}
+STEPS: dict[str, type[Options]] = {
+    "apply": ApplyStep,
+    "train": TrainStep,
+    "decode": DecodeStep,
+    "measure": MeasureStep,
+    "save": SaveStep,
+}
 
 
 def _step_kind(value: Any) -> str | None:
@@ -172,6 +192,7 @@ def _bare_step(value: Any) -> Any:
 Step = Annotated[
     Annotated[ApplyStep, Tag("apply")]
     | Annotated[TrainStep, Tag("train")]
+    | Annotated[DecodeStep, Tag("decode")]
     | Annotated[MeasureStep, Tag("measure")]
     | Annotated[SaveStep, Tag("save")],
     Discriminator(_step_kind),
@@ -185,7 +206,7 @@ class Recipe(Options):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="Names the run's folder.")
     model: ModelSection = Field(description="What the recipe starts from; a bare string is its path.")
     data: DataConfig | None = Field(None, description="Text to train and measure on.")
-    steps: tuple[Step, ...] = Field(description="apply, train, measure and save steps, in order.")
+    steps: tuple[Step, ...] = Field(description="apply, train, decode, measure and save steps, in order.")
     device: str = Field(
         "auto",
         pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$",
@@ -208,6 +229,7 @@ class Recipe(Options):
             except RequestError as error:
                 raise ValueError(str(error)) from None
         self._check_ending()
+        self._check_decoding()
         uses_data = [kind for kind in map(_step_kind, self.steps) if kind in ("train", "measure")]
         uses_data += ["model.tokenizer"] if isinstance(self.model.tokenizer, TokenizerSection) else []
         if uses_data and self.data is None:
@@ -230,6 +252,22 @@ class Recipe(Options):
     def measuring(self) -> Measure | None:
         """What is measured of the saved model, if anything is."""
         return next((step.measure for step in self.steps if isinstance(step, MeasureStep)), None)
+
+    @property
+    def decoding(self) -> Decode | None:
+        """How the model is decoded when it is measured; None where no step says it."""
+        return next((step.decode for step in self.steps if isinstance(step, DecodeStep)), None)
+
+    def _check_decoding(self) -> None:
+        """How a model is decoded is said once, and only where it is decoded."""
+        if self.decoding is None:
+            return
+        if [_step_kind(step) for step in self.steps].count("decode") > 1:
+            raise ValueError("steps has decode twice; a run's model is decoded in one way")
+        if self.model.task != "causal":
+            raise ValueError(f"a decode step is for models that predict tokens, not for task {self.model.task}")
+        if self.measuring is None or not self.measuring.decode:
+            raise ValueError("a decode step says how the model is decoded when it is measured: add a measure step")
 
     def _check_only(self) -> None:
         """Rows of new tokens train alone only where there are some."""

@@ -70,6 +70,7 @@ ENTRIES = (
     Entry("LoRA rank 8", "adapters", "lora", (_apply("lora", rank=8), _train(2e-3)), first=True),
     Entry("k-means 4 bits", "quantize", "kmeans", (_apply("kmeans", bits=4),), first=True),
     Entry("half the weights zero", "prune", "magnitude", (_apply("magnitude", sparsity=0.5), _train()), first=True),
+    Entry("drafts from its own text", "decoding", "speculative", ({"decode": {"draft": "speculative"}},), first=True),
     Entry("instructions", "objectives", "sft", (_train(1e-3, objective="sft"),), True, "stdlib_instructions"),
     Entry("reward", "objectives", "reward", (_train(1e-3, objective="reward"),), False, "stdlib_preferences", "reward"),
 )

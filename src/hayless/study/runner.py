@@ -34,7 +34,7 @@ from hayless.recipe.receipt import Receipt
 from hayless.recipe.schema import Recipe, TrainStep
 from hayless.study.process import Process
 from hayless.study.results import FILE, Outcome, Outcomes, Results, State, read_outcomes, read_study
-from hayless.study.schema import Budget, Contender, Study, contenders, starts_from
+from hayless.study.schema import Budget, Contender, Study, contenders, reads
 
 _POLL_SECONDS = 0.1
 _RUNTIME_BYTES = 600_000_000
@@ -132,7 +132,7 @@ class _Runner:
             path = self.folder / "recipes" / f"{contender.slug}.yaml"
             atomic.write_text(path, yaml.write(contender.recipe.model_dump(mode="json", exclude_none=True)))
             recipe = load_recipe(path)
-            needs = [job for job in jobs if starts_from(recipe, job.folder)]
+            needs = [job for job in jobs if reads(recipe, job.folder)]
             asked = digest(recipe, contender.peer)
             parts = [asked, *(keys[job.contender.slug] for job in needs)]
             keys[contender.slug] = hashlib.sha256("\n".join(parts).encode()).hexdigest()
@@ -176,7 +176,7 @@ class _Runner:
                 continue
             failed = [needed for needed in job.needs if needed.outcome.state == "failed"]
             if failed:
-                self._settle(job, "failed", f"It starts from {failed[0].contender.label!r}, which failed.")
+                self._settle(job, "failed", f"It needs {failed[0].contender.label!r}, which failed.")
             elif self._spent(job):
                 self._settle(job, "failed", _over_time(self.budget))
             elif all(needed.outcome.state == "done" for needed in job.needs) and self._room_for(job):

@@ -19,7 +19,7 @@ from hayless.core.registry import method_of
 from hayless.recipe import yaml
 from hayless.recipe.load import load as load_recipe
 from hayless.recipe.load import validate
-from hayless.recipe.prediction import flops_per_token
+from hayless.recipe.prediction import decode_shape, flops_per_token
 from hayless.recipe.schema import ApplyStep, Recipe, Train, TrainStep
 from hayless.study import peers
 from hayless.study.peers import PeerName
@@ -182,6 +182,12 @@ def starts_from(recipe: Recipe, folder: Path) -> bool:
     """Whether a recipe's model lies in the folder of another run."""
     path = recipe.model.path
     return path is not None and Path(path).resolve().is_relative_to(folder.resolve())
+
+
+def reads(recipe: Recipe, folder: Path) -> bool:
+    """Whether a recipe needs a model from the folder of another run: it starts from it, or has it draft."""
+    draft = decode_shape(recipe, "cpu").draft
+    return starts_from(recipe, folder) or (draft is not None and Path(draft).resolve().is_relative_to(folder.resolve()))
 
 
 def _within(recipe: Recipe, budget: Budget | None, earlier: Sequence[tuple[Path, Recipe]]) -> Recipe:

@@ -15,9 +15,9 @@ from hayless.decode.readers import ModuleReader, ProgramReader, Reader
 from hayless.decode.request import Batch, Request
 from hayless.decode.slots import Target
 from hayless.methods.decoding.speculative.accept import Accept, accept
-from hayless.methods.decoding.speculative.config import LOOKUP, SELF, SpeculativeConfig
+from hayless.methods.decoding.speculative.config import FIRST, LOOKUP, SELF, SpeculativeConfig
 from hayless.methods.decoding.speculative.drafts import Draft, EarlyDraft, LookupDraft, ModelDraft
-from hayless.methods.decoding.speculative.preflight import FIRST, TOKENS, Preflight, measure
+from hayless.methods.decoding.speculative.preflight import TOKENS, Preflight, measure
 from hayless.methods.decoding.speculative.rounds import Rounds
 from hayless.methods.decoding.speculative.tally import Tally
 from hayless.methods.decoding.speculative.tokenizers import check_same

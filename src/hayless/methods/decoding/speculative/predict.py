@@ -10,10 +10,13 @@ acceptances are independent.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import accumulate
 from operator import mul
 
+from hayless.core.cost import DecodeShape
 from hayless.core.errors import RequestError, bad_value
+from hayless.methods.decoding.speculative.config import LOOKUP, MOST, SELF, SpeculativeConfig
 
 MOST_DRAFTED = 64
 """The best γ is looked for up to here."""
@@ -58,3 +61,11 @@ def best_drafted(
 ) -> int:
     """The γ up to `most` with the largest speed-up; 0 where drafting does not pay. `verify` gives v for a γ."""
     return max(range(most + 1), key=lambda drafted: speedup(acceptance, drafted, cost, verify(drafted)))
+
+
+def predict_decoding(shape: DecodeShape, config: SpeculativeConfig) -> DecodeShape:
+    """How many tokens are checked in one pass at most, and which model is held to draft them."""
+    draft = None if config.draft in (LOOKUP, SELF) else config.draft
+    return replace(
+        shape, drafted=MOST if config.tokens == "auto" else config.tokens, draft=draft, tried=config.preflight
+    )

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from hayless.decode.request import Batch, Request
+from hayless.methods.decoding.speculative.config import FIRST, MOST
 from hayless.methods.decoding.speculative.predict import best_drafted, speedup
 from hayless.methods.decoding.speculative.tally import Tally
 
@@ -18,8 +19,6 @@ TOKENS = 32
 """Tokens of each request that are made to measure with."""
 SECONDS = 2.0
 """No further pass is begun after so long."""
-MOST, FIRST = 8, 4
-"""Tokens drafted a pass: at most, and in the first measurement."""
 _PASSES = 3
 _GAIN = 1.03
 """Speculation that would gain less is not worth the risk that the text changes."""
