@@ -53,11 +53,7 @@ def build_model(
     with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []), place:
         torch.manual_seed(seed)
         model = _from_config(shape, torch_dtype(dtype))
-    for site in Anatomy.of(model).sites:
-        # T5 in float16: what a reload keeps in float32 is in float32 from the start.
-        parameter = site.module(model)._parameters[site.parameter]
-        if parameter is not None and not site.row.tied_to:
-            parameter.data = parameter.data.to(getattr(torch, site.row.dtype))
+    _keep_wide(model)
     return (model if draw_there else model.to(checked_device(device))).eval()  # type: ignore[arg-type]
 
 
@@ -74,6 +70,7 @@ def unfilled_model(shape: PretrainedConfig, dtype: torch.dtype) -> PreTrainedMod
     with no_init_weights():
         model = _from_config(shape, dtype)
     model.tie_weights()
+    _keep_wide(model)
     return model.eval()
 
 
@@ -160,6 +157,14 @@ def _fields() -> frozenset[str]:
         blank = AutoConfig.for_model(model_type)
         found |= {*blank.to_dict(), *blank.attribute_map}
     return frozenset(found)
+
+
+def _keep_wide(model: PreTrainedModel) -> None:
+    """Give each parameter the dtype that it has after a reload: T5 in float16 keeps some in float32."""
+    for site in Anatomy.of(model).sites:
+        parameter = site.module(model)._parameters[site.parameter]
+        if parameter is not None and not site.row.tied_to:
+            parameter.data = parameter.data.to(getattr(torch, site.row.dtype))
 
 
 def _from_config(shape: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:

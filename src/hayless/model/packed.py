@@ -13,12 +13,10 @@ import torch
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
-from hayless.core.compose import predict
 from hayless.core.errors import FileDamaged, RequestError
-from hayless.core.families import labels_of, ledger_of
+from hayless.core.families import labels_of
 from hayless.core.registry import method_of
 from hayless.model import build
-from hayless.model.anatomy import dims_of_model
 from hayless.model.build import Task
 from hayless.model.tensors import listed, read_tensors, weight_files
 from hayless.model.transform import record
@@ -43,7 +41,7 @@ def load(folder: Path, config: dict[str, Any], dtype: torch.dtype | None, task: 
     shape.name_or_path = str(folder)
     model = build.unfilled_model(shape, dtype or build.torch_dtype(base.get("dtype") or "float32"))
     restore(model)
-    _fill(model, folder, files, dtype)
+    _fill(model, folder, files, cast=dtype is not None)
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder)
     return model
@@ -62,10 +60,12 @@ def restore(model: PreTrainedModel) -> None:
     model.config.hayless = noted
 
 
-def _fill(model: PreTrainedModel, folder: Path, files: list[Path], dtype: torch.dtype | None) -> None:
-    """Put the files' tensors in the places of the model's, which all must be there once, and in their shapes."""
+def _fill(model: PreTrainedModel, folder: Path, files: list[Path], *, cast: bool) -> None:
+    """Put the files' tensors in the places of the model's, which all must be there once, and in their shapes.
+
+    Parameters come in the dtypes of the model's if `cast`, else as they are stored.
+    """
     wanted = _places(model)
-    cast = _dtypes(model, dtype) if dtype else {}
     filled = set()
     for name, tensor in read_tensors(files):
         if name not in wanted:
@@ -81,7 +81,7 @@ def _fill(model: PreTrainedModel, folder: Path, files: list[Path], dtype: torch.
                 hint=_HINT,
             )
         if isinstance(held, nn.Parameter):
-            held.data = tensor.to(cast.get(name, tensor.dtype))
+            held.data = tensor.to(held.dtype) if cast else tensor
         else:
             module._buffers[leaf] = tensor
         filled.add(name)
@@ -91,17 +91,6 @@ def _fill(model: PreTrainedModel, folder: Path, files: list[Path], dtype: torch.
 
 
 _HINT = "config.json and weights must belong to one model; copy the folder again."
-
-
-def _dtypes(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.dtype]:
-    """The dtype of each tensor of a model in `dtype`, from its ledger: T5 in float16 has some in float32."""
-    dims = dims_of_model(model).with_dtype(str(dtype).removeprefix("torch."))
-    return {
-        stored.name.replace("{layer}", str(layer)): getattr(torch, stored.dtype)
-        for row in predict(ledger_of(dims), record(model)).rows
-        for stored in row.held
-        for layer in row.layers or (0,)
-    }
 
 
 def _places(model: PreTrainedModel) -> dict[str, tuple[Any, str]]:
