@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from hayless.core.compose import predict
-from hayless.core.cost import kv_cache_bytes
-from hayless.core.decoding import AHEAD, CAPACITY_STEP, GRAPHED, PREFILL_TOKENS, decode_cost
+from hayless.core.cost import DecodeShape, kv_cache_bytes, weight_bytes
+from hayless.core.decoding import AHEAD, CAPACITY_STEP, GRAPHED, PREFILL_TOKENS, decode_cost, decode_peak
 from hayless.core.families import dims_of, ledger_of
 from hayless.core.ledger import Ledger
 from hayless.core.registry import configure
@@ -67,3 +67,18 @@ def test_a_prompt_goes_in_pieces() -> None:
     at_once, twice = (decode_cost(wide, 1, tokens).phases for tokens in (PREFILL_TOKENS, 2 * PREFILL_TOKENS))
     extra = [phases["prefill"].total - phases["decode"].total for phases in (at_once, twice)]
     assert extra[0] == extra[1] > 0
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_drafts_add_their_model_and_what_checking_takes(device: str) -> None:
+    shape = DecodeShape(1, 40, device=device)
+    target, draft = ledger(), ledger("qwen2")
+    plain = decode_peak(target, shape)
+    assert plain == decode_cost(target, 1, 40, device=device).peak
+    alone = decode_peak(target, replace(shape, drafted=4))
+    both = decode_peak(target, replace(shape, drafted=4), draft)
+    assert both.weights - alone.weights == weight_bytes(draft)
+    assert both.kv_cache > alone.kv_cache >= plain.kv_cache
+    assert decode_peak(target, replace(shape, drafted=16)).total >= alone.total >= plain.total
+    tried = decode_peak(target, replace(shape, drafted=4, tried=True))
+    assert (tried.kv_cache > alone.kv_cache) == (device == "cuda"), "graphs without drafts keep their cache"

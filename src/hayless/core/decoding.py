@@ -102,34 +102,42 @@ def decode_cost(
 def decode_peak(ledger: Ledger, shape: DecodeShape, draft: Ledger | None = None) -> Bytes:
     """Bytes of the moment of decoding that needs most, drafts included.
 
-    `draft` is the model that `shape.draft` names: its weights and its cache are there as long as the target's. A pass
-    that checks drafted tokens computes logits for each of them, and their logarithms.
+    `draft` is the model that `shape.draft` names: its weights and its cache are there as long as the target's.
     """
     plain = decode_cost(ledger, shape.batch, shape.context, device=shape.device)
     if not shape.drafted:
         return plain.peak
+    models = [ledger] if draft is None else [ledger, draft]
+    graphs = shape.device == "cuda" and all(map(_graphed, models))
+    moments = _drafting_in_graphs(plain, models, shape) if graphs else _drafting(plain, models, shape)
+    return max(moments, key=lambda held: held.total)
+
+
+def _drafting(plain: Cost, models: list[Ledger], shape: DecodeShape) -> list[Bytes]:
+    """Moments of drafting through modules. A pass that checks has logits of all its tokens, and their logarithms."""
+    target, positions = models[0], shape.drafted + 1
+    run = RunShape(shape.batch, positions, training=False, logits=positions, device=shape.device)
+    checking = during(replay(record(target, run)).forward)
+    logarithms = Bytes(temporary=4 * shape.batch * positions * target.dims.vocab_size)
+    resting = Bytes(weights=weight_bytes(target), kv_cache=plain.phases["decode"].kv_cache)
+    beside = Bytes(
+        weights=sum(map(weight_bytes, models[1:])),
+        kv_cache=sum(kv_cache_bytes(model.dims, shape.batch, shape.context) for model in models[1:]),
+    )
+    return [held + beside for held in (*plain.phases.values(), resting + checking + logarithms)]
+
+
+def _drafting_in_graphs(plain: Cost, models: list[Ledger], shape: DecodeShape) -> list[Bytes]:
+    """Moments of drafting in graphs, whose caches stand beside that of graphs without drafts where those were tried."""
     positions = shape.drafted + 1
-    logarithms = Bytes(temporary=4 * shape.batch * positions * ledger.dims.vocab_size)
-    reading = record(ledger, RunShape(shape.batch, positions, training=False, logits=positions, device=shape.device))
-    checking = during(replay(reading).forward) + logarithms
-    if shape.device == "cuda" and all(_graphed(model) for model in (ledger, draft) if model is not None):
-        rows, capacity = _bucket(shape.batch), _capacity(shape.context + AHEAD * positions)
-        session = sum(
-            kv_cache_bytes(model.dims, rows, capacity) + positions * _buffers(model.dims, rows, capacity)
-            for model in (ledger, draft)
-            if model is not None
-        )
-        beside = Bytes(weights=weight_bytes(draft) + _beside(draft, "cuda") if draft else 0)
-        # Graphs of decoding without drafts stay with their cache.
-        tried = plain.phases["decode"].kv_cache if shape.tried else 0
-        moments = (replace(plain.phases["prefill"], kv_cache=tried), replace(plain.phases["decode"], kv_cache=tried))
-        return max((held + beside + Bytes(kv_cache=session) for held in moments), key=lambda held: held.total)
-    resting = Bytes(weights=weight_bytes(ledger), kv_cache=plain.phases["decode"].kv_cache)
-    beside = Bytes()
-    if draft is not None:
-        beside = Bytes(weights=weight_bytes(draft), kv_cache=kv_cache_bytes(draft.dims, shape.batch, shape.context))
-    moments = (plain.phases["prefill"], plain.phases["decode"], resting + checking)
-    return max((held + beside for held in moments), key=lambda held: held.total)
+    rows, capacity = _bucket(shape.batch), _capacity(shape.context + AHEAD * positions)
+    beside = Bytes(
+        weights=sum(weight_bytes(model) + _beside(model, "cuda") for model in models[1:]),
+        kv_cache=sum(kv_cache_bytes(model.dims, rows, capacity) for model in models),
+        temporary=sum(positions * _buffers(model.dims, rows, capacity) for model in models),
+    )
+    kept = plain.phases["decode"].kv_cache if shape.tried else 0
+    return [replace(held, kv_cache=kept) + beside for held in plain.phases.values()]
 
 
 def _capacity(tokens: int) -> int:
