@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
-from hayless.core.method import Aspect, Claim, MethodConfig
-from hayless.core.roles import BLOCK_LINEARS, Role
-from hayless.methods.common.targets import NAMES, one_or_many, roles_of
-
-LoraTargets = Annotated[tuple[str, ...], BeforeValidator(one_or_many), Field(min_length=1)]
+from hayless.core.method import Claim, MethodConfig
+from hayless.methods.common.sites import ModuleTargets, branch_claims
 
 
 class LoraConfig(MethodConfig):
@@ -21,7 +18,7 @@ class LoraConfig(MethodConfig):
     rank: int = Field(8, ge=1, description="Width r of the thin matrices A (r, in) and B (out, r).")
     alpha: float = Field(16.0, gt=0, description="The branch is scaled by alpha / rank.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Share of the branch's inputs set to zero while training.")
-    targets: LoraTargets = Field(
+    targets: ModuleTargets = Field(
         ("blocks",),
         description="Where branches are added: roles (q, v), groups (blocks, attention, feed_forward), or modules by"
         " name or path as PEFT has them (q_proj; .q where the name is also a role's).",
@@ -35,9 +32,5 @@ class LoraConfig(MethodConfig):
 
 
 def claims(config: LoraConfig) -> tuple[Claim, ...]:
-    """It adds branches to its targets. Modules given by name may have any role that takes a branch."""
-    by_role = [target for target in config.targets if target in NAMES]
-    roles = roles_of(by_role)
-    if len(by_role) < len(config.targets):
-        roles |= BLOCK_LINEARS | {Role.HEAD}
-    return (Claim(Aspect.BRANCH, roles),)
+    """It adds branches to its targets."""
+    return branch_claims(config.targets)

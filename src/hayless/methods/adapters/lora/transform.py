@@ -9,19 +9,19 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hayless.core.compose import predict
-from hayless.core.errors import FileDamaged, NotSupported
+from hayless.core.errors import NotSupported
 from hayless.core.ledger import Layout
 from hayless.core.method import Aspect, MethodConfig
 from hayless.core.registry import method_of
 from hayless.methods.adapters.lora import layer, peft_config
 from hayless.methods.adapters.lora.config import LoraConfig
-from hayless.methods.adapters.lora.predict import PREFIX, Target, another, targets_of
-from hayless.methods.common.weights import plain_ledger, weights_of
+from hayless.methods.adapters.lora.predict import targets_of
+from hayless.methods.common.adapting import fill, freeze, modules_of, peft_names, peft_task, thaw, trained
+from hayless.methods.common.sites import PEFT_PREFIX, Target, another
+from hayless.methods.common.weights import plain_ledger
 from hayless.model.transform import AdapterFiles, Change, Context, record
 
 _PARTS = ("lora_A", "lora_B")
-_TASKS = {"ForCausalLM": "CAUSAL_LM", "LMHeadModel": "CAUSAL_LM", "ForConditionalGeneration": "SEQ_2_SEQ_LM"}
 
 
 class Lora:
@@ -34,8 +34,7 @@ class Lora:
         generator = torch.Generator().manual_seed(context.seed)
         for _, module, _ in chosen:
             layer.draw(module, generator)
-        trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-        return Change(config.method, tuple(path for path, *_ in chosen), figures={"trainable": float(trained)})
+        return Change(config.method, tuple(path for path, *_ in chosen), figures=trained(model))
 
     @staticmethod
     def restore(model: PreTrainedModel, config: LoraConfig) -> None:
@@ -47,15 +46,15 @@ class Lora:
         """The adapter as PEFT writes it, in float32."""
         chosen = list(_modules(model, config))
         tensors = {
-            f"{PREFIX}{path}.{part}.weight": getattr(module, part).weight.detach().float()
+            f"{PEFT_PREFIX}{path}.{part}.weight": getattr(module, part).weight.detach().float()
             for path, module, _ in chosen
             for part in _PARTS
         }
         found = peft_config.write(
             config,
             base=model.config.name_or_path or "",
-            task=next((task for end, task in _TASKS.items() if type(model).__name__.endswith(end)), None),
-            modules=_peft_names(model, [path for path, *_ in chosen]),
+            task=peft_task(model),
+            modules=peft_names(model, [path for path, *_ in chosen]),
             transposed=all(target.row.layout is Layout.CONV1D for *_, target in chosen),
         )
         return AdapterFiles(found, tensors)
@@ -69,29 +68,18 @@ class Lora:
     def load(model: PreTrainedModel, config: LoraConfig, tensors: dict[str, Tensor]) -> None:
         """Fill the branches. FileDamaged for tensors that are missing, unexpected or misshapen."""
         wanted = {
-            f"{PREFIX}{path}.{part}.weight": getattr(module, part).weight
+            f"{PEFT_PREFIX}{path}.{part}.weight": getattr(module, part).weight
             for path, module, _ in _modules(model, config)
             for part in _PARTS
         }
-        for what, names in (("lacks", wanted.keys() - tensors.keys()), ("has unknown", tensors.keys() - wanted.keys())):
-            if names:
-                raise FileDamaged(
-                    f"The adapter {what} tensors, {len(names)} in all, such as {min(names)}.",
-                    hint="Is it an adapter of this model?",
-                )
-        for name, weight in wanted.items():
-            if weight.shape != tensors[name].shape:
-                raise FileDamaged(f"{name} is {tuple(tensors[name].shape)}, but {tuple(weight.shape)} is needed.")
-        with torch.no_grad():
-            for name, weight in wanted.items():
-                weight.copy_(tensors[name])
+        fill(wanted, tensors)
 
     @staticmethod
     def remove(model: PreTrainedModel, config: LoraConfig) -> None:
         """Take the branches off; what is not packed trains again."""
         for _, module, _ in list(_modules(model, config)):
             layer.detach(module)
-        _thaw(model, config)
+        thaw(model, config)
 
     @staticmethod
     def merge(model: PreTrainedModel, config: LoraConfig) -> Change:
@@ -107,17 +95,16 @@ class Lora:
                 weight = module.weight
                 weight.copy_(weight.float() + (delta.T if target.row.layout is Layout.CONV1D else delta))
                 layer.detach(module)
-        _thaw(model, config)
+        thaw(model, config)
         return Change(config.method, tuple(path for path, *_ in chosen))
 
 
 def _add(model: PreTrainedModel, config: LoraConfig) -> list[tuple[str, Any, Target]]:
     """Freeze the model and add branches of zeros. Refuses before anything is changed."""
     if any(hasattr(module, part) for module in model.modules() for part in _PARTS):
-        raise another()
+        raise another(config.method)
     chosen = list(_modules(model, config))
-    _refuse_new_heads(model)
-    model.requires_grad_(False)
+    freeze(model, config.method)
     for _, module, target in chosen:
         layer.attach(module, target.row.in_features, target.row.out_features, config)
     return chosen
@@ -125,30 +112,7 @@ def _add(model: PreTrainedModel, config: LoraConfig) -> list[tuple[str, Any, Tar
 
 def _modules(model: PreTrainedModel, config: LoraConfig) -> Iterator[tuple[str, Any, Target]]:
     """Each target's path, module and row."""
-    for target in targets_of(plain_ledger(model), config):
-        for path in target.paths:
-            yield path, model.get_submodule(path), target
-
-
-def _refuse_new_heads(model: PreTrainedModel) -> None:
-    """A head that the family does not have (a reward model's) would be frozen as random as it is."""
-    known = {
-        f"{row.module}.{row.parameter}".replace("{layer}", str(layer))
-        for row in plain_ledger(model).rows
-        for layer in row.layers or (0,)
-    }
-    new = [name for name, parameter in model.named_parameters() if parameter.requires_grad and name not in known]
-    if new:
-        raise NotSupported(
-            f"lora would freeze {', '.join(new)} of this {type(model).__name__}, which must be trained whole.",
-            hint="Train it without lora.",
-        )
-
-
-def _thaw(model: PreTrainedModel, config: LoraConfig) -> None:
-    ledger = predict(plain_ledger(model), [other for other in record(model) if other != config])
-    for weight in weights_of(model, [row for row in ledger.rows if row.trainable]):
-        weight.parameter.requires_grad_(True)
+    return modules_of(model, targets_of(plain_ledger(model), config))
 
 
 def _refuse_merge(model: PreTrainedModel, config: LoraConfig, chosen: list[tuple[str, Any, Target]]) -> None:
@@ -167,10 +131,3 @@ def _refuse_merge(model: PreTrainedModel, config: LoraConfig, chosen: list[tuple
                 f"Merging would undo {other.method}: the sum W + BA is not what {other.method} made of W.",
                 hint="Save base and adapter side by side (merge: false).",
             )
-
-
-def _peft_names(model: PreTrainedModel, paths: list[str]) -> list[str]:
-    """The short names of modules where these mean exactly `paths`, else the paths."""
-    short = {path.rpartition(".")[2] for path in paths}
-    meant = {path for path, _ in model.named_modules() if path.rpartition(".")[2] in short}
-    return sorted(short if meant == set(paths) else paths)

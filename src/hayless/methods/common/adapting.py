@@ -1,0 +1,83 @@
+"""What adapters share on a loaded model: freezing it around them, thawing it after them, and PEFT's names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from hayless.core.compose import predict
+from hayless.core.errors import FileDamaged, NotSupported
+from hayless.core.method import MethodConfig
+from hayless.methods.common.sites import Target
+from hayless.methods.common.weights import plain_ledger, weights_of
+from hayless.model.transform import record
+
+_TASKS = {"ForCausalLM": "CAUSAL_LM", "LMHeadModel": "CAUSAL_LM", "ForConditionalGeneration": "SEQ_2_SEQ_LM"}
+
+
+def freeze(model: PreTrainedModel, method: str) -> None:
+    """Nothing of the model trains. NotSupported for a head that the family does not have (a reward model's), which
+    would be frozen as random as it is."""
+    known = {
+        f"{row.module}.{row.parameter}".replace("{layer}", str(layer))
+        for row in plain_ledger(model).rows
+        for layer in row.layers or (0,)
+    }
+    new = [name for name, parameter in model.named_parameters() if parameter.requires_grad and name not in known]
+    if new:
+        raise NotSupported(
+            f"{method} would freeze {', '.join(new)} of this {type(model).__name__}, which must be trained whole.",
+            hint=f"Train it without {method}.",
+        )
+    model.requires_grad_(False)
+
+
+def thaw(model: PreTrainedModel, config: MethodConfig) -> None:
+    """What trains without the adapter `config` trains again: everything that is not packed."""
+    ledger = predict(plain_ledger(model), [other for other in record(model) if other != config])
+    for weight in weights_of(model, [row for row in ledger.rows if row.trainable]):
+        weight.parameter.requires_grad_(True)
+
+
+def trained(model: PreTrainedModel) -> dict[str, float]:
+    """The figure of an adapter: how many parameters are trained."""
+    return {"trainable": float(sum(tensor.numel() for tensor in model.parameters() if tensor.requires_grad))}
+
+
+def modules_of(model: PreTrainedModel, targets: Iterable[Target]) -> Iterator[tuple[str, Any, Target]]:
+    """Each target's path, module and row."""
+    for target in targets:
+        for path in target.paths:
+            yield path, model.get_submodule(path), target
+
+
+def fill(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Copy an adapter's tensors into the model's. FileDamaged for missing, unexpected or misshapen ones."""
+    for what, names in (("lacks", wanted.keys() - tensors.keys()), ("has unknown", tensors.keys() - wanted.keys())):
+        if names:
+            raise FileDamaged(
+                f"The adapter {what} tensors, {len(names)} in all, such as {min(names)}.",
+                hint="Is it an adapter of this model?",
+            )
+    for name, weight in wanted.items():
+        if weight.shape != tensors[name].shape:
+            raise FileDamaged(f"{name} is {tuple(tensors[name].shape)}, but {tuple(weight.shape)} is needed.")
+    with torch.no_grad():
+        for name, weight in wanted.items():
+            weight.copy_(tensors[name])
+
+
+def peft_task(model: PreTrainedModel) -> str | None:
+    """PEFT's name of what the model does, where it has one."""
+    return next((task for end, task in _TASKS.items() if type(model).__name__.endswith(end)), None)
+
+
+def peft_names(model: PreTrainedModel, paths: Sequence[str]) -> list[str]:
+    """The short names of modules where these mean exactly `paths`, else the paths."""
+    short = {path.rpartition(".")[2] for path in paths}
+    meant = {path for path, _ in model.named_modules() if path.rpartition(".")[2] in short}
+    return sorted(short if meant == set(paths) else paths)
