@@ -132,9 +132,10 @@ def _drafting_in_graphs(plain: Cost, models: list[Ledger], shape: DecodeShape) -
     positions = shape.drafted + 1
     rows, capacity = _bucket(shape.batch), _capacity(shape.context + AHEAD * positions)
     beside = Bytes(
-        weights=sum(weight_bytes(model) + _beside(model, "cuda") for model in models[1:]),
+        weights=sum(map(weight_bytes, models[1:])),
         kv_cache=sum(kv_cache_bytes(model.dims, rows, capacity) for model in models),
-        temporary=sum(positions * _buffers(model.dims, rows, capacity) for model in models),
+        temporary=sum(positions * _buffers(model.dims, rows, capacity) for model in models)
+        + sum(_beside(model, "cuda") for model in models[1:]),
     )
     kept = plain.phases["decode"].kv_cache if shape.tried else 0
     return [replace(held, kv_cache=kept) + beside for held in plain.phases.values()]
