@@ -13,7 +13,7 @@ from hayless.core.families import family_of
 from hayless.core.ledger import Layout, Ledger, Row
 from hayless.core.new_rows import NAME as NEW_ROWS
 from hayless.core.roles import Role
-from hayless.core.tape import Tape, Tensor
+from hayless.core.tape import Packed, Tape, Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +93,21 @@ class Run:
         weight, bias = self.weight(module, "weight", layer), self.weight(module, "bias", layer)
         assert weight is not None
         tokens = x.elements // row.in_features
-        out = self.tape.linear(x, weight, bias, tokens, (row.out_features, row.in_features), unpacked_bytes(row))
+        shape = (row.out_features, row.in_features)
+        out = self.tape.linear(x, weight, bias, tokens, shape, self._packed(row, weight, tokens))
         for branch in self._branches.get(module, ()):
             if not branch[0].layers or layer in branch[0].layers:
                 out = self._branch(x, branch, layer, out)
         return out
+
+    def _packed(self, row: Row, weight: Tensor, tokens: int) -> Packed:
+        """What the product of a packed row with `tokens` tokens takes beside its result."""
+        unpacked, product = unpacked_bytes(row), row.product
+        if product is None:
+            return Packed(unpacked, unpacked)
+        each = product.token_bytes if self.shape.device == "cuda" else product.plain_token_bytes
+        less = weight.bytes - sum(tensor.bytes for tensor in row.held)
+        return Packed(product.fixed_bytes + tokens * each, unpacked, max(0, less), product.dtype)
 
     def rms_norm(self, x: Tensor, module: str, layer: int = 0, width: int = 0) -> Tensor:
         """Llama's norm: in float32, then back to the input's dtype, then times the gain."""
@@ -296,6 +306,6 @@ def _branches(ledger: Ledger) -> Mapping[str, tuple[tuple[Row, ...], ...]]:
 
 
 def unpacked_bytes(row: Row) -> int:
-    """Bytes of one matrix of a packed row while it is looked up; 0 for a plain one."""
+    """Bytes of one matrix of a packed row while it is unpacked; 0 for a plain one."""
     plain = len(row.held) == 1 and row.held[0].shape == row.shape
     return 0 if plain else row.elements // row.count * item_bytes(row.dtype)

@@ -57,13 +57,28 @@ class Stored:
 
 
 @dataclass(frozen=True, slots=True)
+class Product:
+    """How a packed matrix meets its input where its tensors are multiplied as they are: no whole one exists forward.
+
+    `dtype` is that of the numbers that are multiplied. While a product runs it needs `fixed_bytes`, and `token_bytes`
+    for each token (`plain_token_bytes` where there is no kernel for it). Backward the matrix is unpacked.
+    """
+
+    dtype: str
+    token_bytes: int
+    plain_token_bytes: int
+    fixed_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """One parameter, over all the layers that have it.
 
     `shape` is the logical shape of the parameter in one layer. `held` is what represents it in memory (one tensor of
     that shape unless a method packed it); `disk` is what a plain Hugging Face file calls it, where that differs.
     `nonzero` counts the elements that are not zero by construction, all layers together (None: all of them).
-    `tied_to` names the module whose storage this row shares; a tied row has no bytes of its own.
+    `tied_to` names the module whose storage this row shares; a tied row has no bytes of its own. `product` says how a
+    packed matrix is multiplied (None: it is unpacked first).
     """
 
     role: Role
@@ -79,6 +94,7 @@ class Row:
     tied_to: str | None = None
     nonzero: int | None = None
     method: str = ""
+    product: Product | None = None
 
     def __post_init__(self) -> None:
         if not self.held:

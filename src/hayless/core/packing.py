@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from hayless.core.ledger import Layout, Row, Stored
+from hayless.core.ledger import Layout, Product, Row, Stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +58,11 @@ class Format:
         """The tensors of a weight whose own dtype was `dtype`."""
         raise NotImplementedError
 
+    @property
+    def product(self) -> Product | None:
+        """How a matrix is multiplied where that needs no whole one; None where it is unpacked first."""
+        return None
+
 
 def packed_row(row: Row, form: Format, method: str) -> Row:
     """The row of a parameter that `method` packs. Its elements stay what they were; they receive no gradients."""
@@ -65,7 +70,8 @@ def packed_row(row: Row, form: Format, method: str) -> Row:
         Stored(f"{row.module}.{held_name(row.parameter, piece.name)}", piece.shape, piece.dtype, cast=piece.cast)
         for piece in form.pieces(row.dtype)
     )
-    return replace(row, held=held, disk=(), trainable=False, nonzero=None, method=method)
+    product = form.product if row.layout in (Layout.LINEAR, Layout.CONV1D) else None
+    return replace(row, held=held, disk=(), trainable=False, nonzero=None, method=method, product=product)
 
 
 def held_name(parameter: str, piece: str) -> str:

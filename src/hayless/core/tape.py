@@ -52,8 +52,8 @@ class Op:
 
     `passes`: gradients go through in the same memory (additions, views). `scratch` and `scratch_back` are bytes that
     exist only while it runs forward or backward. `flops` are those of its products forward, which `unit` computes;
-    `unread` are bytes of its inputs that it has no need of. An operation without outputs only keeps its inputs alive
-    until then.
+    `unread` are bytes of its inputs that it has no need of; `numbers` is the dtype that is multiplied where it is not
+    that of the result. An operation without outputs only keeps its inputs alive until then.
     """
 
     inputs: tuple[Tensor, ...]
@@ -65,6 +65,18 @@ class Op:
     unit: Unit = "elementwise"
     flops: float = 0.0
     unread: int = 0
+    numbers: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """What a product with a packed W takes: bytes beside its result forward and backward (W unpacked, say), bytes less
+    to read than W has, and the dtype of the numbers that are multiplied, where it is not that of the result."""
+
+    scratch: int = 0
+    scratch_back: int = 0
+    unread: int = 0
+    numbers: str = ""
 
 
 @dataclass(slots=True, eq=False)
@@ -174,25 +186,26 @@ class Tape:
         bias: Tensor | None,
         tokens: int,
         shape: tuple[int, int],
-        unpacked: int = 0,
+        packed: Packed | None = None,
         unread: int = 0,
     ) -> Tensor:
         """x·Wᵀ + b for a W of `shape` (out, in): `x` is saved where W is trained.
 
-        `unpacked`: bytes of W while it is looked up from packed codes; `unread`: bytes of a stack of several that no
-        token of this run needs.
+        `packed`: what a packed W changes; `unread`: bytes of a stack of several that no token of this run needs.
         """
         x, weight = self._arithmetic(x), self._arithmetic(weight)
         inputs = [x, weight] if bias is None else [x, weight, self._arithmetic(bias)]
         saved = [kept for kept, other in ((x, weight), (weight, x)) if other.grad]
-        back = unpacked if x.grad else 0
+        packed = packed or Packed()
         unit: Unit = "uneven" if any(width % 8 for width in shape) else "matrix"
         flops = 2.0 * tokens * shape[0] * shape[1]
         elements = tokens * shape[0]
+        back = packed.scratch_back if x.grad else 0
         out = self._record(
-            inputs, elements, x.dtype, saved, scratch=unpacked, scratch_back=back, unit=unit, flops=flops
+            inputs, elements, x.dtype, saved, scratch=packed.scratch, scratch_back=back, unit=unit, flops=flops
         )
-        self.segments[-1].ops[-1].unread = unread
+        op = self.segments[-1].ops[-1]
+        op.unread, op.numbers = unread + packed.unread, packed.numbers
         return out
 
     def embedding(self, ids: Tensor, table: Tensor, elements: int) -> Tensor:

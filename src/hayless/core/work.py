@@ -102,7 +102,7 @@ def _forward(segment: Segment) -> list[Kernel]:
         # Rows are looked up in a table; a matrix is read whole.
         most = made if op.unit == "elementwise" else math.inf
         read = sum(min(tensor.bytes, most) if tensor.storage.leaf else tensor.bytes for tensor in op.inputs)
-        found.append(Kernel(op.unit, op.outputs[0].dtype, op.flops, read + made - op.unread))
+        found.append(Kernel(op.unit, op.numbers or op.outputs[0].dtype, op.flops, read + made - op.unread))
         if op.scratch:
             found.append(elementwise(2 * op.scratch))
     return found
