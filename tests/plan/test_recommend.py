@@ -115,6 +115,7 @@ def test_a_method_joins_by_its_card(monkeypatch: pytest.MonkeyPatch) -> None:
     card = replace(registry.find("checkpointing"), name="halver", config=HalverConfig, ladder=None)
     known = registry.methods
     monkeypatch.setattr(ways, "methods", lambda parts: [*known(parts), *([card] if card.part in parts else [])])
-    climbs = ways.ladders(LLAMA_1B)
-    assert [len(climb) for climb in climbs] == [LLAMA_1B.num_layers + 1] * 2
-    assert climbs[0][0] == () and [config.method for config in climbs[1][-1]] == ["halver", "checkpointing"]
+    before, climbs = len(ways.ladders(LLAMA_1B)) // 2, ways.ladders(LLAMA_1B)
+    assert climbs[0][0] == () and {len(climb) for climb in climbs} == {LLAMA_1B.num_layers + 1}
+    leanest = [[config.method for config in climb[-1]] for climb in climbs]
+    assert ["halver", "checkpointing"] in leanest and sum("halver" in names for names in leanest) == before

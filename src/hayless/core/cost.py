@@ -55,8 +55,8 @@ class TrainShape:
 
     `batch` rows of `sequence` tokens are computed at once, `accumulation` times an update. `state_bytes` is the
     optimizer's. `checkpoint_every` n computes every n-th block again in the backward pass, of those only the first
-    `checkpoint_blocks` if it is not 0; 0 none. `masked`: rows are packed with several documents, which
-    `attention` keeps apart as `hayless.core.attention` says.
+    `checkpoint_blocks` if it is not 0; 0 none. `loss_chunk`: tokens whose logits exist at once; 0 all of them.
+    `masked`: rows are packed with several documents, which `attention` keeps apart as `hayless.core.attention` says.
     """
 
     batch: int
@@ -66,6 +66,7 @@ class TrainShape:
     state_bytes: StateBytes = no_state
     checkpoint_every: int = 0
     checkpoint_blocks: int = 0
+    loss_chunk: int = 0
     attention: AttentionChoice = "auto"
     masked: bool = False
     device: Literal["cuda", "cpu"] = "cuda"
@@ -73,6 +74,7 @@ class TrainShape:
     def __post_init__(self) -> None:
         at_least(1, batch=self.batch, sequence=self.sequence, accumulation=self.accumulation)
         at_least(0, checkpoint_every=self.checkpoint_every, checkpoint_blocks=self.checkpoint_blocks)
+        at_least(0, loss_chunk=self.loss_chunk)
         if self.precision not in PRECISIONS:
             raise unknown("precision", self.precision, PRECISIONS)
 
@@ -190,6 +192,7 @@ def training_cost(ledger: Ledger, shape: TrainShape) -> Cost:
         masked=shape.masked,
         checkpoint_every=shape.checkpoint_every,
         checkpoint_blocks=shape.checkpoint_blocks,
+        loss_chunk=shape.loss_chunk,
         device=shape.device,
     )
     tape = record(ledger, run, shape.dtype)

@@ -23,7 +23,8 @@ class RunShape:
     `arithmetic`: autocast's dtype, if any. `masked`: documents are packed, and kept apart by an explicit mask, or under
     `varlen` attention by their lengths.
     `checkpoint_every` n computes every n-th block again backward, of those only the first `checkpoint_blocks` if it is
-    not 0; 0 none. `logits`: positions at the end whose logits are computed; 0 all.
+    not 0; 0 none. `loss_chunk`: tokens whose logits exist at once where it trains; 0 all. `logits`: positions at the
+    end whose logits are computed; 0 all.
     """
 
     batch: int
@@ -34,6 +35,7 @@ class RunShape:
     masked: bool = False
     checkpoint_every: int = 0
     checkpoint_blocks: int = 0
+    loss_chunk: int = 0
     logits: int = 0
     device: Literal["cuda", "cpu"] = "cuda"
 
@@ -254,16 +256,48 @@ class Run:
         if self.shape.logits:
             rows = min(self.shape.logits, self.shape.sequence) * self.shape.batch
             hidden = tape.copy(hidden, rows * hidden.elements // self.shape.tokens)
-        logits = self.linear(hidden, found.module)
-        new = self.weight(f"{found.tied_to or found.module}.{NEW_ROWS}", "weight")
-        if new is not None:
-            width = found.in_features
-            shape = (new.elements // width, width)
-            extra = tape.linear(hidden, tape.cast(new, hidden.dtype), None, hidden.elements // width, shape)
-            logits = tape.put(logits, extra)
+        if self.shape.training and self.shape.loss_chunk:
+            tape.result = self._chunked_loss(hidden, found)
+            return
+        logits = self._logits(hidden, found)
         if self.shape.training:
             tape.result = tape.cross_entropy(logits, tape.constant(self.shape.tokens, "int64"))
             tape.hold(logits)
+
+    def _logits(self, hidden: Tensor, head: Row) -> Tensor:
+        """Logits, those of new tokens from their own rows."""
+        tape, width = self.tape, head.in_features
+        logits, new = self.linear(hidden, head.module), self._new_rows(head)
+        if new is None:
+            return logits
+        shape = (new.elements // width, width)
+        extra = tape.linear(hidden, tape.cast(new, hidden.dtype), None, hidden.elements // width, shape)
+        return tape.put(logits, extra)
+
+    def _new_rows(self, head: Row) -> Tensor | None:
+        """The head's rows of new tokens, where they train alone."""
+        return self.weight(f"{head.tied_to or head.module}.{NEW_ROWS}", "weight")
+
+    def _chunked_loss(self, hidden: Tensor, head: Row) -> Tensor:
+        """The loss a chunk of tokens at a time; a head that is more than its weight is computed again backward."""
+        tape, tokens, chunk = self.tape, self.shape.tokens, self.shape.loss_chunk
+        weight, bias = self.weight(head.module, "weight"), self.weight(head.module, "bias")
+        assert weight is not None
+        more = self._branches.get(head.module) or unpacked_bytes(head) > 0
+        if not more and self._new_rows(head) is None:
+            shape = (head.out_features, head.in_features)
+            found = tape.linear_cross_entropy(hidden, weight, bias, tape.constant(tokens, "int64"), shape, chunk)
+            tape.hold(hidden)
+            return found
+        sizes = [min(chunk, tokens - start) for start in range(0, tokens, chunk)]
+        parts = tape.parts(hidden, [size * head.in_features for size in sizes])
+        losses = []
+        for place in range(len(sizes)):
+            with tape.block(checkpointed=True):
+                logits = self._logits(parts[place], head)
+                losses.append(tape.cross_entropy(logits, tape.constant(sizes[place], "int64")))
+                tape.hold(logits)
+        return tape.unary(tape.join(*losses), "nothing", 1)
 
     @contextmanager
     def block(self, number: int, entering: Tensor) -> Iterator[None]:

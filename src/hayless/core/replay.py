@@ -125,6 +125,9 @@ class _Memory:
     def backward(self, op: Op, *, release: bool) -> None:
         """Run one operation's backward step: gradients of its inputs are made, those of its outputs go."""
         arrived = [self._gradient_of.pop(tensor) for tensor in op.outputs if tensor in self._gradient_of]
+        if release and op.early:
+            # What was saved is the gradients, and counts as such from here on.
+            self.release(tensor.storage for tensor in op.saved)
         if arrived:
             passing: list[Storage] = []
             for tensor in dict.fromkeys(op.inputs):
@@ -133,13 +136,13 @@ class _Memory:
             self._look(op.scratch_back)
             for buffer in (*passing, *arrived):
                 self._disown(buffer)
-        if release:
+        if release and not op.early:
             self.release(tensor.storage for tensor in op.saved)
 
     def _make_gradient(self, tensor: Tensor, op: Op, arrived: Storage, passing: list[Storage]) -> None:
         """The gradient of one input; `passing` gets buffers that go when the operation is done."""
         if tensor.storage.leaf:
-            self._add_to_weight(tensor, passing, in_place=len(op.inputs) == 1)
+            self._add_to_weight(tensor, passing, in_place=op.early or len(op.inputs) == 1)
             return
         shared = op.passes and tensor.dtype == op.outputs[0].dtype
         buffer = arrived if shared else self._buffer(tensor)

@@ -53,7 +53,8 @@ class Op:
     `passes`: gradients go through in the same memory (additions, views). `scratch` and `scratch_back` are bytes that
     exist only while it runs forward or backward. `flops` are those of its products forward, which `unit` computes;
     `unread` are bytes of its inputs that it has no need of; `numbers` is the dtype that is multiplied where it is not
-    that of the result. An operation without outputs only keeps its inputs alive until then.
+    that of the result. `early`: its gradients are made forward, and are what it saves; `rounds`: how often its scratch
+    is filled anew. An operation without outputs only keeps its inputs alive until then.
     """
 
     inputs: tuple[Tensor, ...]
@@ -66,6 +67,8 @@ class Op:
     flops: float = 0.0
     unread: int = 0
     numbers: str = ""
+    early: bool = False
+    rounds: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,6 +264,31 @@ class Tape:
         logits = self.cast(logits, "float32")
         logp = self._record((logits,), logits.elements, "float32", keeps="output")
         return self._record((logp, targets), 1, "float32", (targets,))
+
+    def linear_cross_entropy(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, shape: tuple[int, int], chunk: int
+    ) -> Tensor:
+        """The loss of a head of `shape` (out, in), `chunk` tokens at a time: gradients are made forward and saved."""
+        entries, width = shape
+        tokens, dtype = targets.elements, self.arithmetic or weight.dtype
+        rows = min(chunk, tokens)
+        inputs = (x, weight) if bias is None else (x, weight, bias)
+        saved = [self._new(tensor.elements, tensor.dtype, False) for tensor in inputs if tensor.grad]
+        # A chunk's logits become their gradient where they are; plain PyTorch has them in float32 beside, three times.
+        held = [rows * entries * item_bytes(dtype)] + [4 * rows * entries] * (3 if self.device == "cpu" else 0)
+        held += [tensor.elements * item_bytes(dtype) for tensor in inputs[1:] if tensor.dtype != dtype]
+        out = self._record(
+            (*inputs, targets),
+            1,
+            "float32",
+            saved,
+            scratch=sum(self.held_bytes(size) for size in held),
+            unit="uneven" if entries % 8 or width % 8 else "matrix",
+            flops=2.0 * tokens * entries * width * (1 + x.grad + weight.grad),
+        )
+        op = self.segments[-1].ops[-1]
+        op.numbers, op.early, op.rounds = dtype, out.grad, -(-tokens // rows)
+        return out
 
     def _arithmetic(self, x: Tensor) -> Tensor:
         """`x` as autocast gives it to matrix products; a weight is cast once a forward pass."""

@@ -104,12 +104,16 @@ def _forward(segment: Segment) -> list[Kernel]:
         read = sum(min(tensor.bytes, most) if tensor.storage.leaf else tensor.bytes for tensor in op.inputs)
         found.append(Kernel(op.unit, op.numbers or op.outputs[0].dtype, op.flops, read + made - op.unread))
         if op.scratch:
-            found.append(elementwise(2 * op.scratch))
+            found.append(elementwise(2 * op.scratch, op.rounds))
     return found
 
 
 def _backward(op: Op, reached: set[Tensor]) -> list[Kernel]:
     """Kernels of one operation's gradients; `reached` gets the tensors that have one now."""
+    if op.early:
+        # Gradients that were made forward are scaled where they lie.
+        reached.update(tensor for tensor in op.inputs if tensor.grad)
+        return [elementwise(2 * tensor.bytes) for tensor in op.saved]
     found = []
     arrived = sum(tensor.bytes for tensor in op.outputs)
     saved = sum(tensor.bytes for tensor in op.saved if not tensor.storage.leaf and tensor not in op.outputs)

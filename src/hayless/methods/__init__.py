@@ -7,6 +7,7 @@ CATALOGUE = {
     "adamw": "hayless.methods.optimizers.adamw",
     "sgd": "hayless.methods.optimizers.sgd",
     "checkpointing": "hayless.methods.memory.checkpointing",
+    "chunked_loss": "hayless.methods.memory.chunked_loss",
     "magnitude": "hayless.methods.prune.magnitude",
     "kmeans": "hayless.methods.quantize.kmeans",
     "lora": "hayless.methods.adapters.lora",

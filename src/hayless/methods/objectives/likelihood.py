@@ -1,20 +1,14 @@
-"""Cross-entropy of each target under the model: `lm` and `sft`, which differ in what the data room made a target.
-
-Shapes: b rows, s positions, v entries of the vocabulary.
-"""
+"""Cross-entropy of each target under the model: `lm` and `sft`, which differ in what the data room made a target."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from hayless.core.method import MethodConfig
-from hayless.data.batches import IGNORED, Batch
+from hayless.data.batches import Batch
 from hayless.data.corpus import Kind
-from hayless.train.forward import model_inputs, upcast
 from hayless.train.slots import Loss
+from hayless.train.token_loss import token_loss
 
 
 class LanguageModelling:
@@ -32,8 +26,7 @@ class LanguageModelling:
 
     def loss(self, model: PreTrainedModel, batch: Batch) -> Loss:
         """The summed cross-entropy, in nats; computed in float32 at least."""
-        logits_bsv = model(**model_inputs(model, batch)).logits
-        return Loss(_cross_entropy(logits_bsv, batch.targets))
+        return Loss(token_loss(model, batch).total)
 
 
 class Finetuning(LanguageModelling):
@@ -43,12 +36,6 @@ class Finetuning(LanguageModelling):
 
     def loss(self, model: PreTrainedModel, batch: Batch) -> Loss:
         """The summed cross-entropy, in nats, and `token_accuracy`."""
-        logits_bsv = model(**model_inputs(model, batch)).logits
-        with torch.no_grad():
-            right = ((logits_bsv.argmax(-1) == batch.targets) & (batch.targets != IGNORED)).sum()
-        return Loss(_cross_entropy(logits_bsv, batch.targets), {"token_accuracy": right})
-
-
-def _cross_entropy(logits_bsv: Tensor, targets_bs: Tensor) -> Tensor:
-    flat = upcast(logits_bsv).flatten(0, 1)
-    return F.cross_entropy(flat, targets_bs.flatten(), ignore_index=IGNORED, reduction="sum")
+        found = token_loss(model, batch, count_right=True)
+        assert found.right is not None, "it was asked for"
+        return Loss(found.total, {"token_accuracy": found.right})

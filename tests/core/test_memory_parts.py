@@ -1,0 +1,110 @@
+"""What memory methods leave to be kept, by prediction, against PyTorch's saved tensors."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from hayless.core.compose import predict
+from hayless.core.cost import TrainShape, training_cost
+from hayless.core.families import ledger_of
+from hayless.core.forward import RunShape
+from hayless.core.ledger import Ledger
+from hayless.core.method import MethodConfig
+from hayless.core.new_rows import only_new_rows
+from hayless.core.registry import configure, method_of
+from hayless.core.replay import replay
+from hayless.core.roles import Role
+from hayless.core.work import backward_work, forward_work
+from hayless.data.batches import Batch
+from hayless.measure.activations import SavedActivations, saved_activations
+from hayless.model.new_tokens import Added
+from hayless.model.transform import apply
+from hayless.model.vocabulary import training_alone
+from tests.core.test_activations import TOLERANCE, B, S, V, agree, built, predicted, record
+
+CHUNK = 80
+
+
+def of_loss(model: Any, config: MethodConfig, autocast: bool = False) -> SavedActivations:
+    """What the objective's loss saves under a memory method."""
+    ids, targets = torch.randint(0, V, (2, B, S))
+    batch = Batch(ids, targets, torch.arange(S).expand(B, S), torch.zeros_like(ids), (("a",),) * B)
+    objective = method_of(configure("lm")).load()(configure("lm"))
+
+    def loss() -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            return objective.loss(model, batch).total
+
+    with method_of(config).load().install(model, config):
+        return saved_activations(model, loss)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["llama", "gemma", "gpt2", "opt-350m", "gpt_neox"])
+def test_chunked_loss(name: str, dtype: torch.dtype) -> None:
+    model, ledger = built(name, dtype)
+    found = of_loss(model, configure("chunked_loss", tokens=CHUNK))
+    agree(found, predicted(ledger, loss_chunk=CHUNK))
+    assert found.outside() < B * S * V * 4
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_chunked_loss_under_autocast_and_with_a_frozen_head(frozen: bool) -> None:
+    model, ledger = built("llama")
+    model.lm_head.requires_grad_(not frozen)
+    ledger = replace(
+        ledger, rows=tuple(replace(row, trainable=row.role is not Role.HEAD or not frozen) for row in ledger.rows)
+    )
+    found = of_loss(model, configure("chunked_loss", tokens=CHUNK), autocast=True)
+    agree(found, predicted(ledger, loss_chunk=CHUNK, arithmetic="bfloat16"))
+
+
+def test_chunked_loss_of_heads_that_are_called() -> None:
+    config = configure("chunked_loss", tokens=CHUNK)
+    model, ledger = built("llama")
+    lora = configure("lora", targets=("blocks", "head"))
+    apply(model, [lora])
+    adapted = of_loss(model.train(), config), predict(ledger, [lora])
+    model, ledger = built("gpt2")
+    with training_alone(model, Added(("one", "other", "third"), 20, ((), (), ()))):
+        for found, rows in (adapted, (of_loss(model, config), only_new_rows(ledger, 3))):
+            # Hidden states, which are all that the loss keeps, are the model's by prediction.
+            saved = predicted(rows, loss_chunk=CHUNK).saved
+            assert saved.activations + saved.loss == pytest.approx(found.bytes, rel=TOLERANCE)
+            assert found.outside() < 1.1 * B * S * 64 * 4
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_gradient_of_the_head_is_there_once(name: str, device: Any) -> None:
+    """It is saved, and becomes the head's gradient: at most the embedding's stands beside it."""
+    _, ledger = built(name)
+    found = replay(record(ledger, RunShape(B, S, loss_chunk=CHUNK, device=device)))
+    table = V * ledger.dims.hidden_size * 4
+    whole = replay(record(ledger, RunShape(B, S, device=device)))
+    assert found.saved.loss >= table and found.forward.total < whole.forward.total
+    every_gradient = sum(row.bytes for row in ledger.rows if row.trainable)
+    assert found.backward.gradients <= every_gradient
+    again = replay(record(ledger, RunShape(B, S, loss_chunk=CHUNK, device=device)), gradients=every_gradient)
+    assert again.backward.gradients == every_gradient
+
+
+def test_the_work_of_a_chunked_loss_is_that_of_the_plain_one() -> None:
+    def flops(ledger: Ledger, **options: Any) -> float:
+        tape = record(ledger, RunShape(B, S, **options))
+        return forward_work(tape).flops + backward_work(tape).flops
+
+    _, ledger = built("llama")
+    assert flops(ledger, loss_chunk=CHUNK) == pytest.approx(flops(ledger))
+
+
+def test_a_long_vocabulary_is_where_it_pays() -> None:
+    _, ledger = built("llama")
+    dims = replace(ledger.dims, vocab_size=20_000)
+    shape = TrainShape(8, 512, precision="bf16")
+    plain, chunked = (training_cost(ledger_of(dims), replace(shape, loss_chunk=size)).peak.total for size in (0, 256))
+    assert chunked < 0.5 * plain
