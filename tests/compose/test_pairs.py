@@ -30,7 +30,9 @@ def suited(name: str, family: str) -> MethodConfig:
     method = find(name)
     if Need.TRAINED_ADAPTER in method.needs:
         pytest.skip(f"{name} needs a trained adapter")
-    for options in ({}, {"targets": ("attention",)}):
+    for options in ({}, {"targets": ("attention",)}, {"outputs": ("k", "v")}):
+        if not options.keys() <= method.config.model_fields.keys():
+            continue
         config = configure(name, **options)
         try:
             predicted(tiny.model(family), [config])

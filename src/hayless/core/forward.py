@@ -15,6 +15,9 @@ from hayless.core.new_rows import NAME as NEW_ROWS
 from hayless.core.roles import Role
 from hayless.core.tape import Packed, Tape, Tensor
 
+SCALE_IN, SCALE_OUT = "scale_in", "scale_out"
+"""What a module calls a trained vector that its inputs, or its outputs, are multiplied by."""
+
 
 @dataclass(frozen=True, slots=True)
 class RunShape:
@@ -95,12 +98,18 @@ class Run:
         weight, bias = self.weight(module, "weight", layer), self.weight(module, "bias", layer)
         assert weight is not None
         tokens = x.elements // row.in_features
+        x = self._scaled(x, module, SCALE_IN, layer)
         shape = (row.out_features, row.in_features)
         out = self.tape.linear(x, weight, bias, tokens, shape, self._packed(row, weight, tokens))
         for branch in self._branches.get(module, ()):
             if not branch[0].layers or layer in branch[0].layers:
                 out = self._branch(x, branch, layer, out)
-        return out
+        return self._scaled(out, module, SCALE_OUT, layer)
+
+    def _scaled(self, x: Tensor, module: str, parameter: str, layer: int) -> Tensor:
+        """`x` times a trained vector of the module, in x's dtype; `x` where there is none."""
+        vector = self.weight(module, parameter, layer)
+        return x if vector is None else self.tape.cast(self.tape.mul(x, vector), x.dtype)
 
     def _packed(self, row: Row, weight: Tensor, tokens: int) -> Packed:
         """What the product of a packed row with `tokens` tokens takes beside its result."""

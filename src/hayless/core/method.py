@@ -111,7 +111,7 @@ class Method:
 
     The recommender (`hayless.plan.recommend`) reads two fields. `gives_up` says in words what an optimizer costs beside
     time; empty for one that gives up nothing. `ladder` gives the settings worth trying on a model, from the fastest to
-    the one that needs least memory; without one it is the defaults alone.
+    the one that needs least memory; without one it is the defaults alone, and an empty one keeps a method out.
     """
 
     name: str

@@ -11,6 +11,8 @@ CATALOGUE = {
     "magnitude": "hayless.methods.prune.magnitude",
     "kmeans": "hayless.methods.quantize.kmeans",
     "lora": "hayless.methods.adapters.lora",
+    "ia3": "hayless.methods.adapters.ia3",
+    "bitfit": "hayless.methods.adapters.bitfit",
     "speculative": "hayless.methods.decoding.speculative",
 }
 """Name → the module whose `METHOD` is its card."""

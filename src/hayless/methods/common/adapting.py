@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 from hayless.core.compose import predict
 from hayless.core.errors import FileDamaged, NotSupported
 from hayless.core.method import MethodConfig
-from hayless.methods.common.sites import Target
+from hayless.core.registry import method_of
+from hayless.methods.common.sites import Target, another
 from hayless.methods.common.weights import plain_ledger, weights_of
 from hayless.model.transform import record
 
@@ -41,6 +42,24 @@ def thaw(model: PreTrainedModel, config: MethodConfig) -> None:
     ledger = predict(plain_ledger(model), [other for other in record(model) if other != config])
     for weight in weights_of(model, [row for row in ledger.rows if row.trainable]):
         weight.parameter.requires_grad_(True)
+
+
+def refuse_marked(model: PreTrainedModel, method: str, marks: Sequence[str]) -> None:
+    """RequestError where a module has one of the attributes by which an adapter is known, or the record says so."""
+    marked = any(hasattr(module, mark) for module in model.modules() for mark in marks)
+    if marked or any(method_of(config).peft_type for config in record(model)):
+        raise another(method)
+
+
+def refuse_packed(modules: Iterable[tuple[str, Any]]) -> None:
+    """NotSupported where a module holds its weight in another form, into which no adapter can be merged."""
+    packed = [path for path, module in modules if "weight" not in module._parameters]
+    if packed:
+        raise NotSupported(
+            f"An adapter cannot be merged into packed weights: {packed[0]} and {len(packed) - 1} others hold codes, not"
+            " numbers that can be changed.",
+            hint="Save base and adapter side by side (merge: false).",
+        )
 
 
 def trained(model: PreTrainedModel) -> dict[str, float]:
