@@ -10,9 +10,8 @@ CATALOGUE = {
     "chunked_loss": "hayless.methods.memory.chunked_loss",
     "magnitude": "hayless.methods.prune.magnitude",
     "kmeans": "hayless.methods.quantize.kmeans",
+    "int8": "hayless.methods.quantize.int8",
     "lora": "hayless.methods.adapters.lora",
-    "ia3": "hayless.methods.adapters.ia3",
-    "bitfit": "hayless.methods.adapters.bitfit",
     "speculative": "hayless.methods.decoding.speculative",
 }
 """Name → the module whose `METHOD` is its card."""

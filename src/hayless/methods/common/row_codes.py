@@ -1,0 +1,36 @@
+"""Weights as codes times a scale for each output channel: what the packings of int8 and fp8 share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hayless.methods.common.row_scaled import RowScaledFormat
+from hayless.model.packing import Packing, Pieces
+
+
+class RowCodes(Packing[RowScaledFormat]):
+    """A weight is its code times the scale of its row, in units of `unit` (what the largest code stands for)."""
+
+    unit: float
+
+    def unpack(self, pieces: Pieces, dtype: torch.dtype) -> Tensor:
+        """Codes times scales in float32, rounded to `dtype` once."""
+        form = self.form
+        found = self._scaled(pieces["codes"], pieces["scale"], dtype)
+        return found.view(form.matrices, form.rows, form.columns)
+
+    def unpack_rows(self, index: Tensor, pieces: Pieces, dtype: torch.dtype) -> Tensor:
+        """Rows of a table, without looking at the others."""
+        return self._scaled(pieces["codes"][index], pieces["scale"][index], dtype)
+
+    def _scaled(self, codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+        # Every code is a number of `dtype`; in place, so that no second weight exists.
+        return codes.to(dtype).mul_((scale / self.unit)[..., None])
+
+
+def rows_of(x: Tensor) -> Tensor:
+    """x (…, columns) as it is to be multiplied, (tokens, columns), contiguous: where autocast is on, in its dtype."""
+    if torch.is_autocast_enabled(x.device.type):
+        x = x.to(torch.get_autocast_dtype(x.device.type))
+    return x.reshape(-1, x.shape[-1]).contiguous()

@@ -1,0 +1,50 @@
+"""Weights as int8, multiplied as LLM.int8() does."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hayless.core.ledger import Row
+from hayless.kernels.int8.backend import product_for
+from hayless.kernels.int8.plain import LARGEST, rows_quantized
+from hayless.methods.common.packing import Packer
+from hayless.methods.common.row_codes import RowCodes, rows_of
+from hayless.methods.quantize.int8.config import Int8Config
+from hayless.methods.quantize.int8.form import Int8Format, form_of
+from hayless.model.packing import Pieces
+
+
+class Int8(RowCodes):
+    """int8 codes and the largest magnitude of each row; `threshold` as the method's config has it."""
+
+    unit = float(LARGEST)
+
+    def __init__(self, form: Int8Format, threshold: float) -> None:
+        super().__init__(form)
+        self.threshold = threshold
+
+    def multiply(self, x: Tensor, bias: Tensor | None, pieces: Pieces, dtype: torch.dtype) -> Tensor:
+        """x quantized token by token, its columns of outliers as they are; W is not unpacked."""
+        flat = rows_of(x)
+        y = product_for(flat)(flat, pieces["codes"], pieces["scale"], bias, self.threshold)
+        return y.view(*x.shape[:-1], self.form.rows)
+
+
+def packing_of(row: Row, config: Int8Config) -> Int8:
+    """The packing of one row."""
+    return Int8(form_of(row, config), config.threshold)
+
+
+def pack_int8(weight: Tensor, packing: Int8, config: Int8Config) -> Pieces:
+    """Quantize a tensor (matrices, rows, columns) by the largest magnitude of each row, one matrix at a time."""
+    form = packing.form
+    codes = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
+    scale = torch.empty(weight.shape[:2], dtype=torch.float32, device=weight.device)
+    for number, matrix in enumerate(weight):
+        codes[number], scale[number] = rows_quantized(matrix.float())
+    return {piece.name: tensor.view(piece.shape) for piece, tensor in zip(form.pieces(""), (codes, scale), strict=True)}
+
+
+INT8 = Packer(packing_of, pack_int8)
+"""Fills the transform slot."""
