@@ -10,6 +10,7 @@ CATALOGUE = {
     "chunked_loss": "hayless.methods.memory.chunked_loss",
     "magnitude": "hayless.methods.prune.magnitude",
     "kmeans": "hayless.methods.quantize.kmeans",
+    "uniform": "hayless.methods.quantize.uniform",
     "int8": "hayless.methods.quantize.int8",
     "lora": "hayless.methods.adapters.lora",
     "speculative": "hayless.methods.decoding.speculative",

@@ -1,7 +1,7 @@
 """Indices of 1 to 8 bits in a stream of bytes, without gaps, least significant bit first.
 
 Index i occupies the bits i·bits … (i+1)·bits − 1 of the stream; bit j of the stream is bit j mod 8 of byte ⌊j/8⌋. The
-last byte is filled up with zeros.
+last byte is filled up with zeros. A matrix can be one stream, or a stream a row.
 """
 
 from __future__ import annotations
@@ -47,6 +47,24 @@ def unpack_at(stream: Tensor, bits: int, positions: Tensor) -> Tensor:
     low = stream[byte].int()
     high = stream[(byte + 1).clamp_(max=stream.numel() - 1)].int()
     return ((low | high << 8) >> (first_bit & 7).int()) & (2**bits - 1)
+
+
+def pack_rows(codes: Tensor, bits: int) -> Tensor:
+    """uint8 indices (rows, n) → a stream a row, (rows, ⌈n·bits/8⌉)."""
+    rows, count = codes.shape
+    codes_per_word, bytes_per_word, _ = _word(bits)
+    words = -(-count // codes_per_word)
+    filled = pad(codes, (0, words * codes_per_word - count))
+    return pack(filled, bits).view(rows, words * bytes_per_word)[:, : -(-count * bits // 8)].contiguous()
+
+
+def unpack_rows(streams: Tensor, bits: int, count: int) -> Tensor:
+    """The first `count` indices of each stream (rows, bytes), as uint8 (rows, count)."""
+    codes_per_word, bytes_per_word, _ = _word(bits)
+    words = -(-count // codes_per_word)
+    filled = pad(streams, (0, words * bytes_per_word - streams.shape[1]))
+    total = streams.shape[0] * words * codes_per_word
+    return unpack(filled.reshape(-1), bits, total).view(streams.shape[0], words * codes_per_word)[:, :count]
 
 
 def _word(bits: int) -> tuple[int, int, torch.dtype]:

@@ -1,0 +1,140 @@
+"""Weights as integers: finding scales, rounding to codes, packing them, and giving the weights back.
+
+Ranges and rounding are those of compressed-tensors, so that its codes are these where weights are in float32:
+symmetric scales are the largest magnitude over (2^b − 1)/2, and the whole range of codes is used, −2^(b−1) included;
+others are (max − min)/(2^b − 1), where the range always includes 0; halves are rounded to the even code. Everything is
+computed in float32, whatever the weights are in (compressed-tensors divides in their own dtype).
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from hayless.core.ledger import Row
+from hayless.methods.common.bits import pack_rows, unpack_rows
+from hayless.methods.common.integers import IntegerConfig, IntegerFormat, form_of
+from hayless.model.packing import Packing, Pieces
+
+C = TypeVar("C", bound=IntegerConfig)
+
+_SHRINKS = tuple(1 - step / 50 for step in range(1, 40))
+"""Shares of the whole range that clipping tries beside it."""
+
+
+class IntegerPacking(Packing[IntegerFormat]):
+    """(code − zero) · scale."""
+
+    def unpack(self, pieces: Pieces, dtype: torch.dtype) -> Tensor:
+        """The tensor; each weight is one product, rounded once."""
+        form = self.form
+        return self._values(pieces, dtype).view(form.matrices, form.rows, form.columns)
+
+    def unpack_rows(self, index: Tensor, pieces: Pieces, dtype: torch.dtype) -> Tensor:
+        """Rows of a table, without unpacking the others."""
+        rows = index.reshape(-1)
+        chosen = {
+            name: piece if name != "codes" and self.form.group_size == "tensor" else piece[rows]
+            for name, piece in pieces.items()
+        }
+        return self._values(chosen, dtype).view(*index.shape, self.form.columns)
+
+    def _values(self, pieces: Pieces, dtype: torch.dtype) -> Tensor:
+        form = self.form
+        codes = unpack_rows(pieces["codes"], form.bits, form.columns)
+        if form.twos_complement:
+            codes = codes ^ middle(form.bits)
+        zero = middle(form.bits) if form.symmetric else pieces["zero"].to(dtype)[..., None]
+        # Codes and their differences are whole numbers up to 255: exact in every dtype of weights.
+        grouped = in_groups(codes, form).to(dtype) - zero
+        return out_of_groups(grouped * pieces["scale"].to(dtype)[..., None], form, len(codes))
+
+
+def packing_of(row: Row, config: IntegerConfig) -> IntegerPacking:
+    """The packing of one row."""
+    return IntegerPacking(form_of(row, config))
+
+
+def rounded(weight: Tensor, form: IntegerFormat, *, clip: bool = False) -> Pieces:
+    """Each weight of a tensor (matrices, rows, columns) as the nearest code, in a form; scales in the tensor's dtype.
+
+    With `clip` each scale is the one of least squared error among shares of the whole range.
+    """
+    values = in_groups(weight.float().reshape(-1, form.columns), form)
+    scale, zero = fit(values, form, weight.dtype, clip=clip)
+    codes = out_of_groups(codes_of(values, scale, zero, form), form, form.matrices * form.rows)
+    return packed(codes, scale, zero, form, weight.dtype)
+
+
+def packed(codes: Tensor, scale: Tensor, zero: Tensor, form: IntegerFormat, dtype: torch.dtype) -> Pieces:
+    """The pieces of codes (rows, columns), scales and zeros (rows, groups), all of them whole or exact in float32."""
+    held = codes.to(torch.uint8)
+    if form.twos_complement:
+        held = held ^ middle(form.bits)
+    pieces = {"codes": pack_rows(held, form.bits), "scale": scale.to(dtype)}
+    return pieces if form.symmetric else {**pieces, "zero": zero.to(torch.uint8)}
+
+
+def fit(values: Tensor, form: IntegerFormat, dtype: torch.dtype, *, clip: bool = False) -> tuple[Tensor, Tensor]:
+    """Scales (already rounded to `dtype`) and zeros of groups (…, n) of float32 values, both float32 (…)."""
+    low, high = values.amin(dim=-1).clamp(max=0), values.amax(dim=-1).clamp(min=0)
+    best = _range(low, high, form, dtype)
+    if not clip:
+        return best
+    scale, zero = best
+    least = _squared_error(values, scale, zero, form)
+    for share in _SHRINKS:
+        other = _range(low * share, high * share, form, dtype)
+        error = _squared_error(values, *other, form)
+        better = error < least
+        least = torch.where(better, error, least)
+        scale, zero = torch.where(better, other[0], scale), torch.where(better, other[1], zero)
+    return scale, zero
+
+
+def codes_of(values: Tensor, scale: Tensor, zero: Tensor, form: IntegerFormat) -> Tensor:
+    """The nearest codes of groups (…, n), as float32."""
+    half = middle(form.bits)
+    # Added as a signed number, as compressed-tensors adds it, so that float32 rounds the sum to the same halves.
+    signed = (values / scale[..., None] + (zero[..., None] - half)).round_()
+    return signed.clamp_(-half, half - 1).add_(half)
+
+
+def values_of(codes: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    """What codes (…, n) stand for, in float32."""
+    return (codes - zero[..., None]) * scale[..., None]
+
+
+def in_groups(matrix: Tensor, form: IntegerFormat) -> Tensor:
+    """(rows, columns) → (rows, groups, width), a short last group filled up with zeros; (1, 1, all) for one scale."""
+    if form.group_size == "tensor":
+        return matrix.reshape(1, 1, -1)
+    groups = form.scales[1]
+    return pad(matrix, (0, groups * form.width - form.columns)).view(-1, groups, form.width)
+
+
+def out_of_groups(grouped: Tensor, form: IntegerFormat, rows: int) -> Tensor:
+    """Undoes `in_groups` of a matrix of so many rows."""
+    return grouped.reshape(rows, -1)[:, : form.columns]
+
+
+def middle(bits: int) -> int:
+    """The code of zero where scales are symmetric."""
+    return 1 << (bits - 1)
+
+
+def _range(low: Tensor, high: Tensor, form: IntegerFormat, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    steps = 2**form.bits - 1
+    span = 2 * torch.maximum(-low, high) if form.symmetric else high - low
+    scale = (span / steps).to(dtype).float()
+    scale = torch.where(scale == 0, torch.finfo(dtype).eps, scale)
+    if form.symmetric:
+        return scale, torch.full_like(scale, middle(form.bits))
+    return scale, (-low / scale).clamp_(0, steps).round_()
+
+
+def _squared_error(values: Tensor, scale: Tensor, zero: Tensor, form: IntegerFormat) -> Tensor:
+    return (values_of(codes_of(values, scale, zero, form), scale, zero) - values).square().sum(dim=-1)

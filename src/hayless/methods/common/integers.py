@@ -1,0 +1,91 @@
+"""Weights as whole numbers of 2, 3, 4 or 8 bits: the form that several methods fill, and what a user can set of it.
+
+value = (code − zero) · scale. No torch; the arithmetic is in `hayless.methods.common.integer_packing`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from hayless.core.ledger import Ledger, Row
+from hayless.core.packing import Format, Piece
+from hayless.methods.common.packed_rows import PackingConfig, pack_rows
+
+
+def _number(value: Any) -> Any:
+    return int(value) if isinstance(value, str) and value.isdecimal() else value
+
+
+Bits = Annotated[Literal[2, 3, 4, 8], BeforeValidator(_number)]
+GroupSize = Annotated[Literal[32, 64, 128, "row", "tensor"], BeforeValidator(_number)]
+
+
+class IntegerConfig(PackingConfig):
+    """What every method that packs weights as integers can be told."""
+
+    bits: Bits = Field(4, description="Bits a weight.")
+    group_size: GroupSize = Field(
+        64,
+        description="Neighbouring inputs that share a scale: 32, 64 or 128 (a last group may be shorter), a whole row"
+        " or the whole tensor.",
+    )
+    symmetric: bool = Field(
+        True, description="Zero is the middle code; otherwise each scale has a zero of its own (8 bits more)."
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IntegerFormat(Format):
+    """Codes packed along the input, a scale a group of columns and, where not `symmetric`, a zero a group.
+
+    Where the columns are no multiple of `group_size`, the last group of each row is shorter; nothing is padded but the
+    last byte of each row. With `twos_complement` the highest bit of a code is flipped: of two bits 01 = 1, 00 = 0,
+    11 = −1 and 10 = −2.
+    """
+
+    bits: int
+    group_size: GroupSize
+    symmetric: bool = True
+    twos_complement: bool = False
+
+    @property
+    def width(self) -> int:
+        """Columns that share a scale."""
+        return min(self.group_size, self.columns) if isinstance(self.group_size, int) else self.columns
+
+    @property
+    def scales(self) -> tuple[int, int]:
+        """(rows of all matrices, groups): how many scales there are; one of a tensor."""
+        if self.group_size == "tensor":
+            return 1, 1
+        return self.matrices * self.rows, -(-self.columns // max(1, self.width))
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row of codes."""
+        return -(-self.columns * self.bits // 8)
+
+    def pieces(self, dtype: str) -> tuple[Piece, ...]:
+        """`codes` by row, `scale` in the weights' dtype and, where not symmetric, `zero`."""
+        codes = Piece("codes", (self.matrices * self.rows, self.row_bytes), "uint8")
+        scale = Piece("scale", self.scales, dtype, cast=True)
+        return (codes, scale) if self.symmetric else (codes, scale, Piece("zero", self.scales, "uint8"))
+
+
+def form_of(row: Row, config: IntegerConfig) -> IntegerFormat:
+    """The form of one row."""
+    return IntegerFormat(
+        shape=row.shape,
+        layout=row.layout,
+        bits=config.bits,
+        group_size=config.group_size,
+        symmetric=config.symmetric,
+    )
+
+
+def predict(ledger: Ledger, config: IntegerConfig) -> Ledger:
+    """The ledger after the targets are packed as integers, exact in bytes."""
+    return pack_rows(ledger, config, form_of)
