@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
+from torch.utils._pytree import tree_flatten
+from torch.utils.checkpoint import create_selective_checkpoint_contexts
 
 from hayless.core.compose import predict
-from hayless.core.cost import TrainShape, training_cost
+from hayless.core.cost import TrainShape, backward_flops, training_cost
 from hayless.core.families import ledger_of
 from hayless.core.forward import RunShape
 from hayless.core.ledger import Ledger
@@ -18,9 +20,11 @@ from hayless.core.new_rows import only_new_rows
 from hayless.core.registry import configure, method_of
 from hayless.core.replay import replay
 from hayless.core.roles import Role
+from hayless.core.tape import Kept
 from hayless.core.work import backward_work, forward_work
 from hayless.data.batches import Batch
 from hayless.measure.activations import SavedActivations, saved_activations
+from hayless.methods.memory import recompute
 from hayless.model.new_tokens import Added
 from hayless.model.transform import apply
 from hayless.model.vocabulary import training_alone
@@ -76,6 +80,53 @@ def test_chunked_loss_of_heads_that_are_called() -> None:
             saved = predicted(rows, loss_chunk=CHUNK).saved
             assert saved.activations + saved.loss == pytest.approx(found.bytes, rel=TOLERANCE)
             assert found.outside() < 1.1 * B * S * 64 * 4
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("keep", ["attention", "products"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "gpt_neox"])
+def test_selective_checkpointing(name: str, keep: Any, autocast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inputs of blocks by autograd's hooks, and what PyTorch's policies hold, which hooks do not see."""
+    model, ledger = built(name)
+    policies: list[Any] = []
+
+    def noted(operations: Any) -> Any:
+        policies.append(create_selective_checkpoint_contexts(operations))
+        return policies[-1]
+
+    monkeypatch.setattr(recompute, "create_selective_checkpoint_contexts", noted)
+    found = of_loss(model, configure("checkpointing", keep=keep), autocast)
+    held: dict[int, int] = {}
+    for tensor in (each for forward, _ in policies for calls in forward.storage.values() for each in _tensors(calls)):
+        held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+    saved = predicted(ledger, checkpoint_every=1, checkpoint_keeps=keep, arithmetic="bfloat16" if autocast else None)
+    # A checkpoint keeps its keyword arguments in a closure, where hooks do not see cosines and sines.
+    unseen = 2 * S * ledger.dims.head_dim * 4 if name == "llama" else 0
+    assert len(policies) == ledger.dims.num_layers and sum(held.values()) > 0
+    expected = saved.saved.activations + saved.saved.loss - unseen
+    assert expected == pytest.approx(found.bytes + sum(held.values()), rel=TOLERANCE)
+
+
+def _tensors(calls: dict[int, Any]) -> list[torch.Tensor]:
+    """What a policy holds of calls of one operation."""
+    leaves = tree_flatten(list(calls.values()))[0]
+    return [
+        each.val for each in leaves if isinstance(getattr(each, "val", None), torch.Tensor) and each.val.numel() > 1
+    ]
+
+
+def test_what_is_kept_is_work_that_is_not_done_again() -> None:
+    _, ledger = built("llama")
+
+    def flops(keep: Any) -> tuple[float, float]:
+        shape = TrainShape(B, S, checkpoint_every=1, checkpoint_keeps=keep, device="cpu")
+        run = RunShape(B, S, checkpoint_every=1, checkpoint_keeps=keep, device="cpu")
+        return backward_work(record(ledger, run)).flops, backward_flops(ledger, shape)
+
+    (whole, whole_6n), (attention, attention_6n), (products, products_6n) = map(flops, get_args(Kept))
+    plain = backward_work(record(ledger, RunShape(B, S, device="cpu"))).flops
+    assert whole > attention > products and products == plain
+    assert whole_6n > attention_6n > products_6n == backward_flops(ledger, TrainShape(B, S))
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])

@@ -1,7 +1,10 @@
 """Activation checkpointing: the same bits of every gradient, fewer activations kept, the model handed back."""
 
+from collections import Counter
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hayless.core.errors import RequestError
 from hayless.core.registry import configure, method_of
@@ -44,6 +47,41 @@ def test_changes_no_bit_of_the_gradients_dropout_included(name, autocast):
         assert source.same(plain, recomputed)
         assert kept < whole
         whole = kept if every == 2 else whole
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "gpt_neox", "mixtral"])
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("keep", ["attention", "products"])
+def test_what_is_kept_is_not_computed_again_and_changes_no_bit(name, autocast, keep):
+    model = tiny.model(name)
+    plain, _ = gradients(model, autocast=autocast)
+    kept, _ = gradients(model, configure("checkpointing", keep=keep), autocast=autocast)
+    assert source.same(plain, kept)
+
+
+def test_products_run_once_where_they_are_kept():
+    model = tiny.model("llama")
+    counts = []
+    for keep in ("nothing", "attention", "products"):
+        with Counting() as counting:
+            gradients(model, configure("checkpointing", keep=keep))
+        counts.append((counting.calls["aten::mm"], counting.calls["aten::_scaled_dot_product_flash_attention_for_cpu"]))
+    blocks = model.config.num_hidden_layers
+    assert counts[0][1] == 2 * blocks and counts[1] == (counts[0][0], blocks)
+    # Of seven products a block the last one is not needed again: recomputation stops before it.
+    assert counts[2] == (counts[0][0] - 6 * blocks, blocks)
+
+
+class Counting(TorchDispatchMode):
+    """Counts operations by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.calls[func.name().partition(".")[0]] += 1
+        return func(*args, **(kwargs or {}))
 
 
 def test_fewer_blocks_keep_more():

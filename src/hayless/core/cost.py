@@ -26,6 +26,7 @@ from hayless.core.forward import RunShape, unpacked_bytes
 from hayless.core.ledger import Layout, Ledger, Row
 from hayless.core.replay import Held, replay
 from hayless.core.roles import Role
+from hayless.core.tape import Kept
 from hayless.core.work import Work, backward_work, eager, elementwise, forward_work
 
 PRECISIONS: Mapping[str, tuple[str, str | None]] = {
@@ -55,8 +56,9 @@ class TrainShape:
 
     `batch` rows of `sequence` tokens are computed at once, `accumulation` times an update. `state_bytes` is the
     optimizer's. `checkpoint_every` n computes every n-th block again in the backward pass, of those only the first
-    `checkpoint_blocks` if it is not 0; 0 none. `loss_chunk`: tokens whose logits exist at once; 0 all of them.
-    `masked`: rows are packed with several documents, which `attention` keeps apart as `hayless.core.attention` says.
+    `checkpoint_blocks` if it is not 0; 0 none; `checkpoint_keeps` is what those keep.
+    `loss_chunk`: tokens whose logits exist at once; 0 all of them. `masked`: rows are packed with several documents,
+    which `attention` keeps apart as `hayless.core.attention` says.
     """
 
     batch: int
@@ -66,6 +68,7 @@ class TrainShape:
     state_bytes: StateBytes = no_state
     checkpoint_every: int = 0
     checkpoint_blocks: int = 0
+    checkpoint_keeps: Kept = "nothing"
     loss_chunk: int = 0
     attention: AttentionChoice = "auto"
     masked: bool = False
@@ -192,6 +195,7 @@ def training_cost(ledger: Ledger, shape: TrainShape) -> Cost:
         masked=shape.masked,
         checkpoint_every=shape.checkpoint_every,
         checkpoint_blocks=shape.checkpoint_blocks,
+        checkpoint_keeps=shape.checkpoint_keeps,
         loss_chunk=shape.loss_chunk,
         device=shape.device,
     )
@@ -338,7 +342,8 @@ def backward_flops(ledger: Ledger, shape: TrainShape) -> float:
         blocks = ledger.dims.num_layers + ledger.dims.encoder_layers
         outside = _matrix_flops(ledger, tokens, tokens, blocks=False)
         chosen = math.ceil(blocks / shape.checkpoint_every)
-        again = (matrices - outside + attended) * min(chosen, shape.checkpoint_blocks or chosen) / blocks
+        products = 0.0 if shape.checkpoint_keeps == "products" else matrices - outside
+        again = (products + (attended if shape.checkpoint_keeps == "nothing" else 0.0)) * min(chosen, shape.checkpoint_blocks or chosen) / blocks
     return matrices + trained + 2 * attended + again
 
 

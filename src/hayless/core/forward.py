@@ -13,7 +13,7 @@ from hayless.core.families import family_of
 from hayless.core.ledger import Layout, Ledger, Row
 from hayless.core.new_rows import NAME as NEW_ROWS
 from hayless.core.roles import Role
-from hayless.core.tape import Packed, Tape, Tensor
+from hayless.core.tape import Kept, Packed, Tape, Tensor
 
 SCALE_IN, SCALE_OUT = "scale_in", "scale_out"
 """What a module calls a trained vector that its inputs, or its outputs, are multiplied by."""
@@ -26,8 +26,9 @@ class RunShape:
     `arithmetic`: autocast's dtype, if any. `masked`: documents are packed, and kept apart by an explicit mask, or under
     `varlen` attention by their lengths.
     `checkpoint_every` n computes every n-th block again backward, of those only the first `checkpoint_blocks` if it is
-    not 0; 0 none. `loss_chunk`: tokens whose logits exist at once where it trains; 0 all. `logits`: positions at the
-    end whose logits are computed; 0 all.
+    not 0; 0 none; `checkpoint_keeps` is what those keep.
+    `loss_chunk`: tokens whose logits exist at once where it trains; 0 all of them.
+    `logits`: positions at the end whose logits are computed; 0 all.
     """
 
     batch: int
@@ -38,6 +39,7 @@ class RunShape:
     masked: bool = False
     checkpoint_every: int = 0
     checkpoint_blocks: int = 0
+    checkpoint_keeps: Kept = "nothing"
     loss_chunk: int = 0
     logits: int = 0
     device: Literal["cuda", "cpu"] = "cuda"
@@ -292,8 +294,9 @@ class Run:
         tape, tokens, chunk = self.tape, self.shape.tokens, self.shape.loss_chunk
         weight, bias = self.weight(head.module, "weight"), self.weight(head.module, "bias")
         assert weight is not None
+        scales = [self.weight(head.module, parameter) for parameter in (SCALE_IN, SCALE_OUT)]
         more = self._branches.get(head.module) or unpacked_bytes(head) > 0
-        if not more and self._new_rows(head) is None:
+        if not more and all(extra is None for extra in (*scales, self._new_rows(head))):
             shape = (head.out_features, head.in_features)
             found = tape.linear_cross_entropy(hidden, weight, bias, tape.constant(tokens, "int64"), shape, chunk)
             tape.hold(hidden)
@@ -311,7 +314,8 @@ class Run:
     @contextmanager
     def block(self, number: int, entering: Tensor) -> Iterator[None]:
         """Record a block; the loop over blocks holds what enters it until it is done."""
-        with self.tape.block(checkpointed=self.shape.training and self.shape.recomputes(number)):
+        checkpointed = self.shape.training and self.shape.recomputes(number)
+        with self.tape.block(checkpointed=checkpointed, keeps=self.shape.checkpoint_keeps):
             yield
         self.tape.hold(entering)
 

@@ -48,6 +48,7 @@ def replay(tape: Tape, *, gradients: int = 0) -> Replay:
     for segment in tape.segments:
         if segment.checkpointed:
             memory.keep(_entering(segment))
+            memory.keep(_kept(segment))
         memory.forward(segment.ops, last, saving=not segment.checkpointed)
     forward, saved = memory.peak, memory.now()
     if tape.result is None or not tape.result.grad:
@@ -58,6 +59,7 @@ def replay(tape: Tape, *, gradients: int = 0) -> Replay:
         again = segment.checkpointed and memory.reaches(segment.ops)
         if again:
             memory.forward(segment.ops, _last_uses([segment]), saving=True)
+            memory.release(_kept(segment))
         for op in reversed(segment.ops):
             memory.backward(op, release=again or not segment.checkpointed)
         if segment.checkpointed:
@@ -257,6 +259,17 @@ def _uses(segments: Iterable[Segment]) -> Counter[Storage]:
                 for storage in {tensor.storage for tensor in op.inputs if tensor.grad and tensor.storage.leaf}:
                     found[storage] += 1
     return found
+
+
+def _kept(segment: Segment) -> list[Storage]:
+    """What a checkpointed segment keeps of what it made: results, and what attention saves beside them."""
+    return [
+        tensor.storage
+        for op in segment.ops
+        if segment.kept(op)
+        for tensor in dict.fromkeys((*op.outputs, *op.saved))
+        if tensor not in op.inputs
+    ]
 
 
 def _entering(segment: Segment) -> list[Storage]:

@@ -17,6 +17,9 @@ from hayless.core.allocator import allocated_bytes
 from hayless.core.dtypes import item_bytes
 
 Keeps = Literal["input", "output", "nothing"]
+Kept = Literal["nothing", "attention", "products"]
+"""What a checkpointed block keeps beside what enters it: the results of fused attention, or also those of products with
+weights."""
 Unit = Literal["elementwise", "matrix", "uneven", "attention", "stream"]
 """What computes an operation: nothing but elementwise units, those for matrices, those for matrices with a width that 8
 does not divide (tensor cores cannot read such rows as they are stored), fused attention, or a kernel that does no more
@@ -54,7 +57,8 @@ class Op:
     exist only while it runs forward or backward. `flops` are those of its products forward, which `unit` computes;
     `unread` are bytes of its inputs that it has no need of; `numbers` is the dtype that is multiplied where it is not
     that of the result. `early`: its gradients are made forward, and are what it saves; `rounds`: how often its scratch
-    is filled anew. An operation without outputs only keeps its inputs alive until then.
+    is filled anew. `weighs`: a product with a weight. An operation without outputs only keeps its inputs alive until
+    then.
     """
 
     inputs: tuple[Tensor, ...]
@@ -69,6 +73,7 @@ class Op:
     numbers: str = ""
     early: bool = False
     rounds: int = 1
+    weighs: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +89,20 @@ class Packed:
 
 @dataclass(slots=True, eq=False)
 class Segment:
-    """Operations of one block (or of what lies outside the blocks), in order."""
+    """Operations of one block (or of what lies outside the blocks), in order.
+
+    A checkpointed one is run again backward, except for what it `keeps` the results of.
+    """
 
     checkpointed: bool = False
+    keeps: Kept = "nothing"
     ops: list[Op] = field(default_factory=list)
+
+    def kept(self, op: Op) -> bool:
+        """Whether a checkpointed segment has the results of `op` still when it is run again."""
+        if self.keeps == "nothing":
+            return False
+        return op.unit == "attention" or (op.weighs and self.keeps == "products")
 
 
 class Tape:
@@ -104,9 +119,9 @@ class Tape:
         self._loss = False
 
     @contextmanager
-    def block(self, *, checkpointed: bool) -> Iterator[None]:
+    def block(self, *, checkpointed: bool, keeps: Kept = "nothing") -> Iterator[None]:
         """What is recorded inside is one block."""
-        self.segments.append(Segment(checkpointed))
+        self.segments.append(Segment(checkpointed, keeps))
         yield
         self.segments.append(Segment())
 
@@ -208,7 +223,7 @@ class Tape:
             inputs, elements, x.dtype, saved, scratch=packed.scratch, scratch_back=back, unit=unit, flops=flops
         )
         op = self.segments[-1].ops[-1]
-        op.unread, op.numbers = unread + packed.unread, packed.numbers
+        op.unread, op.numbers, op.weighs = unread + packed.unread, packed.numbers, True
         return out
 
     def embedding(self, ids: Tensor, table: Tensor, elements: int) -> Tensor:

@@ -85,18 +85,19 @@ def backward_work(tape: Tape) -> Work:
     found: list[Kernel] = []
     for segment in reversed(tape.segments):
         if segment.checkpointed and any(tensor in reached for op in segment.ops for tensor in op.outputs):
-            found += _forward(segment)
+            found += _forward(segment, again=True)
         for op in reversed(segment.ops):
             if any(tensor in reached for tensor in op.outputs):
                 found += _backward(op, reached)
     return eager(found)
 
 
-def _forward(segment: Segment) -> list[Kernel]:
-    """Kernels of operations that make something; views and what only keeps tensors alive are none."""
+def _forward(segment: Segment, *, again: bool = False) -> list[Kernel]:
+    """Kernels of operations that make something; views and what only keeps tensors alive are none. `again`: of those
+    whose results were not kept."""
     found = []
     for op in segment.ops:
-        if not op.outputs or _is_view(op):
+        if not op.outputs or _is_view(op) or (again and segment.kept(op)):
             continue
         made = sum(tensor.bytes for tensor in op.outputs)
         # Rows are looked up in a table; a matrix is read whole.

@@ -10,6 +10,7 @@ from pydantic import Field
 from hayless.core.cost import TrainShape
 from hayless.core.dims import ModelDims
 from hayless.core.method import Method, MethodConfig, Paper, Part, unchanged
+from hayless.core.tape import Kept
 
 
 class CheckpointingConfig(MethodConfig):
@@ -22,11 +23,21 @@ class CheckpointingConfig(MethodConfig):
     blocks: int | None = Field(
         None, ge=1, description="Checkpoint only so many of them, the first ones; the last are done with soonest."
     )
+    keep: Kept = Field(
+        "nothing",
+        description="What a checkpointed block keeps beside its inputs: the results of attention, or those of all"
+        " products with weights too (products), so that only what is cheap is computed again.",
+    )
 
 
 def predict_training(shape: TrainShape, config: CheckpointingConfig) -> TrainShape:
     """Training that computes blocks again."""
-    return replace(shape, checkpoint_every=config.every, checkpoint_blocks=config.blocks or 0)
+    return replace(
+        shape,
+        checkpoint_every=config.every,
+        checkpoint_blocks=config.blocks or 0,
+        checkpoint_keeps=config.keep,
+    )
 
 
 def ladder(dims: ModelDims) -> list[CheckpointingConfig]:

@@ -1,20 +1,35 @@
 """Activation checkpointing with torch.utils.checkpoint, on whole blocks.
 
-Gradients keep their bits: the second forward pass runs under the random state and autocast of the first.
+Gradients keep their bits: the second forward pass runs under the random state and autocast of the first. What is dear
+to compute can be kept by PyTorch's own policies (`create_selective_checkpoint_contexts`), operation by operation.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts, noop_context_fn
 from transformers import PreTrainedModel
 
+from hayless.core.tape import Kept
 from hayless.methods.memory.checkpointing import CheckpointingConfig
 from hayless.train.blocks import Forward, blocks, wrapped
+
+_ATTENTION = (
+    "aten::_scaled_dot_product_flash_attention",
+    "aten::_scaled_dot_product_flash_attention_for_cpu",
+    "aten::_scaled_dot_product_efficient_attention",
+    "aten::_scaled_dot_product_cudnn_attention",
+    "torch_attn::_varlen_attn",
+)
+"""What fused attention comes to, by device, dtype and kind of mask."""
+_PRODUCTS = ("aten::mm", "aten::addmm", "aten::_grouped_mm", "aten::_scaled_mm")
+"""What a product with a weight comes to. (Scores that are written down are `bmm`: too large to keep.)"""
 
 
 class Checkpointing:
@@ -23,13 +38,27 @@ class Checkpointing:
     @staticmethod
     def install(model: PreTrainedModel, config: CheckpointingConfig) -> AbstractContextManager[None]:
         """Checkpoint every n-th block, or the first of those, while it trains; in evaluation they run as they are."""
-        return wrapped(blocks(model)[:: config.every][: config.blocks], _recomputed)
+        return wrapped(blocks(model)[:: config.every][: config.blocks], partial(_recomputed, keeping(config.keep)))
 
 
-def _recomputed(block: nn.Module, forward: Forward) -> Forward:
+def keeping(keep: Kept) -> Callable[[], Any]:
+    """The policy of `torch.utils.checkpoint` that keeps the results of these operations."""
+    names = {"nothing": (), "attention": _ATTENTION, "products": (*_ATTENTION, *_PRODUCTS)}[keep]
+    # An operation that this version of PyTorch does not have is not met.
+    found = [torch._C._dispatch_has_kernel(name) and _operation(name) for name in names]
+    kept = [operation for operation in found if operation]
+    return partial(create_selective_checkpoint_contexts, kept) if kept else noop_context_fn
+
+
+def _operation(name: str) -> Any:
+    namespace, _, operation = name.partition("::")
+    return getattr(getattr(torch.ops, namespace), operation).default
+
+
+def _recomputed(policy: Callable[[], Any], block: nn.Module, forward: Forward) -> Forward:
     def run(*inputs: Any, **options: Any) -> Any:
         if block.training and torch.is_grad_enabled():
-            return checkpoint(forward, *inputs, use_reentrant=False, **options)
+            return checkpoint(forward, *inputs, use_reentrant=False, context_fn=policy, **options)
         return forward(*inputs, **options)
 
     return run
