@@ -1,0 +1,222 @@
+"""Quantize and pack: integers by the largest magnitude or the range of each group, tables (nf4, fp4) by the nearest
+value.
+
+Kernels and references round alike, to the same bits: float32, divisions rounded to nearest, halves to even.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from hayless.core.errors import bad_value
+from hayless.kernels.packed.formats import Integers, Table, packed
+
+_TILE = 2048
+
+
+@triton.jit
+def _rounded(v):
+    """To the nearest integer, halves to the even one; |v| < 2^22."""
+    return (v + 12582912.0) - 12582912.0
+
+
+@triton.jit
+def _ratio(v, scale):
+    """v / scale, 0 where the scale is 0."""
+    there = scale > 0
+    return tl.where(there, tl.div_rn(v, tl.where(there, scale, 1.0)), 0.0)
+
+
+@triton.jit
+def _bytes(codes, GROUPS: tl.constexpr, COLUMNS: tl.constexpr, BITS: tl.constexpr, TURN: tl.constexpr):
+    """Codes (GROUPS, COLUMNS) int32 as bytes (GROUPS, COLUMNS · BITS / 8)."""
+    place = tl.arange(0, 8 // BITS) ^ TURN
+    moved = tl.reshape(codes, (GROUPS, COLUMNS * BITS // 8, 8 // BITS)) << (place * BITS)[None, None, :]
+    return tl.sum(moved, 2).to(tl.uint8)
+
+
+@triton.jit
+def _integers(
+    weight_ptr,
+    codes_ptr,
+    scale_ptr,
+    zero_ptr,
+    all_groups,
+    group,
+    BITS: tl.constexpr,
+    ZERO: tl.constexpr,
+    TWOS: tl.constexpr,
+    GROUPS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    at = tl.program_id(0).to(tl.int64) * GROUPS + tl.arange(0, GROUPS)
+    there = at < all_groups
+    column = tl.arange(0, COLUMNS)
+    low = tl.zeros((GROUPS,), tl.float32)
+    high = low
+    for start in range(0, group, COLUMNS):
+        mask = there[:, None] & (start + column < group)[None, :]
+        w = tl.load(weight_ptr + at[:, None] * group + start + column[None, :], mask=mask, other=0.0).to(tl.float32)
+        low = tl.minimum(low, tl.min(w, 1))
+        high = tl.maximum(high, tl.max(w, 1))
+    TOP: tl.constexpr = (1 << BITS) - 1
+    MIDDLE: tl.constexpr = 1 << (BITS - 1)
+    if ZERO:
+        scale = tl.div_rn(high - low, low * 0.0 + TOP)
+    else:
+        scale = tl.div_rn(tl.maximum(high, -low), low * 0.0 + (MIDDLE - 1))
+    kept = scale.to(scale_ptr.dtype.element_ty)
+    tl.store(scale_ptr + at, kept, mask=there)
+    scale = kept.to(tl.float32)
+    zero = low * 0.0 + MIDDLE
+    if ZERO:
+        zero = tl.minimum(_rounded(tl.minimum(_ratio(-low, scale), 1.0 * TOP)), 1.0 * TOP)
+        tl.store(zero_ptr + at, zero.to(tl.int32).to(tl.uint8), mask=there)
+    byte = tl.arange(0, COLUMNS * BITS // 8)
+    a_group = group * BITS // 8
+    for start in range(0, group, COLUMNS):
+        mask = there[:, None] & (start + column < group)[None, :]
+        w = tl.load(weight_ptr + at[:, None] * group + start + column[None, :], mask=mask, other=0.0).to(tl.float32)
+        q = tl.minimum(tl.maximum(_ratio(w, scale[:, None]), -1.0 * TOP), 1.0 * TOP)
+        code = tl.minimum(tl.maximum(_rounded(q) + zero[:, None], 0.0), 1.0 * TOP).to(tl.int32)
+        if TWOS:
+            code ^= MIDDLE
+        first = start * BITS // 8
+        mask = there[:, None] & (first + byte < a_group)[None, :]
+        out = _bytes(code, GROUPS, COLUMNS, BITS, 0)
+        tl.store(codes_ptr + at[:, None] * a_group + first + byte[None, :], out, mask=mask)
+
+
+def quantize_integers(
+    weight: Tensor,
+    bits: int,
+    group_size: int,
+    *,
+    symmetric: bool = True,
+    twos_complement: bool = False,
+    scale_dtype: torch.dtype | None = None,
+) -> Integers:
+    """`weight` (out, in) as integers of 2, 4 or 8 bits with a scale for each `group_size` columns.
+
+    Symmetric: scale = max |w| / (2^(bits−1) − 1), code − zero = round(w / scale). Else the range, with 0 in it, becomes
+    0 … 2^bits − 1, and zero = round(−min / scale). The scale is rounded to `scale_dtype` (the weight's where None)
+    before codes are made with it. RequestError where groups do not divide `in` or do not fill whole bytes.
+    """
+    _check_groups(weight, bits, group_size)
+    dtype = scale_dtype or weight.dtype
+    scale = torch.empty(weight.shape[0], weight.shape[1] // group_size, dtype=dtype, device=weight.device)
+    zero = None if symmetric else torch.empty_like(scale, dtype=torch.uint8)
+    codes = torch.empty(weight.shape[0], weight.shape[1] * bits // 8, dtype=torch.uint8, device=weight.device)
+    columns = min(_TILE, max(8 // bits, triton.next_power_of_2(group_size)))
+    groups = _TILE // columns
+    _integers[(triton.cdiv(scale.numel(), groups),)](
+        weight.contiguous(), codes, scale, scale if zero is None else zero, scale.numel(), group_size,
+        BITS=bits, ZERO=not symmetric, TWOS=twos_complement, GROUPS=groups, COLUMNS=columns, num_warps=4,
+    )  # fmt: skip
+    return Integers(codes, scale, bits, zero, twos_complement)
+
+
+def quantize_integers_reference(
+    weight: Tensor,
+    bits: int,
+    group_size: int,
+    *,
+    symmetric: bool = True,
+    twos_complement: bool = False,
+    scale_dtype: torch.dtype | None = None,
+) -> Integers:
+    """The same in plain PyTorch."""
+    _check_groups(weight, bits, group_size)
+    top, middle = 2**bits - 1, 2 ** (bits - 1)
+    w = weight.float().unflatten(1, (-1, group_size))
+    low, high = w.amin(2).clamp(max=0), w.amax(2).clamp(min=0)
+    scale = (high - low) / top if not symmetric else torch.maximum(high, -low) / (middle - 1)
+    kept = scale.to(scale_dtype or weight.dtype)
+    scale = kept.float()
+    zero = torch.full_like(scale, middle) if symmetric else _ratio_reference(-low, scale).clamp(max=top).round()
+    q = _ratio_reference(w, scale[..., None]).clamp(-top, top).round()
+    codes = (q + zero[..., None]).clamp(0, top).to(torch.uint8).flatten(1)
+    if twos_complement:
+        codes ^= middle
+    return Integers(packed(codes, bits), kept, bits, None if symmetric else zero.to(torch.uint8), twos_complement)
+
+
+@triton.jit
+def _table(weight_ptr, table_ptr, codes_ptr, absmax_ptr, blocks, GROUPS: tl.constexpr, BLOCK: tl.constexpr,
+           COLUMNS: tl.constexpr):  # fmt: skip
+    at = tl.program_id(0).to(tl.int64) * GROUPS + tl.arange(0, GROUPS)
+    there = at < blocks
+    column = tl.arange(0, COLUMNS)
+    mask = there[:, None] & (column < BLOCK)[None, :]
+    w = tl.load(weight_ptr + at[:, None] * BLOCK + column[None, :], mask=mask, other=0.0).to(tl.float32)
+    absmax = tl.max(tl.abs(w), 1)
+    tl.store(absmax_ptr + at, absmax, mask=there)
+    v = _ratio(w, absmax[:, None])
+    code = tl.zeros((GROUPS, COLUMNS), tl.int32)
+    nearest = tl.abs(v - tl.load(table_ptr))
+    for i in tl.static_range(1, 16):
+        distance = tl.abs(v - tl.load(table_ptr + i))
+        closer = distance < nearest
+        code = tl.where(closer, i, code)
+        nearest = tl.where(closer, distance, nearest)
+    byte = tl.arange(0, COLUMNS // 2)
+    mask = there[:, None] & (byte < BLOCK // 2)[None, :]
+    out = _bytes(code, GROUPS, COLUMNS, 4, 1)
+    tl.store(codes_ptr + at[:, None] * (BLOCK // 2) + byte[None, :], out, mask=mask)
+
+
+def quantize_table(weight: Tensor, table: Tensor, block_size: int = 64) -> Table:
+    """`weight` (out, in) by blocks of its flattened form: the largest magnitude, and for each element the nearest of
+    the 16 values of `table` (float32) times it, the first of equally near ones (distances in float32).
+
+    RequestError where `block_size` is no multiple of 32 or does not divide `in`.
+    """
+    _check_blocks(weight, block_size)
+    blocks = weight.numel() // block_size
+    absmax = torch.empty(blocks, dtype=torch.float32, device=weight.device)
+    codes = torch.empty(weight.numel() // 2, 1, dtype=torch.uint8, device=weight.device)
+    columns = triton.next_power_of_2(block_size)
+    groups = max(1, _TILE // columns)
+    _table[(triton.cdiv(blocks, groups),)](
+        weight.contiguous(), table, codes, absmax, blocks,
+        GROUPS=groups, BLOCK=block_size, COLUMNS=columns, num_warps=4,
+    )  # fmt: skip
+    return Table(codes, absmax, table, (weight.shape[0], weight.shape[1]), block_size)
+
+
+def quantize_table_reference(weight: Tensor, table: Tensor, block_size: int = 64) -> Table:
+    """The same in plain PyTorch."""
+    _check_blocks(weight, block_size)
+    w = weight.float().reshape(-1, block_size)
+    absmax = w.abs().amax(1)
+    v = _ratio_reference(w, absmax[:, None])
+    code = torch.zeros_like(v, dtype=torch.uint8)
+    nearest = (v - table[0]).abs()
+    for i in range(1, 16):
+        distance = (v - table[i]).abs()
+        closer = distance < nearest
+        code = torch.where(closer, i, code)
+        nearest = torch.where(closer, distance, nearest)
+    pairs = code.view(-1, 2).to(torch.uint8)
+    shape = (weight.shape[0], weight.shape[1])
+    return Table(pairs[:, :1] << 4 | pairs[:, 1:], absmax, table, shape, block_size)
+
+
+def _ratio_reference(v: Tensor, scale: Tensor) -> Tensor:
+    return torch.where(scale > 0, v / scale, 0.0)
+
+
+def _check_groups(weight: Tensor, bits: int, group_size: int) -> None:
+    if bits not in (2, 4, 8):
+        raise bad_value("bits", bits, allowed="2, 4 or 8")
+    if group_size < 1 or weight.shape[1] % group_size or group_size * bits % 8:
+        allowed = f"divisors of {weight.shape[1]} whose codes of {bits} bits fill whole bytes"
+        raise bad_value("group_size", group_size, allowed=allowed)
+
+
+def _check_blocks(weight: Tensor, block_size: int) -> None:
+    if block_size < 32 or block_size % 32 or weight.shape[1] % block_size:
+        raise bad_value("block_size", block_size, allowed=f"multiples of 32 that divide {weight.shape[1]}")

@@ -1,0 +1,298 @@
+// y = Wx for 1 to 64 tokens and weights of four bits, in tensor cores. Compiled at run time (see tensor_cores.py), which
+// puts these definitions before it:
+//   KIND      0: integers with a scale (and zero point) a group; 1: sixteen values times a scale a block
+//   BF16      1: x and y are bf16; 0: fp16
+//   GROUP     columns that share a scale, a multiple of SPAN; 0: a row
+//   SPAN      columns that the four lanes of a row read side by side: 32, 64 or 128
+//   SCALE     dtype of scales: 0 fp32, 1 fp16, 2 bf16, 3 codes of double quantization
+//   ZERO, TWOS                    zero points; two's complement
+//   BANDS, TILES, WARPS, DEPTH    16 rows each, 8 tokens each, warps that share columns, steps loaded together
+//   SPLITS    parts of the columns among blocks; more than one writes float32 sums
+//
+// W is the first operand of mma.m16n8k16 and x the second. Which column stands at which k is free as long as both agree,
+// so each lane takes the columns that lie side by side in memory: up to 16 bytes of a row, and no weight is moved.
+
+typedef unsigned int u32;
+typedef unsigned short u16;
+typedef unsigned char u8;
+
+struct Words { u32 w[SPAN / 32]; };
+
+// -- instructions
+#if BF16
+#define NARROW "bf16"
+#else
+#define NARROW "f16"
+#endif
+
+__device__ __forceinline__ void mma(float* c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32." NARROW "." NARROW ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+// What is read once: past the first cache, lines of 128 bytes in the second.
+__device__ __forceinline__ Words stream(const u8* at) {
+    Words r;
+#if SPAN == 128
+    asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r.w[0]), "=r"(r.w[1]), "=r"(r.w[2]), "=r"(r.w[3]) : "l"(at));
+#elif SPAN == 64
+    asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v2.u32 {%0,%1}, [%2];" : "=r"(r.w[0]), "=r"(r.w[1]) : "l"(at));
+#else
+    asm volatile("ld.global.nc.L1::no_allocate.L2::128B.u32 %0, [%1];" : "=r"(r.w[0]) : "l"(at));
+#endif
+    return r;
+}
+
+__device__ __forceinline__ u32 bytes(u32 a, u32 b, u32 chosen) {
+    u32 r;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(chosen));
+    return r;
+}
+
+// Two codes (bits 0 to 3 and 16 to 19) in the mantissas of 2^7 (bf16) or 2^10 (fp16), less `base`, which is that and
+// the zero point.
+__device__ __forceinline__ u32 centred(u32 w, u32 base) {
+    u32 r;
+#if BF16
+    asm("lop3.b32 %0, %1, 0x000F000F, 0x43004300, 0xEA;" : "=r"(r) : "r"(w));
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(r), "r"(0x3F803F80), "r"(base));
+#else
+    asm("lop3.b32 %0, %1, 0x000F000F, 0x64006400, 0xEA;" : "=r"(r) : "r"(w));
+    asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(r) : "r"(r), "r"(base));
+#endif
+    return r;
+}
+
+__device__ __forceinline__ u16 narrow(float v) {
+    u16 r;
+    asm("cvt.rn." NARROW ".f32 %0, %1;" : "=h"(r) : "f"(v));
+    return r;
+}
+
+__device__ __forceinline__ float half_to_float(u16 v) {
+    float r;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(r) : "h"(v));
+    return r;
+}
+// -- end of instructions
+
+__device__ __forceinline__ float brain_to_float(u16 v) { return __uint_as_float((u32)v << 16); }
+
+__device__ __forceinline__ float widened(u16 v) {
+#if BF16
+    return brain_to_float(v);
+#else
+    return half_to_float(v);
+#endif
+}
+
+#define COLUMNS 128
+#define PARTS (COLUMNS / SPAN)
+#define WORDS (SPAN / 32)
+#define ROWS (16 * BANDS)
+#define TOKENS (8 * TILES)
+#define PITCH (ROWS + 4)  // four lanes of a row, 2 tokens apart, then write to different banks
+
+#if GROUP
+#define GROUP_OF(column) ((column) / GROUP)
+#else
+#define GROUP_OF(column) 0
+#endif
+
+#if SCALE == 3
+typedef u8 scale_t;
+#elif SCALE == 0
+typedef float scale_t;
+#else
+typedef u16 scale_t;
+#endif
+
+#define SUMS_BYTES (WARPS * TOKENS * PITCH * 4)
+#define TABLE_BYTES (KIND == 1 ? 256 * 32 * 4 : 0)
+
+extern "C" __global__ void __launch_bounds__(WARPS * 32) packed_linear(
+    const u16* __restrict__ x, const u8* __restrict__ codes, const scale_t* __restrict__ scale,
+    const u8* __restrict__ zero, const float* __restrict__ table, const float* __restrict__ second_table,
+    const float* __restrict__ second_scale, const float* __restrict__ offset, const u16* __restrict__ bias,
+    void* __restrict__ out, int m, int n, int width, int groups, int with_bias) {
+    // The table of byte → two values, once for each bank, and later the sums of the warps.
+    __shared__ __align__(16) u8 shared[SUMS_BYTES > TABLE_BYTES ? SUMS_BYTES : TABLE_BYTES];
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
+    const int first_row = blockIdx.x * ROWS;
+
+#if KIND == 1
+    {
+        u32* pairs = (u32*)shared + lane;
+        u16 low[16];
+#pragma unroll
+        for (int i = 0; i < 16; i++) low[i] = narrow(table[i]);
+#pragma unroll
+        for (int h = 0; h < 16 / WARPS; h++) {
+            const int high = warp * (16 / WARPS) + h;
+            const u16 first = narrow(table[high]);  // the high half of a byte comes first
+#pragma unroll
+            for (int i = 0; i < 16; i++) pairs[(high * 16 + i) * 32] = first | (u32)low[i] << 16;
+        }
+        __syncthreads();
+    }
+#endif
+#if SCALE == 3
+    __shared__ float seconds[256];
+    for (int i = threadIdx.x; i < 256; i += WARPS * 32) seconds[i] = second_table[i];
+    const float shift = offset[0];
+    __syncthreads();
+#endif
+
+    float total[BANDS][TILES][4] = {};
+    const int steps = (width + COLUMNS - 1) / COLUMNS, each = (steps + SPLITS - 1) / SPLITS;
+    const int last = min(steps, (int)(blockIdx.y + 1) * each);
+    int rows[BANDS][2];
+#pragma unroll
+    for (int b = 0; b < BANDS; b++)
+#pragma unroll
+        for (int h = 0; h < 2; h++) rows[b][h] = min(first_row + 16 * b + 8 * h + g, n - 1);
+
+    Words words[DEPTH][PARTS][BANDS][2];
+    scale_t scales[DEPTH][PARTS][BANDS][2];
+#if ZERO
+    u8 zeros[DEPTH][PARTS][BANDS][2];
+#endif
+    const auto load = [&](int d, int step) {
+#pragma unroll
+        for (int p = 0; p < PARTS; p++) {
+            const int column = step * COLUMNS + p * SPAN;
+            if (step >= last || column >= width) continue;
+#pragma unroll
+            for (int b = 0; b < BANDS; b++)
+#pragma unroll
+                for (int h = 0; h < 2; h++) {
+                    const size_t row = rows[b][h];
+                    words[d][p][b][h] = stream(codes + row * (width / 2) + (column + t * (SPAN / 4)) / 2);
+                    const size_t at = row * groups + GROUP_OF(column);
+                    scales[d][p][b][h] = scale[at];
+#if ZERO
+                    zeros[d][p][b][h] = zero[at];
+#endif
+                }
+        }
+    };
+    const auto multiply = [&](int d, int step) {
+#pragma unroll
+        for (int p = 0; p < PARTS; p++) {
+            const int column = step * COLUMNS + p * SPAN;
+            if (step >= last || column >= width) continue;
+            float sums[BANDS][TILES][4] = {};
+            u32 base[BANDS][2];
+#pragma unroll
+            for (int b = 0; b < BANDS; b++)
+#pragma unroll
+                for (int h = 0; h < 2; h++) {
+#if ZERO
+                    const u32 z = zeros[d][p][b][h];
+#else
+                    const u32 z = 8;
+#endif
+                    base[b][h] = (BF16 ? 0xC300C300 : 0x64006400) | z | z << 16;
+                }
+#pragma unroll
+            for (int i = 0; i < WORDS; i++) {
+                u32 q[TILES][4];
+#pragma unroll
+                for (int j = 0; j < TILES; j++) {
+                    const size_t token = min(8 * j + g, m - 1);
+                    const uint4 v = *(const uint4*)(x + token * width + column + t * (SPAN / 4) + 8 * i);
+#if KIND == 1
+                    q[j][0] = v.x, q[j][1] = v.y, q[j][2] = v.z, q[j][3] = v.w;
+#else
+                    q[j][0] = bytes(v.x, v.z, 0x5410), q[j][1] = bytes(v.x, v.z, 0x7632);
+                    q[j][2] = bytes(v.y, v.w, 0x5410), q[j][3] = bytes(v.y, v.w, 0x7632);
+#endif
+                }
+#pragma unroll
+                for (int b = 0; b < BANDS; b++) {
+                    u32 a[2][4];
+#pragma unroll
+                    for (int h = 0; h < 2; h++) {
+                        u32 w = words[d][p][b][h].w[i];
+#if KIND == 1
+                        a[h][0] = *(const u32*)(shared + (w << 7 & 0x7F80 | 4 * lane));
+                        a[h][1] = *(const u32*)(shared + (w >> 1 & 0x7F80 | 4 * lane));
+                        a[h][2] = *(const u32*)(shared + (w >> 9 & 0x7F80 | 4 * lane));
+                        a[h][3] = *(const u32*)(shared + (w >> 17 & 0x7F80 | 4 * lane));
+#else
+#if TWOS
+                        w ^= 0x88888888;
+#endif
+#pragma unroll
+                        for (int k = 0; k < 4; k++) a[h][k] = centred(w >> 4 * k, base[b][h]);
+#endif
+                    }
+#pragma unroll
+                    for (int j = 0; j < TILES; j++) {
+                        mma(sums[b][j], a[0][0], a[1][0], a[0][1], a[1][1], q[j][0], q[j][1]);
+                        mma(sums[b][j], a[0][2], a[1][2], a[0][3], a[1][3], q[j][2], q[j][3]);
+                    }
+                }
+            }
+#pragma unroll
+            for (int b = 0; b < BANDS; b++)
+#pragma unroll
+                for (int h = 0; h < 2; h++) {
+                    const scale_t s = scales[d][p][b][h];
+#if SCALE == 0
+                    const float f = s;
+#elif SCALE == 1
+                    const float f = half_to_float(s);
+#elif SCALE == 2
+                    const float f = brain_to_float(s);
+#else
+                    const size_t block = (size_t)rows[b][h] * groups + GROUP_OF(column);
+                    const float f = seconds[s] * second_scale[block / 256] + shift;
+#endif
+#pragma unroll
+                    for (int j = 0; j < TILES; j++) {
+                        total[b][j][2 * h] += sums[b][j][2 * h] * f;
+                        total[b][j][2 * h + 1] += sums[b][j][2 * h + 1] * f;
+                    }
+                }
+        }
+    };
+
+    // A warp's steps, each loaded DEPTH - 1 steps before it is multiplied.
+    const int first = blockIdx.y * each + warp;
+#pragma unroll
+    for (int d = 0; d < DEPTH - 1; d++) load(d, first + d * WARPS);
+    for (int step = first; step < last; step += WARPS * DEPTH)
+#pragma unroll
+        for (int d = 0; d < DEPTH; d++) {
+            load((d + DEPTH - 1) % DEPTH, step + (d + DEPTH - 1) * WARPS);
+            multiply(d, step + d * WARPS);
+        }
+
+    // The warps' sums, in their order.
+    float* all = (float*)shared;
+    __syncthreads();
+#pragma unroll
+    for (int b = 0; b < BANDS; b++)
+#pragma unroll
+        for (int j = 0; j < TILES; j++)
+#pragma unroll
+            for (int c = 0; c < 4; c++)
+                all[(warp * TOKENS + 8 * j + 2 * t + c % 2) * PITCH + 16 * b + 8 * (c / 2) + g] = total[b][j][c];
+    __syncthreads();
+    for (int i = threadIdx.x; i < ROWS * TOKENS; i += WARPS * 32) {
+        const int token = i / ROWS, row = first_row + i % ROWS;
+        if (token >= m || row >= n) continue;
+        float y = 0;
+#pragma unroll
+        for (int w = 0; w < WARPS; w++) y += all[(w * TOKENS + token) * PITCH + i % ROWS];
+#if SPLITS > 1
+        ((float*)out)[((size_t)blockIdx.y * m + token) * n + row] = y;
+#else
+        if (with_bias) y += widened(bias[row]);
+        ((u16*)out)[(size_t)token * n + row] = narrow(y);
+#endif
+    }
+}

@@ -1,0 +1,113 @@
+"""y = Wx for 1 to 64 tokens and four bits a weight, in CUDA C++ (tensor_cores.cu): the second design.
+
+Triton's product for one token is compiled to about five instructions a weight, and its matrix product needs x laid
+out anew in shared memory. Here tensor cores multiply even for one token, at 2.5 instructions a weight for integers and
+3 for tables (sm_90), and both operands come from where they lie. PyTorch's NVRTC compiles the source when settings are
+first used; no compiler needs to be installed.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hayless.core.errors import NotSupported
+from hayless.kernels.packed.formats import Integers, Packed, Palette, Table
+from hayless.kernels.packed.gemm import add_splits
+from hayless.kernels.packed.tiles import CoreTiles, core_tiles_for
+
+MOST_TOKENS = 64
+_SCALES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.uint8: 3}
+_SHARED = 48 * 1024
+
+
+def unsupported(x: Tensor, weight: Packed) -> str:
+    """Why the kernel cannot multiply x (tokens, in) and `weight`, in words; empty where it can."""
+    if not x.is_cuda or torch.version.cuda is None or torch.cuda.get_device_capability(x.device) < (8, 0):
+        return "it needs an NVIDIA GPU of compute capability 8.0 or newer"
+    if isinstance(weight, Palette) or (isinstance(weight, Integers) and weight.bits != 4):
+        return "it reads integers of four bits and tables of sixteen values"
+    if x.dtype not in (torch.float16, torch.bfloat16):
+        return f"it multiplies in fp16 and bf16, not {x.dtype}"
+    if x.shape[0] > MOST_TOKENS:
+        return f"it takes up to {MOST_TOKENS} tokens, not {x.shape[0]}"
+    width = weight.shape[1]
+    if (width // weight.groups) % 32:
+        return f"groups of {width // weight.groups} columns are not whole times 32"
+    if x.data_ptr() % 16 or weight.codes.data_ptr() % 16:
+        return "x and codes must start at multiples of 16 bytes"
+    return ""
+
+
+def multiply(x: Tensor, weight: Packed, bias: Tensor | None, out: Tensor, *, tiles: CoreTiles | None = None) -> Tensor:
+    """Write x Wᵀ + bias to `out` (tokens, out) in x's dtype, fp16 or bf16; everything contiguous. Returns `out`.
+
+    With `tiles.splits` the parts go through float32 (splits, tokens, out), taken from PyTorch's allocator.
+    NotSupported where `unsupported` gives a reason.
+    """
+    reason = unsupported(x, weight)
+    if reason or isinstance(weight, Palette):
+        raise NotSupported(f"The kernel for tensor cores cannot do this: {reason}.")
+    (rows, width), tokens = weight.shape, x.shape[0]
+    tiles = tiles or core_tiles_for(tokens, rows, width)
+    split = tiles.splits > 1
+    target = torch.empty(tiles.splits, *out.shape, dtype=torch.float32, device=out.device) if split else out
+    kernel = _compiled(tuple(definitions(x, weight, tiles).items()), x.device.index)
+    with_bias = bias is not None
+    kernel(
+        grid=(-(-rows // (16 * tiles.bands)), tiles.splits, 1),
+        block=(32 * tiles.warps, 1, 1),
+        args=[
+            x, *tensors(weight), bias if with_bias else x, target,
+            tokens, rows, width, weight.groups, int(with_bias and not split),
+        ],
+    )  # fmt: skip
+    return add_splits(target, bias, out) if split else out
+
+
+def tensors(weight: Integers | Table) -> list[Tensor]:
+    """Codes, scales, zero points, table, and the tables, scales and offset of double quantization, as the kernel takes
+    them; what there is not is the codes, and is not read."""
+    codes = weight.codes
+    if isinstance(weight, Integers):
+        return [codes, weight.scale, codes if weight.zero is None else weight.zero, *[codes] * 4]
+    nested = weight.nested
+    second = [codes] * 3 if nested is None else [nested.table, nested.scale, nested.offset]
+    return [codes, weight.absmax, codes, weight.table, *second]
+
+
+def definitions(x: Tensor, weight: Integers | Table, tiles: CoreTiles) -> dict[str, int]:
+    """What the source is compiled for."""
+    group = weight.shape[1] // weight.groups
+    integers = isinstance(weight, Integers)
+    return {
+        "KIND": int(not integers),
+        "BF16": int(x.dtype is torch.bfloat16),
+        "GROUP": group if weight.groups > 1 else 0,
+        "SPAN": next(span for span in (128, 64, 32) if group % span == 0),
+        "SCALE": _SCALES[weight.scale.dtype if isinstance(weight, Integers) else weight.absmax.dtype],
+        "ZERO": int(isinstance(weight, Integers) and weight.zero is not None),
+        "TWOS": int(isinstance(weight, Integers) and weight.twos_complement),
+        "BANDS": tiles.bands,
+        "TILES": -(-x.shape[0] // 8),
+        "WARPS": tiles.warps,
+        "DEPTH": tiles.depth,
+        "SPLITS": tiles.splits,
+    }
+
+
+def fits(tokens: int, tiles: CoreTiles) -> bool:
+    """Whether the sums of a block's warps fit into its shared memory."""
+    return tiles.warps * -(-tokens // 8) * 8 * (16 * tiles.bands + 4) * 4 + 1024 <= _SHARED
+
+
+@cache
+def _compiled(defined: tuple[tuple[str, int], ...], device: int) -> Any:
+    text = "".join(f"#define {name} {value}\n" for name, value in defined)
+    source = text + Path(__file__).with_name("tensor_cores.cu").read_text(encoding="utf-8")
+    with torch.cuda.device(device):
+        return torch.cuda._compile_kernel(source, "packed_linear")

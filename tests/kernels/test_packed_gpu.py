@@ -1,0 +1,86 @@
+"""What only a GPU can run of packed products: tensor cores in CUDA C++, inline PTX, captured graphs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="triton is not installed")
+
+from hayless.kernels.packed import formats
+from hayless.kernels.packed.gemm import gemm
+from hayless.kernels.packed.linear import kernel_for, linear
+from hayless.kernels.packed.tensor_cores import fits, multiply, unsupported
+from hayless.kernels.packed.tiles import CORE_CANDIDATES, CoreTiles
+from tests.kernels.packed_weights import assert_near, integers, palette, poisoned, random, table
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+NARROW = [torch.bfloat16, torch.float16]
+
+
+def _forms(dtype: torch.dtype) -> list[formats.Integers | formats.Table]:
+    return [
+        integers(70, 256, 4, 2, dtype=dtype),
+        integers(33, 288, 4, 1),
+        integers(48, 192, 4, 3, zero=True, dtype=dtype),
+        integers(21, 352, 4, 11, zero=True, twos_complement=True, dtype=dtype),
+        integers(4096, 4096, 4, 32, twos_complement=True, dtype=dtype),
+        table(33, 320, 64),
+        table(18, 416, 32, nested=True),
+        table(17, 512, 128),
+        table(4096, 4096, 64, nested=True),
+    ]
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+@pytest.mark.parametrize("tokens", [1, 3, 8, 9, 16, 33, 64])
+def test_tensor_cores(tokens, dtype):
+    for weight in _forms(dtype):
+        rows, width = weight.shape
+        x, bias = random(tokens, width, dtype=dtype), random(rows, dtype=dtype)
+        assert unsupported(x, weight) == "" and kernel_for(x, weight) == "tensor_cores"
+        for tiles in (None, CoreTiles(1, 4, 2, 3)):
+            found = multiply(x, weight, bias, poisoned(tokens, rows, dtype=dtype), tiles=tiles)
+            assert_near(found, formats.linear_reference(x.float(), weight, bias.float()))
+
+
+@pytest.mark.parametrize("tiles", [tiles for tiles in CORE_CANDIDATES if fits(16, tiles)], ids=str)
+def test_every_candidate(tiles):
+    for weight in (integers(150, 640, 4, 5, dtype=torch.bfloat16), table(150, 640, 64)):
+        x = random(16, 640, dtype=torch.bfloat16)
+        found = multiply(x, weight, None, poisoned(16, 150, dtype=torch.bfloat16), tiles=tiles)
+        assert_near(found, formats.linear_reference(x.float(), weight))
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+def test_inline_ptx_of_nibbles(dtype):
+    for weight in (integers(96, 512, 4, 4, dtype=dtype), integers(96, 512, 4, 4, zero=True, twos_complement=True)):
+        x = random(16, 512, dtype=dtype)
+        found = gemm(x, weight, None, poisoned(16, 96, dtype=dtype))
+        assert_near(found, formats.linear_reference(x.float(), weight))
+
+
+def test_captured():
+    for weight in (integers(256, 512, 4, 4), integers(256, 512, 8, 1), table(256, 512, 64), palette(256, 512, 3, 64)):
+        for tokens in (1, 16, 100):
+            x = random(tokens, 512, dtype=torch.bfloat16)
+            expected = linear(x, weight)
+            out = poisoned(tokens, 256, dtype=torch.bfloat16)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                linear(x, weight, out=out)
+            out.fill_(torch.nan)
+            graph.replay()
+            assert torch.equal(out, expected)
+            x.neg_()
+            graph.replay()
+            assert torch.equal(out, -expected)
