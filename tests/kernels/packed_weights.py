@@ -50,7 +50,7 @@ def palette(rows: int, width: int, bits: int, group_size: int, dtype: torch.dtyp
 
 
 def forms() -> list[Integers | Table | Palette]:
-    """Weights of every form that is multiplied packed, of odd sizes: in words and bytes, groups that are no whole words."""
+    """Weights of every form that is multiplied packed, of odd sizes, in words and in bytes."""
     return [
         integers(21, 96, 4, 3),
         integers(21, 96, 4, 3, zero=True, dtype=torch.float16),
