@@ -118,9 +118,9 @@ class Run:
         unpacked, product = unpacked_bytes(row), row.product
         if product is None:
             return Packed(unpacked, unpacked)
-        each = product.token_bytes if self.shape.device == "cuda" else product.plain_token_bytes
+        scratch = product.kernel if self.shape.device == "cuda" else product.plain
         less = weight.bytes - sum(tensor.bytes for tensor in row.held)
-        return Packed(product.fixed_bytes + tokens * each, unpacked, max(0, less), product.dtype)
+        return Packed(scratch.of(tokens), unpacked, max(0, less), product.dtype)
 
     def rms_norm(self, x: Tensor, module: str, layer: int = 0, width: int = 0) -> Tensor:
         """Llama's norm: in float32, then back to the input's dtype, then times the gain."""

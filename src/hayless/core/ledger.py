@@ -57,17 +57,28 @@ class Stored:
 
 
 @dataclass(frozen=True, slots=True)
-class Product:
-    """How a packed matrix meets its input where its tensors are multiplied as they are: no whole one exists forward.
+class Scratch:
+    """Bytes that a product needs while it runs, beside its input and its result."""
 
-    `dtype` is that of the numbers that are multiplied. While a product runs it needs `fixed_bytes`, and `token_bytes`
-    for each token (`plain_token_bytes` where there is no kernel for it). Backward the matrix is unpacked.
+    fixed_bytes: int
+    token_bytes: int
+
+    def of(self, tokens: int) -> int:
+        """Bytes for so many tokens."""
+        return self.fixed_bytes + tokens * self.token_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """How a packed matrix meets its input where its tensors are multiplied as they are, and not unpacked first.
+
+    `dtype` is that of the numbers that are multiplied; `kernel` is what that needs on a GPU, `plain` without a kernel
+    for it. Backward the matrix is unpacked.
     """
 
     dtype: str
-    token_bytes: int
-    plain_token_bytes: int
-    fixed_bytes: int = 0
+    kernel: Scratch
+    plain: Scratch
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ CATALOGUE = {
     "kmeans": "hayless.methods.quantize.kmeans",
     "uniform": "hayless.methods.quantize.uniform",
     "int8": "hayless.methods.quantize.int8",
+    "fp8": "hayless.methods.quantize.fp8",
     "lora": "hayless.methods.adapters.lora",
     "speculative": "hayless.methods.decoding.speculative",
 }

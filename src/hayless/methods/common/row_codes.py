@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -27,6 +29,14 @@ class RowCodes(Packing[RowScaledFormat]):
     def _scaled(self, codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
         # Every code is a number of `dtype`; in place, so that no second weight exists.
         return codes.to(dtype).mul_((scale / self.unit)[..., None])
+
+
+def packed_by_row(weight: Tensor, packing: RowCodes, quantize: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Pieces:
+    """A tensor (matrices, rows, columns) as pieces; `quantize` gives codes and scales of one matrix in float32."""
+    found = [quantize(matrix.float()) for matrix in weight]
+    codes, scale = (torch.stack(tensors) for tensors in zip(*found, strict=True))
+    shapes = {piece.name: piece.shape for piece in packing.form.pieces("")}
+    return {"codes": codes.view(shapes["codes"]), "scale": scale.view(shapes["scale"])}
 
 
 def rows_of(x: Tensor) -> Tensor:

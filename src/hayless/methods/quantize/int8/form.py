@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hayless.core.ledger import Ledger, Product, Row
+from hayless.core.ledger import Ledger, Product, Row, Scratch
 from hayless.kernels.int8.capacity import FEW, capacity_of
 from hayless.methods.common.packed_rows import pack_rows
 from hayless.methods.common.row_scaled import RowScaledFormat
@@ -24,12 +24,8 @@ class Int8Format(RowScaledFormat):
         In plain PyTorch: the input in float32 and its codes, sums in int32 and in float32.
         """
         capacity = capacity_of(FEW + 1, self.columns)
-        return Product(
-            "int8",
-            token_bytes=self.columns + 2 * capacity + 4,
-            plain_token_bytes=5 * self.columns + 8 * self.rows,
-            fixed_bytes=self.rows * capacity + 5 * self.columns,
-        )
+        kernel = Scratch(self.rows * capacity + 5 * self.columns, self.columns + 2 * capacity + 4)
+        return Product("int8", kernel, plain=Scratch(0, 5 * self.columns + 8 * self.rows))
 
 
 def form_of(row: Row, config: Int8Config) -> Int8Format:

@@ -9,7 +9,7 @@ from hayless.core.ledger import Row
 from hayless.kernels.int8.backend import product_for
 from hayless.kernels.int8.plain import LARGEST, rows_quantized
 from hayless.methods.common.packing import Packer
-from hayless.methods.common.row_codes import RowCodes, rows_of
+from hayless.methods.common.row_codes import RowCodes, packed_by_row, rows_of
 from hayless.methods.quantize.int8.config import Int8Config
 from hayless.methods.quantize.int8.form import Int8Format, form_of
 from hayless.model.packing import Pieces
@@ -37,13 +37,8 @@ def packing_of(row: Row, config: Int8Config) -> Int8:
 
 
 def pack_int8(weight: Tensor, packing: Int8, config: Int8Config) -> Pieces:
-    """Quantize a tensor (matrices, rows, columns) by the largest magnitude of each row, one matrix at a time."""
-    form = packing.form
-    codes = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
-    scale = torch.empty(weight.shape[:2], dtype=torch.float32, device=weight.device)
-    for number, matrix in enumerate(weight):
-        codes[number], scale[number] = rows_quantized(matrix.float())
-    return {piece.name: tensor.view(piece.shape) for piece, tensor in zip(form.pieces(""), (codes, scale), strict=True)}
+    """Quantize a tensor (matrices, rows, columns) by the largest magnitude of each row."""
+    return packed_by_row(weight, packing, rows_quantized)
 
 
 INT8 = Packer(packing_of, pack_int8)

@@ -1,0 +1,35 @@
+"""The form of weights as 8-bit floats, and what multiplying them takes. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hayless.core.ledger import Ledger, Product, Row, Scratch
+from hayless.methods.common.packed_rows import pack_rows
+from hayless.methods.common.row_scaled import RowScaledFormat
+from hayless.methods.quantize.fp8.config import Fp8Config
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fp8Format(RowScaledFormat):
+    """Codes e4m3; a weight is its code times the scale of its row."""
+
+    code_dtype: str = "float8_e4m3fn"
+
+    @property
+    def product(self) -> Product:
+        """The codes and scale of each token. In plain PyTorch also both factors and the result in wider dtypes: W in 16
+        bits, x twice, and the result in float32 twice."""
+        kernel = Scratch(0, self.columns + 4)
+        plain = Scratch(2 * self.rows * self.columns, 5 * self.columns + 8 * self.rows)
+        return Product(self.code_dtype, kernel, plain)
+
+
+def form_of(row: Row, config: Fp8Config) -> Fp8Format:
+    """The form of one row."""
+    return Fp8Format(shape=row.shape, layout=row.layout)
+
+
+def predict(ledger: Ledger, config: Fp8Config) -> Ledger:
+    """The ledger after `fp8`, exact in bytes."""
+    return pack_rows(ledger, config, form_of)
