@@ -89,7 +89,8 @@ class Row:
     that shape unless a method packed it); `disk` is what a plain Hugging Face file calls it, where that differs.
     `nonzero` counts the elements that are not zero by construction, all layers together (None: all of them).
     `tied_to` names the module whose storage this row shares; a tied row has no bytes of its own. `product` says how a
-    packed matrix is multiplied (None: it is unpacked first).
+    packed matrix is multiplied (None: it is unpacked first). `ecosystem` names the layout that `disk` is in where a
+    method packed the row and a library's files hold such weights too.
     """
 
     role: Role
@@ -105,6 +106,7 @@ class Row:
     tied_to: str | None = None
     nonzero: int | None = None
     method: str = ""
+    ecosystem: str = ""
     product: Product | None = None
 
     def __post_init__(self) -> None:
@@ -182,9 +184,15 @@ class Ledger:
         return sum(row.bytes for row in self.rows)
 
     @property
+    def ecosystem(self) -> str:
+        """The layout of another library that files are in; empty where nothing is packed, or not all of it in one."""
+        found = sorted({row.ecosystem for row in self.rows if _is_packed(row)})
+        return found[0] if len(found) == 1 else ""
+
+    @property
     def packed(self) -> bool:
         """True when a method changed how weights are stored, so that files carry this package's tensor names."""
-        return any(tensor.file == "model" for row in self.rows if row.method for tensor in row.held)
+        return any(_is_packed(row) for row in self.rows) and not self.ecosystem
 
     def where(self, roles: Collection[Role], *, matrices: bool = True) -> Iterator[Row]:
         """Rows of these roles; only weight matrices unless `matrices` is False."""
@@ -205,3 +213,8 @@ class Ledger:
             for file, entry in row.entries(on_disk=row.role is Role.ADAPTER or not self.packed):
                 entries.setdefault(file, []).append(entry)
         return {file: file_bytes(found, limit) for file, found in entries.items()}
+
+
+def _is_packed(row: Row) -> bool:
+    """Whether a method put other tensors in the place of this row's weight."""
+    return bool(row.method) and any(tensor.file == "model" for tensor in row.held)

@@ -7,7 +7,7 @@ a string and imported when it is used.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib import import_module
@@ -15,6 +15,7 @@ from typing import Any
 
 from hayless.core.cost import DecodeShape, TrainShape
 from hayless.core.dims import ModelDims
+from hayless.core.files import WeightFiles
 from hayless.core.ledger import Ledger
 from hayless.core.options import Options
 from hayless.core.roles import Role
@@ -86,6 +87,23 @@ class Paper:
         return f"{self.authors}, {self.title} ({self.year}{where})"
 
 
+@dataclass(frozen=True, slots=True)
+class Ecosystem:
+    """Another library's layout of packed weights in a model folder, as far as a method writes and reads it.
+
+    `name` is what formats and rows call it: a folder is in one layout. `quant_method` is what transformers'
+    `quantization_config` calls the library. `write` gives that `quantization_config` for the transforms of a model and
+    its ledger. `read` gives our config for one, from it, the names and small tensors of the files and the ledger of the
+    model before it was packed: None where it is about another layout of the same library, NotSupported naming what
+    cannot be honoured.
+    """
+
+    name: str
+    quant_method: str
+    write: Callable[[Sequence[MethodConfig], Ledger], dict[str, Any]]
+    read: Callable[[Mapping[str, Any], WeightFiles, Ledger], MethodConfig | None]
+
+
 class MethodConfig(Options):
     """What a user can set. Subclasses add `method: Literal[name]` first, then one documented field an option."""
 
@@ -104,7 +122,8 @@ class Method:
     `part` says which slot `implementation` ("module:attribute") fills; the protocols of the slots are documented where
     the slots are (`hayless.model.transform`, `hayless.train.slots`, `hayless.decode.slots`). `predict` rewrites the
     ledger the way the method rewrites the model, exactly in parameters and bytes. `claims` may depend on the config.
-    `peft_type` names the adapter format of PEFT that this method reads and writes. `predict_training` is to training
+    `peft_type` names the adapter format of PEFT that this method reads and writes, `ecosystems` the layouts of packed
+    weights that other libraries read. `predict_training` is to training
     what `predict` is to the model: an optimizer states its bytes a parameter, a memory method what is computed again;
     `predict_decoding` to decoding.
     Every option of a transform has a default, so that a bare name is a valid request.
@@ -124,6 +143,7 @@ class Method:
     needs: tuple[Need, ...] = ()
     paper: Paper | None = None
     peft_type: str | None = None
+    ecosystems: tuple[Ecosystem, ...] = ()
     predict_training: PredictTraining = lambda shape, config: shape
     predict_decoding: PredictDecoding = lambda shape, config: shape
     gives_up: str = ""

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from hayless.core.ledger import Layout, Product, Row, Stored
+from hayless.core.ledger import Layout, Ledger, Product, Row, Stored
+from hayless.core.roles import Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,8 @@ class Piece:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Format:
-    """The form of one tensor of `shape`, as its module lays it out. Methods give `pieces`.
+    """The form of one tensor of `shape`, as its module lays it out. Methods give `pieces`; where files of another
+    library hold such weights too, also `ecosystem` (the name that the method's card gives its layout) and `disk`.
 
     Whatever the layout, a tensor is packed as `matrices` of `rows` by `columns`, where a row is an output channel (an
     entry of a table): a Conv1D is turned round, and only a stack of experts has more than one matrix.
@@ -63,15 +65,47 @@ class Format:
         """How a matrix is multiplied where that needs no whole one; None where it is unpacked first."""
         return None
 
+    @property
+    def ecosystem(self) -> str:
+        """The name of the layout that `disk` is in; empty where this package's own is the only one."""
+        return ""
 
-def packed_row(row: Row, form: Format, method: str) -> Row:
-    """The row of a parameter that `method` packs. Its elements stay what they were; they receive no gradients."""
+    def disk(self, dtype: str) -> tuple[Piece, ...]:
+        """The tensors that a file of that layout holds, by their names within the module (`weight.absmax`)."""
+        raise NotImplementedError
+
+
+def packed_row(row: Row, form: Format, method: str, *, replaceable: bool = False) -> Row:
+    """The row of a parameter that `method` packs. Its elements stay what they were; they receive no gradients.
+
+    `replaceable`: other libraries can put a module of theirs in the place of the one that holds it.
+    """
     held = tuple(
         Stored(f"{row.module}.{held_name(row.parameter, piece.name)}", piece.shape, piece.dtype, cast=piece.cast)
         for piece in form.pieces(row.dtype)
     )
+    disk: tuple[Stored, ...] = ()
+    ecosystem = form.ecosystem if replaceable else ""
+    if ecosystem:
+        module = disk_module(row)
+        disk = tuple(Stored(f"{module}.{piece.name}", piece.shape, piece.dtype) for piece in form.disk(row.dtype))
     product = form.product if row.layout in (Layout.LINEAR, Layout.CONV1D) else None
-    return replace(row, held=held, disk=(), trainable=False, nonzero=None, method=method, product=product)
+    row = replace(row, held=held, disk=disk, trainable=False, nonzero=None)
+    return replace(row, method=method, ecosystem=ecosystem, product=product)
+
+
+def is_replaceable(ledger: Ledger, row: Row) -> bool:
+    """Whether libraries that replace linear modules by their own reach this weight.
+
+    Routers are modules of another kind in transformers; and of T5 it keeps some linears in float32, whatever is asked.
+    """
+    return row.layout in (Layout.LINEAR, Layout.CONV1D) and row.role is not Role.ROUTER and ledger.dims.family != "t5"
+
+
+def disk_module(row: Row) -> str:
+    """The path template of a row's module as files call it."""
+    name = row.disk[0].name if row.disk else f"{row.module}.{row.parameter}"
+    return name.removesuffix(f".{row.parameter}")
 
 
 def held_name(parameter: str, piece: str) -> str:

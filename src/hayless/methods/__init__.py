@@ -13,6 +13,7 @@ CATALOGUE = {
     "uniform": "hayless.methods.quantize.uniform",
     "int8": "hayless.methods.quantize.int8",
     "fp8": "hayless.methods.quantize.fp8",
+    "nf4": "hayless.methods.quantize.nf4",
     "lora": "hayless.methods.adapters.lora",
     "speculative": "hayless.methods.decoding.speculative",
 }

@@ -19,8 +19,9 @@ from transformers import PreTrainedModel
 from hayless.core import atomic
 from hayless.core.errors import FileDamaged, NotSupported, RequestError
 from hayless.core.families import labels_of, read_config
+from hayless.core.foreign import record_in
 from hayless.core.method import Method, MethodConfig, Part
-from hayless.core.registry import method_of, methods, record_of
+from hayless.core.registry import method_of, methods
 from hayless.model.anatomy import dims_of_model
 from hayless.model.source import local_folder
 from hayless.model.tensors import fingerprint, listed, read_tensors, tensor_names, write_tensors
@@ -132,7 +133,7 @@ def checked_base(model: PreTrainedModel, base: str | Path, target: Path) -> str:
             hint="Leave base out, and the base with its head is saved beside the adapter.",
         )
     before = [config for config in record(model) if config != on(model)]
-    if record_of(found.get("hayless")) != before:
+    if record_in(folder, found) != before:
         raise RequestError(
             f"{base} is not the base of this model, which was changed since ({listed(c.method for c in before)}).",
             hint="Leave base out, and the changed base is saved beside the adapter.",

@@ -1,8 +1,9 @@
 """Loading models and tokenizers: from a folder or the hub, checked to the last tensor.
 
-A folder is one of three kinds. An ordinary Hugging Face folder is read by transformers, and what transformers would
+A folder is one of four kinds. An ordinary Hugging Face folder is read by transformers, and what transformers would
 only report (missing, unexpected or misshapen tensors, weights that should be tied and are not) is an error. A packed
-one (`model_type: "hayless"`) is rebuilt method by method and filled by name. An adapter (PEFT's folder) is added to its
+one (`model_type: "hayless"`) is rebuilt method by method and filled by name, and so is one whose weights are packed in
+another library's layout (`quantization_config`), where a method reads that. An adapter (PEFT's folder) is added to its
 base. Pickles are never read and no code is ever taken from a model's folder.
 """
 
@@ -20,6 +21,7 @@ from transformers.utils import logging
 
 from hayless.core.errors import FileDamaged, RequestError
 from hayless.core.families import labels_of, read_config
+from hayless.core.foreign import is_foreign
 from hayless.model import adapters, checksums, packed
 from hayless.model.anatomy import dims_of_model
 from hayless.model.auto import MODEL_TYPE
@@ -66,6 +68,8 @@ def load_model(
         found = read_config(folder)
         if found.get("model_type") == MODEL_TYPE:
             model = packed.load(folder, found, wanted, task)
+        elif is_foreign(found):
+            model = packed.load_foreign(folder, found, wanted, task)
         else:
             model = _load_plain(folder, found, wanted, task)
     return model.to(place).eval()  # type: ignore[arg-type]

@@ -1,7 +1,10 @@
-"""Folders of packed models: `model_type: "hayless"`, the true config under `base_config`, the methods under `hayless`.
+"""Folders of packed models, in this package's layout or in that of another library.
 
-The names of their tensors are those in memory. The structure is rebuilt from the base's config by each method's
-`restore`, in the order in which the methods were applied, and then filled by name.
+Ours: `model_type: "hayless"`, the true config under `base_config`, the methods under `hayless`; tensors have their
+names in memory. Another library's: config.json is the model's own with `quantization_config` in it, as transformers has
+it; the methods are our record, where there is one, or what that config comes to (`hayless.core.foreign`); tensors have
+Hugging Face's names. Either way the structure is rebuilt from the config by each method's `restore`, in the order in
+which the methods were applied, and then filled.
 """
 
 from __future__ import annotations
@@ -10,40 +13,50 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
+from hayless.core.compose import predict
 from hayless.core.errors import FileDamaged, RequestError
-from hayless.core.families import labels_of
+from hayless.core.families import labels_of, ledger_of
+from hayless.core.families.building import config_dtype
+from hayless.core.foreign import record_in, without_layout
+from hayless.core.ledger import Row
 from hayless.core.registry import method_of
 from hayless.model import build
+from hayless.model.anatomy import dims_of_model
 from hayless.model.build import Task
+from hayless.model.checkpoint import HINT, Checkpoint
+from hayless.model.packing import PackedModule
 from hayless.model.tensors import listed, read_tensors, weight_files
-from hayless.model.transform import record
+from hayless.model.transform import as_record, record
 
 
 def load(folder: Path, config: dict[str, Any], dtype: torch.dtype | None, task: Task) -> PreTrainedModel:
-    """The model in `folder`; `config` is the content of its config.json.
+    """The model in `folder`, in this package's layout; `config` is the content of its config.json.
 
     Parameters are cast to `dtype` where one is given; what methods keep in buffers stays as it was stored.
     """
     base = config.get("base_config")
     if not isinstance(base, dict) or not isinstance(config.get("hayless"), dict):
         raise RequestError(f"{folder / 'config.json'} has no base_config or no record of methods (hayless).")
-    if task == "reward" and not labels_of(base):
-        raise RequestError(
-            f"{folder} is a language model whose weights are packed; it cannot be given a score head.",
-            hint="Train the reward model first, then pack it.",
-        )
-    files = weight_files(folder)
-    shape = build.read_config(base, task)
-    shape.hayless = config["hayless"]
-    shape.name_or_path = str(folder)
-    model = build.unfilled_model(shape, dtype or build.torch_dtype(base.get("dtype") or "float32"))
-    restore(model)
-    _fill(model, folder, files, cast=dtype is not None)
-    if (folder / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(folder)
+    model = _restored(folder, base, config["hayless"], dtype, task)
+    _fill(model, folder, weight_files(folder), cast=dtype is not None)
+    return model
+
+
+def load_foreign(folder: Path, config: dict[str, Any], dtype: torch.dtype | None, task: Task) -> PreTrainedModel:
+    """The model in `folder`, in the layout of another library. NotSupported for what cannot be honoured."""
+    weight_files(folder)
+    methods = record_in(folder, config)
+    model = _restored(folder, without_layout(config), as_record(methods), dtype, task)
+    ledger = predict(ledger_of(dims_of_model(model)), methods)
+    with Checkpoint(folder) as files, torch.no_grad():
+        for row in ledger.rows:
+            if not row.tied_to:
+                for layer in row.layers or (0,):
+                    _fill_row(model, row, layer, files, cast=dtype is not None)
+        files.check_taken()
     return model
 
 
@@ -60,6 +73,37 @@ def restore(model: PreTrainedModel) -> None:
     model.config.hayless = noted
 
 
+def _restored(
+    folder: Path, base: dict[str, Any], noted: dict[str, Any], dtype: torch.dtype | None, task: Task
+) -> PreTrainedModel:
+    """The structure of a packed model, waiting for its values."""
+    if task == "reward" and not labels_of(base):
+        raise RequestError(
+            f"{folder} is a language model whose weights are packed; it cannot be given a score head.",
+            hint="Train the reward model first, then pack it.",
+        )
+    shape = build.read_config(base, task)
+    shape.hayless = noted
+    shape.name_or_path = str(folder)
+    model = build.unfilled_model(shape, dtype or build.torch_dtype(config_dtype(base)))
+    restore(model)
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    return model
+
+
+def _fill_row(model: PreTrainedModel, row: Row, layer: int, files: Checkpoint, *, cast: bool) -> None:
+    """One layer's tensors of a row, by Hugging Face's names."""
+    path = row.module.replace("{layer}", str(layer))
+    module: Any = model.get_submodule(path)
+    if not row.ecosystem:
+        _put(module, row.parameter, files.parameter(row, layer), f"{path}.{row.parameter}", files.folder, cast=cast)
+        return
+    assert isinstance(module, PackedModule)
+    packing = module.packings[row.parameter]
+    module.fill(row.parameter, packing.from_disk(files.packed(row, layer, packing.form), f"{path}.{row.parameter}"))
+
+
 def _fill(model: PreTrainedModel, folder: Path, files: list[Path], *, cast: bool) -> None:
     """Put the files' tensors in the places of the model's, which all must be there once, and in their shapes.
 
@@ -69,28 +113,29 @@ def _fill(model: PreTrainedModel, folder: Path, files: list[Path], *, cast: bool
     filled = set()
     for name, tensor in read_tensors(files):
         if name not in wanted:
-            raise FileDamaged(f"{folder} has, beside the model's, {name}.", hint=_HINT)
+            raise FileDamaged(f"{folder} has, beside the model's, {name}.", hint=HINT)
         if name in filled:
-            raise FileDamaged(f"{folder} has {name} twice.", hint=_HINT)
-        module, leaf = wanted[name]
-        held = getattr(module, leaf)
-        if held.shape != tensor.shape or held.is_floating_point() != tensor.is_floating_point():
-            raise FileDamaged(
-                f"{folder}: {name} is {tuple(tensor.shape)} of {tensor.dtype}, and {tuple(held.shape)} of {held.dtype}"
-                " is needed.",
-                hint=_HINT,
-            )
-        if isinstance(held, nn.Parameter):
-            held.data = tensor.to(held.dtype) if cast else tensor
-        else:
-            module._buffers[leaf] = tensor
+            raise FileDamaged(f"{folder} has {name} twice.", hint=HINT)
+        _put(*wanted[name], tensor, name, folder, cast=cast)
         filled.add(name)
     missing = wanted.keys() - filled
     if missing:
-        raise FileDamaged(f"{folder} lacks {listed(missing)}.", hint=_HINT)
+        raise FileDamaged(f"{folder} lacks {listed(missing)}.", hint=HINT)
 
 
-_HINT = "config.json and weights must belong to one model; copy the folder again."
+def _put(module: Any, leaf: str, tensor: Tensor, name: str, folder: Path, *, cast: bool) -> None:
+    """Put a tensor in the place of a module's."""
+    held = getattr(module, leaf)
+    if held.shape != tensor.shape or held.is_floating_point() != tensor.is_floating_point():
+        raise FileDamaged(
+            f"{folder}: {name} is {tuple(tensor.shape)} of {tensor.dtype}, and {tuple(held.shape)} of {held.dtype}"
+            " is needed.",
+            hint=HINT,
+        )
+    if isinstance(held, nn.Parameter):
+        held.data = tensor.to(held.dtype) if cast else tensor
+    else:
+        module._buffers[leaf] = tensor
 
 
 def _places(model: PreTrainedModel) -> dict[str, tuple[Any, str]]:

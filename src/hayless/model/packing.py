@@ -29,7 +29,9 @@ F_co = TypeVar("F_co", bound=Format, covariant=True)
 
 
 class Packing(Generic[F_co]):
-    """The arithmetic of weights held in a format. A method gives `unpack`, and what it can do better than by that."""
+    """The arithmetic of weights held in a format. A method gives `unpack`, and what it can do better than by that; with
+    a format that has an `ecosystem`, `to_disk` and `from_disk`.
+    """
 
     def __init__(self, form: F_co) -> None:
         self.form = form
@@ -51,6 +53,14 @@ class Packing(Generic[F_co]):
         # Under autocast the forward product was made in the gradient's dtype.
         return gradient.matmul(self.unpack(pieces, dtype)[0].to(gradient.dtype))
 
+    def to_disk(self, pieces: Pieces, dtype: torch.dtype) -> dict[str, Tensor]:
+        """The tensors of the format's `disk`, for a weight whose own dtype is `dtype`."""
+        raise NotImplementedError
+
+    def from_disk(self, tensors: Mapping[str, Tensor], name: str) -> Pieces:
+        """The pieces that such tensors are. NotSupported or FileDamaged, with the weight's `name`, for any others."""
+        raise NotImplementedError
+
 
 class PackedModule(nn.Module):
     """A module with packed parameters: `packings` by parameter; `unpacked_dtype` is the dtype they are unpacked to."""
@@ -62,6 +72,17 @@ class PackedModule(nn.Module):
         """The tensors that stand in the place of `parameter`."""
         found = self.packings[parameter].form.pieces(_name(self.unpacked_dtype))
         return {piece.name: getattr(self, held_name(parameter, piece.name)) for piece in found}
+
+    def fill(self, parameter: str, pieces: Pieces) -> None:
+        """Put other values in the place of a packed parameter's. AssertionError for pieces of another format."""
+        for piece in self.packings[parameter].form.pieces(_name(self.unpacked_dtype)):
+            name, tensor = held_name(parameter, piece.name), pieces[piece.name]
+            assert tuple(tensor.shape) == piece.shape, (name, tensor.shape)
+            if piece.cast:
+                self.get_parameter(name).data = tensor.to(self.unpacked_dtype)
+            else:
+                assert _name(tensor.dtype) == piece.dtype, (name, tensor.dtype)
+                self._buffers[name] = tensor
 
     def unpacked(self, parameter: str) -> Tensor:
         """A packed parameter as its module laid it out."""

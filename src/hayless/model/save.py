@@ -2,7 +2,8 @@
 
 Which kind of folder it is follows from what was done to the model. Where all tensors are ordinary it is an ordinary
 Hugging Face folder, with the names that transformers itself writes. Where a method packed some it is a packed one (see
-`hayless.model.packed`), with the names in memory. Where an adapter is on the model it is PEFT's folder, and the base
+`hayless.model.packed`): in the layout of another library where that has one for all of them, else in ours, with the
+names in memory. Where an adapter is on the model it is PEFT's folder, and the base
 lies in `base/` in it unless it is named. Names, shapes and files are the ledger's, so they are what was predicted.
 """
 
@@ -25,12 +26,14 @@ from hayless.core.compose import predict
 from hayless.core.errors import NotSupported, RequestError, WorkError, bad_value
 from hayless.core.families import ledger_of
 from hayless.core.files import SHARD_BYTES, TensorEntry, shards
+from hayless.core.foreign import ecosystem_of
 from hayless.core.ledger import Ledger, Row
 from hayless.core.method import MethodConfig
 from hayless.model import adapters, checksums
 from hayless.model.anatomy import dims_of_model
 from hayless.model.auto import MODEL_TYPE
 from hayless.model.build import torch_dtype
+from hayless.model.packing import PackedModule
 from hayless.model.tensors import INDEX, WEIGHTS, listed, write_tensors
 from hayless.model.transform import record
 
@@ -120,8 +123,11 @@ def _config(model: PreTrainedModel, dtype: str | None) -> dict[str, Any]:
         return found
     assert noted is not None
     noted = {**noted, "methods": methods}
-    if _ledger(model, dtype).packed:
+    ledger = _ledger(model, dtype)
+    if ledger.packed:
         return {"model_type": MODEL_TYPE, "hayless": noted, "base_config": found}
+    if ledger.ecosystem:
+        found["quantization_config"] = ecosystem_of(ledger.ecosystem).write(_without_adapter(model), ledger)
     return {**found, "hayless": noted}
 
 
@@ -130,19 +136,34 @@ def _weights(model: PreTrainedModel, dtype: str | None) -> list[_Weight]:
     state: dict[str, Tensor] = model.state_dict(keep_vars=True)
     ledger = _ledger(model, dtype)
     _check_complete(model, ledger, state)
-    found = []
+    found: list[_Weight] = []
     for row in ledger.rows:
         if row.tied_to:
             continue
         for layer in row.layers or (0,):
             held = {stored.name.replace("{layer}", str(layer)): stored for stored in row.held}
             for name, stored in held.items():
+                _check_tensor(name, state[name], stored.shape, stored.dtype if dtype is None else None)
+            if ledger.ecosystem and row.ecosystem:
+                found += _foreign_pieces(model, row, layer)
+                continue
+            for name, stored in held.items():
                 tensor = state[name].detach()
-                _check_tensor(name, tensor, stored.shape, stored.dtype if dtype is None else None)
                 kept = stored.dtype if dtype is not None else _name(tensor.dtype)
                 pieces = [(name, tensor)] if ledger.packed or not row.disk else _disk_pieces(row, layer, tensor)
                 found += [_Weight(TensorEntry(piece, kept, tuple(part.shape)), part) for piece, part in pieces]
     return found
+
+
+def _foreign_pieces(model: PreTrainedModel, row: Row, layer: int) -> Iterator[_Weight]:
+    """A packed parameter as another library's files hold it."""
+    module = model.get_submodule(row.module.replace("{layer}", str(layer)))
+    assert isinstance(module, PackedModule)
+    packing = module.packings[row.parameter]
+    tensors = packing.to_disk(module.pieces(row.parameter), _torch(row.dtype))
+    for piece, stored in zip(packing.form.disk(row.dtype), row.disk, strict=True):
+        name = stored.name.replace("{layer}", str(layer))
+        yield _Weight(TensorEntry(name, stored.dtype, stored.shape), tensors[piece.name])
 
 
 def _disk_pieces(row: Row, layer: int, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:

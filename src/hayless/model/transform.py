@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -18,10 +19,12 @@ from hayless.core.registry import method_of, record_of
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What a transform may use besides the model: token batches (B, S) to calibrate on, a seed, a progress callable."""
+    """What a transform may use besides the model: token batches (B, S) to calibrate on, a seed, a progress callable, and
+    a folder of its own to keep what is finished, so that the same work goes on there after it was stopped."""
 
     seed: int = 0
     calibration: Sequence[Tensor] = ()
+    folder: Path | None = None
     progress: Progress = no_progress
 
 
@@ -128,11 +131,15 @@ def merge_adapters(model: PreTrainedModel) -> list[Change]:
     return changes
 
 
-def _set_record(model: PreTrainedModel, configs: Sequence[MethodConfig]) -> None:
+def as_record(configs: Sequence[MethodConfig]) -> dict[str, Any]:
+    """What a model's config has under `hayless`."""
     from hayless.version import __version__
 
-    entries = [config.model_dump(mode="json") for config in configs]
-    if entries:
-        model.config.hayless = {"version": __version__, "methods": entries}
+    return {"version": __version__, "methods": [config.model_dump(mode="json") for config in configs]}
+
+
+def _set_record(model: PreTrainedModel, configs: Sequence[MethodConfig]) -> None:
+    if configs:
+        model.config.hayless = as_record(configs)
     elif hasattr(model.config, "hayless"):
         del model.config.hayless

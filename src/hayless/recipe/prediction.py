@@ -14,10 +14,11 @@ from hayless.core.decoding import decode_peak
 from hayless.core.dims import ModelDims
 from hayless.core.errors import NotSupported, RequestError
 from hayless.core.families import dims_of, labels_of, ledger_of, read_config
+from hayless.core.foreign import record_in
 from hayless.core.ledger import Ledger
 from hayless.core.method import MethodConfig
 from hayless.core.new_rows import only_new_rows, vocabulary_rows
-from hayless.core.registry import method_of, record_of
+from hayless.core.registry import method_of
 from hayless.core.roles import Role
 from hayless.model.new_tokens import extend
 from hayless.recipe.schema import ApplyStep, Measure, ModelSection, Recipe, Save, TokenizerSection, Train, TrainStep
@@ -185,7 +186,7 @@ def starting_point(section: ModelSection) -> tuple[ModelDims, list[MethodConfig]
     else:
         assert section.path is not None
         found = _config_of(section.path, section.revision)
-        before = record_of(found.get("hayless"))
+        before = record_in(Path(section.path), found)
         dims = dims_of(found)
         dims = dims.with_dtype(section.dtype) if section.dtype else dims
     dims = replace(dims, labels=1) if section.task == "reward" else dims

@@ -10,7 +10,7 @@ from pydantic import Field
 from hayless.core.errors import NotSupported
 from hayless.core.ledger import Ledger, Row
 from hayless.core.method import Aspect, Claim, MethodConfig
-from hayless.core.packing import Format, packed_row
+from hayless.core.packing import Format, is_replaceable, packed_row
 from hayless.methods.common.targets import Targets, matching, roles_of
 
 
@@ -33,7 +33,9 @@ def pack_rows(ledger: Ledger, config: C, form: Callable[[Row, C], Format]) -> Le
     chosen = check_untied(ledger, config)
 
     def change(row: Row) -> Row:
-        return packed_row(row, form(row, config), config.method) if row in chosen else row
+        if row not in chosen:
+            return row
+        return packed_row(row, form(row, config), config.method, replaceable=is_replaceable(ledger, row))
 
     return ledger.rewrite(config.method, change)
 
