@@ -31,6 +31,7 @@ def record(ledger: Ledger, shape: RunShape, weight_dtype: Callable[[Row], str] =
     hidden = forward(run)
     with tape.loss():
         run.head(hidden)
+        run.exits()
     return tape
 
 
@@ -45,7 +46,7 @@ def _llama(run: Run) -> Tensor:
         with run.block(layer, x):
             x = _llama_block(run, x, layer, rotation)
     tape.hold(*rotation)
-    return run.rms_norm(x, "model.norm")
+    return run.final(x)
 
 
 def _llama_block(run: Run, x: Tensor, layer: int, rotation: tuple[Tensor, Tensor]) -> Tensor:
@@ -127,7 +128,7 @@ def _gpt2(run: Run) -> Tensor:
             out = run.linear(wide, f"{at}.mlp.c_proj", layer)
             tape.hold(h)
             x = tape.add(residual, tape.dropout(out, dims.dropout))
-    return run.layer_norm(x, "transformer.ln_f")
+    return run.final(x)
 
 
 def _opt(run: Run) -> Tensor:
@@ -150,9 +151,7 @@ def _opt(run: Run) -> Tensor:
             out = run.linear(run.activation(run.linear(h, f"{at}.fc1", layer)), f"{at}.fc2", layer)
             x = tape.add(residual, tape.dropout(out, dims.dropout))
             x = x if first else run.layer_norm(x, f"{at}.final_layer_norm", layer)
-    if dims.final_norm:
-        x = run.layer_norm(x, "model.decoder.final_layer_norm")
-    return run.linear(x, "model.decoder.project_out") if dims.embedding_width != dims.hidden_size else x
+    return run.final(x)
 
 
 def _gpt_neox(run: Run) -> Tensor:
@@ -183,7 +182,7 @@ def _gpt_neox(run: Run) -> Tensor:
             out = tape.dropout(run.linear(wide, f"{at}.mlp.dense_4h_to_h", layer), dims.dropout)
             x = tape.add(tape.add(out, attended), x) if dims.parallel_residual else tape.add(out, base)
     tape.hold(*rotation)
-    return run.layer_norm(x, "gpt_neox.final_layer_norm")
+    return run.final(x)
 
 
 def _bert(run: Run) -> Tensor:

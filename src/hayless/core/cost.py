@@ -59,6 +59,7 @@ class TrainShape:
     `checkpoint_blocks` if it is not 0; 0 none; `checkpoint_keeps` is what those keep.
     `loss_chunk`: tokens whose logits exist at once; 0 all of them. `masked`: rows are packed with several documents,
     which `attention` keeps apart as `hayless.core.attention` says.
+    `exit_every` n: beside the last layer's, the states of every n-th one from the second on have a loss; 0 none.
     """
 
     batch: int
@@ -72,12 +73,13 @@ class TrainShape:
     loss_chunk: int = 0
     attention: AttentionChoice = "auto"
     masked: bool = False
+    exit_every: int = 0
     device: Literal["cuda", "cpu"] = "cuda"
 
     def __post_init__(self) -> None:
         at_least(1, batch=self.batch, sequence=self.sequence, accumulation=self.accumulation)
         at_least(0, checkpoint_every=self.checkpoint_every, checkpoint_blocks=self.checkpoint_blocks)
-        at_least(0, loss_chunk=self.loss_chunk)
+        at_least(0, exit_every=self.exit_every, loss_chunk=self.loss_chunk)
         if self.precision not in PRECISIONS:
             raise unknown("precision", self.precision, PRECISIONS)
 
@@ -196,6 +198,7 @@ def training_cost(ledger: Ledger, shape: TrainShape) -> Cost:
         checkpoint_every=shape.checkpoint_every,
         checkpoint_blocks=shape.checkpoint_blocks,
         checkpoint_keeps=shape.checkpoint_keeps,
+        exits=tuple(range(2, ledger.dims.num_layers, shape.exit_every)) if shape.exit_every else (),
         loss_chunk=shape.loss_chunk,
         device=shape.device,
     )

@@ -28,7 +28,8 @@ class RunShape:
     `checkpoint_every` n computes every n-th block again backward, of those only the first `checkpoint_blocks` if it is
     not 0; 0 none; `checkpoint_keeps` is what those keep.
     `loss_chunk`: tokens whose logits exist at once where it trains; 0 all of them.
-    `logits`: positions at the end whose logits are computed; 0 all.
+    `logits`: positions at the end whose logits are computed; 0 all. `exits`: the states behind so
+    many layers go through the head too, with a loss each.
     """
 
     batch: int
@@ -42,6 +43,7 @@ class RunShape:
     checkpoint_keeps: Kept = "nothing"
     loss_chunk: int = 0
     logits: int = 0
+    exits: tuple[int, ...] = ()
     device: Literal["cuda", "cpu"] = "cuda"
 
     @property
@@ -67,6 +69,7 @@ class Run:
         self._leaves: dict[tuple[str, str, int], Tensor] = {}
         self._hidden_dtype = "float32"
         self._held: list[Tensor] = []
+        self._states: dict[int, Tensor] = {}
         self.mask: Tensor | None = None
 
     @property
@@ -255,6 +258,26 @@ class Run:
             self.mask = tape.constant(self.shape.batch * self.shape.sequence**2, "bool")
         return x
 
+    def final(self, x: Tensor) -> Tensor:
+        """What stands between the last block and the head."""
+        if self.paths.final_norm and self.dims.final_norm:
+            norm = self.rms_norm if self.dims.family in ("llama", "mixtral") else self.layer_norm
+            x = norm(x, self.paths.final_norm)
+        if self.paths.project_out and self.dims.embedding_width != self.dims.hidden_size:
+            x = self.linear(x, self.paths.project_out)
+        return x
+
+    def exits(self) -> None:
+        """The losses of the states that leave early, each from all of its logits, added to what there is."""
+        tape = self.tape
+        for layer in self.shape.exits:
+            head = next(row for row in self.rows.values() if row.role is Role.HEAD and row.is_matrix)
+            logits = self._logits(self.final(self._states[layer]), head)
+            loss = tape.cross_entropy(logits, tape.constant(self.shape.tokens, "int64"))
+            tape.hold(logits)
+            assert tape.result is not None, "only a run that trains has exits"
+            tape.result = tape.add(tape.result, tape.scale(loss))
+
     def head(self, hidden: Tensor) -> None:
         """Logits, and where the run trains their cross-entropy; without a head, a loss on the last states."""
         tape = self.tape
@@ -314,6 +337,7 @@ class Run:
     @contextmanager
     def block(self, number: int, entering: Tensor) -> Iterator[None]:
         """Record a block; the loop over blocks holds what enters it until it is done."""
+        self._states[number] = entering
         checkpointed = self.shape.training and self.shape.recomputes(number)
         with self.tape.block(checkpointed=checkpointed, keeps=self.shape.checkpoint_keeps):
             yield

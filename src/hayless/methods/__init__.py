@@ -4,6 +4,7 @@ CATALOGUE = {
     "lm": "hayless.methods.objectives.lm",
     "sft": "hayless.methods.objectives.sft",
     "reward": "hayless.methods.objectives.reward",
+    "layerskip": "hayless.methods.objectives.layerskip",
     "adamw": "hayless.methods.optimizers.adamw",
     "sgd": "hayless.methods.optimizers.sgd",
     "checkpointing": "hayless.methods.memory.checkpointing",

@@ -72,6 +72,15 @@ ENTRIES = (
     Entry("k-means 4 bits", "quantize", "kmeans", (_apply("kmeans", bits=4),), first=True),
     Entry("half the weights zero", "prune", "magnitude", (_apply("magnitude", sparsity=0.5), _train()), first=True),
     Entry("drafts from its own text", "decoding", "speculative", ({"decode": {"draft": "speculative"}},), first=True),
+    Entry(
+        "LayerSkip, first layer drafts",
+        "objectives",
+        "layerskip",
+        (
+            _train(objective={"method": "layerskip", "early_loss": 1.0, "every": 2}),
+            {"decode": {"draft": {"method": "speculative", "draft": "self", "layers": 1}}},
+        ),
+    ),
     Entry("instructions", "objectives", "sft", (_train(1e-3, objective="sft"),), True, "stdlib_instructions"),
     Entry("reward", "objectives", "reward", (_train(1e-3, objective="reward"),), False, "stdlib_preferences", "reward"),
 )

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -50,6 +50,15 @@ class Objective(Protocol):
 
     def loss(self, model: PreTrainedModel, batch: Batch) -> Loss:
         """The loss of `batch`, which lies on the model's device."""
+        ...
+
+
+@runtime_checkable
+class Scheduled(Protocol):
+    """An objective whose loss changes while a model trains, as a function of the update's number alone."""
+
+    def at(self, step: int, steps: int) -> None:
+        """Losses are those of update `step` of `steps` from now on; `step` counts from 1."""
         ...
 
 

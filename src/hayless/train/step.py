@@ -13,7 +13,7 @@ from hayless.core.errors import RequestError, WorkError
 from hayless.data.batches import Batch
 from hayless.train.precision import arithmetic
 from hayless.train.settings import TrainSettings
-from hayless.train.slots import Objective
+from hayless.train.slots import Objective, Scheduled
 from hayless.train.update import Updater
 
 _SHOWN = 8
@@ -54,6 +54,8 @@ def update(
             f"The batch of step {step} has no {objective.unit} to train on ({_named(pieces)}).",
             hint="Are outputs empty, or cut off by sequence_length?",
         )
+    if isinstance(objective, Scheduled):
+        objective.at(step, settings.total_steps)
     totals = []
     metrics: dict[str, torch.Tensor] = {}
     for piece in pieces:

@@ -145,6 +145,21 @@ class Anatomy:
         """What turns the last hidden state into logits (or into a score)."""
         return next(self.weights({Role.HEAD})).module(self.model)
 
+    def normed(self, states: Tensor) -> Tensor:
+        """States (…, h) behind any block as the head takes them: through the last norm and projection."""
+        after = [] if self.final_norm is None else [self.final_norm]
+        if self._paths.project_out and self.dims.embedding_width != self.dims.hidden_size:
+            after.append(self.model.get_submodule(self._paths.project_out))
+        for module in after:
+            states = module(states)
+        return states
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Logits (…, v) that the model's own head gives states (…, h) behind any block."""
+        logits: Tensor = self.head(self.normed(states))
+        cap = getattr(self.model.config, "final_logit_softcapping", None)
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
     @property
     def _paths(self) -> Paths:
         paths: Paths = family_of(self.dims.model_type).PATHS
