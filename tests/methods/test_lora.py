@@ -75,6 +75,35 @@ def test_the_branch_is_the_papers(
     assert module.lora_A.weight.dtype is torch.float32
 
 
+def test_a_16_bit_branch_keeps_its_input_as_it_came_and_no_product() -> None:
+    module = nn.Linear(48, 24, bias=False, dtype=torch.bfloat16).requires_grad_(False)
+    layer.attach(module, 48, 24, LoraConfig(rank=4))
+    x = torch.randn(5, 48, dtype=torch.bfloat16, requires_grad=True)
+    kept: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        module(x)
+    assert all(tensor.dtype is torch.bfloat16 for tensor in kept)
+    # The input, A, B, and of the frozen product its weight.
+    assert sorted(tuple(tensor.shape) for tensor in kept) == [(4, 48), (5, 48), (24, 4), (48, 24)]
+
+
+def test_a_compiled_branch_gives_the_same() -> None:
+    torch.manual_seed(0)
+    module = nn.Linear(16, 24, bias=False).requires_grad_(False)
+    layer.attach(module, 16, 24, LoraConfig(rank=4))
+    nn.init.normal_(module.lora_B.weight)
+    x = torch.randn(5, 16, requires_grad=True)
+    gradients = []
+    for run in (module, torch.compile(module, backend="aot_eager", fullgraph=True)):
+        module.zero_grad()
+        x.grad = None
+        out = run(x)
+        out.square().sum().backward()
+        gradients.append([out, x.grad, module.lora_A.weight.grad, module.lora_B.weight.grad])
+    for found, wanted in zip(*gradients, strict=True):
+        torch.testing.assert_close(found, wanted)
+
+
 def test_a_starts_as_kaiming_and_by_the_seed() -> None:
     from hayless.model.transform import Context
 

@@ -80,7 +80,7 @@ def test_we_read_what_peft_writes(name: str, options: dict[str, Any], tmp_path: 
     assert peft_config.read(again.config).rank == 4
 
 
-def test_a_bfloat16_base_computes_as_under_peft(tmp_path: Path) -> None:
+def test_a_bfloat16_base_computes_as_under_peft_to_rounding(tmp_path: Path) -> None:
     base = tiny.model("llama").to(torch.bfloat16)
     theirs = peft.get_peft_model(base, peft.LoraConfig(r=4, target_modules=["q_proj", "down_proj"]))
     randomized(theirs)
@@ -89,7 +89,8 @@ def test_a_bfloat16_base_computes_as_under_peft(tmp_path: Path) -> None:
     model = tiny.model("llama").to(torch.bfloat16)
     LORA.restore(model, config)
     LORA.load(model, config, load_file(tmp_path / "adapter_model.safetensors"))
-    assert torch.equal(logits(model), outputs(theirs, model))
+    # PEFT copies x to float32 for its branches; here they are rounded as the base's products are.
+    torch.testing.assert_close(logits(model), outputs(theirs, model), rtol=2e-2, atol=1e-2)
 
 
 PLAIN = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"]}

@@ -351,15 +351,10 @@ class Run:
         return self._leaves[key]
 
     def _branch(self, x: Tensor, rows: tuple[Row, ...], layer: int, out: Tensor) -> Tensor:
-        """A branch of matrices one after the other, scaled and added."""
-        tape, inner = self.tape, x
-        for row in rows:
-            weight = self._leaf(row, layer)
-            if not self.shape.arithmetic:
-                inner = tape.cast(inner, weight.dtype)
-            tokens = inner.elements // row.in_features
-            inner = tape.linear(inner, weight, None, tokens, (row.out_features, row.in_features))
-        return tape.add(out, tape.cast(tape.scale(inner), out.dtype))
+        """Two thin matrices one after the other, scaled and added to `out`."""
+        tape, dtype = self.tape, self.shape.arithmetic or x.dtype
+        thin, wide = (tape.cast(self._leaf(row, layer), dtype) for row in rows)
+        return tape.low_rank(out, x, thin, wide, (rows[0].in_features, rows[0].out_features, rows[1].out_features))
 
 
 def _branches(ledger: Ledger) -> Mapping[str, tuple[tuple[Row, ...], ...]]:

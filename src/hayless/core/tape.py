@@ -226,6 +226,32 @@ class Tape:
         op.unread, op.numbers, op.weighs = unread + packed.unread, packed.numbers, True
         return out
 
+    def low_rank(self, out: Tensor, x: Tensor, thin: Tensor, wide: Tensor, widths: tuple[int, int, int]) -> Tensor:
+        """out + s·B(Ax) for A (r, in) and B (out, r), `widths` in, r, out: x is saved as it came, Ax never.
+
+        On GPUs the sum is made by the second product; on CPUs what is added exists for a moment.
+        """
+        width, rank, wider_width = widths
+        tokens = x.elements // width
+        size = item_bytes(thin.dtype)
+        scratch = self.held_bytes(tokens * rank * size)
+        if x.dtype != thin.dtype:
+            scratch += self.held_bytes(x.elements * size)
+        back = scratch + self.held_bytes(tokens * rank * size)
+        added = self._record(
+            (x, thin, wide),
+            out.elements,
+            thin.dtype,
+            (x, thin, wide),
+            scratch=scratch,
+            scratch_back=back,
+            unit="uneven" if any(each % 8 for each in widths) else "matrix",
+            flops=2.0 * tokens * rank * (width + wider_width),
+        )
+        if self.device == "cuda":
+            added.storage.bytes = 0
+        return self.add(out, added)
+
     def embedding(self, ids: Tensor, table: Tensor, elements: int) -> Tensor:
         """Rows of a table; the ids are saved."""
         return self._record((ids, table), elements, table.dtype, (ids,))

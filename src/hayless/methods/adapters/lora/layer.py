@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn.utils import skip_init
 from torch.utils.hooks import RemovableHandle
@@ -19,7 +20,11 @@ from hayless.methods.adapters.lora.config import LoraConfig
 
 
 class Branch:
-    """A forward hook: output + scaling · B(A(dropout(x))), computed in the dtype of A and B."""
+    """A forward hook: output + scaling · B(A(dropout(x))), computed in the dtype of the products around it.
+
+    The matrices are trained in float32 and rounded for each pass, as autocast rounds weights: in 16 bits x is never
+    copied to float32, and tensor cores are used.
+    """
 
     def __init__(self, scaling: float, dropout: float) -> None:
         self.scaling = scaling
@@ -27,9 +32,41 @@ class Branch:
 
     def __call__(self, module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         """The module's output with the branch added, in the output's dtype."""
-        x = inputs[0].to(module.lora_A.weight.dtype)
-        x = F.dropout(x, self.dropout, training=module.training)
-        return (output + module.lora_B(module.lora_A(x)) * self.scaling).to(output.dtype)
+        x = F.dropout(inputs[0], self.dropout, training=module.training)
+        dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+        a, b = module.lora_A.weight.to(dtype), module.lora_B.weight.to(dtype)
+        added: Tensor = AddLowRank.apply(output, x, a, b, self.scaling)
+        return added
+
+
+class AddLowRank(torch.autograd.Function):
+    """output + s·B(Ax): x (…, in), A (r, in), B (out, r), output (…, out); of the pass only x, A and B are kept."""
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, x: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:
+        ctx.save_for_backward(x, a, b)
+        ctx.scaling = scaling
+        inner = F.linear(x.to(a.dtype), a)
+        if output.is_cuda and output.dtype == b.dtype:
+            rows = torch.addmm(output.reshape(-1, output.shape[-1]), inner.reshape(-1, len(a)), b.T, alpha=scaling)
+            return rows.view(output.shape)
+        return (output + F.linear(inner, b).mul_(scaling)).to(output.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, a, b = ctx.saved_tensors
+        rows = gradient.reshape(-1, gradient.shape[-1]).to(b.dtype)
+        inner = (rows @ b) * ctx.scaling
+        for_x = for_a = for_b = None
+        if ctx.needs_input_grad[1]:
+            for_x = (inner @ a).view(x.shape).to(x.dtype)
+        flat = x.reshape(-1, x.shape[-1]).to(a.dtype)
+        if ctx.needs_input_grad[2]:
+            for_a = inner.T @ flat
+        if ctx.needs_input_grad[3]:
+            for_b = rows.T @ (flat @ a.T * ctx.scaling)
+        return gradient if ctx.needs_input_grad[0] else None, for_x, for_a, for_b, None
 
 
 def attach(module: nn.Module, in_features: int, out_features: int, config: LoraConfig) -> None:
