@@ -18,7 +18,7 @@ from hayless.core.ledger import Ledger
 from hayless.core.method import MethodConfig
 from hayless.core.new_rows import only_new_rows
 from hayless.core.registry import configure, method_of
-from hayless.core.replay import replay
+from hayless.core.replay import Replay, replay
 from hayless.core.roles import Role
 from hayless.core.tape import Kept
 from hayless.core.work import backward_work, forward_work
@@ -127,6 +127,33 @@ def test_what_is_kept_is_work_that_is_not_done_again() -> None:
     plain = backward_work(record(ledger, RunShape(B, S, device="cpu"))).flops
     assert whole > attention > products and products == plain
     assert whole_6n > attention_6n > products_6n == backward_flops(ledger, TrainShape(B, S))
+
+
+@pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "opt"])
+def test_two_inputs_of_offloaded_blocks_are_on_the_device(name: str, every: int) -> None:
+    _, ledger = built(name, torch.bfloat16)
+    # With few gradients the highest point is at one of the last blocks, where nearly all inputs are held.
+    ledger = predict(ledger_of(replace(ledger.dims, num_layers=12)), [configure("lora")])
+
+    def held(**options: Any) -> Replay:
+        return replay(record(ledger, RunShape(B, S, loss_chunk=CHUNK, checkpoint_every=every, **options)))
+
+    plain, moved = held(), held(offload=True)
+    x, blocks = B * S * 64 * 2, 12 // every
+    assert plain.saved.total - moved.saved.total == (blocks - 1) * x
+    assert (blocks - 2) * x <= plain.backward.activations - moved.backward.activations <= (blocks - 1) * x
+    assert moved.forward.total < plain.forward.total
+    assert moved.backward.total < plain.backward.total
+
+
+def test_offload_needs_a_gpu_to_move_from() -> None:
+    ledger = predict(built("llama")[1], [configure("lora")])
+    shape = TrainShape(B, S, checkpoint_every=1)
+    for device, moves in (("cpu", False), ("cuda", True)):
+        plain, moved = (training_cost(ledger, replace(shape, offload=one, device=device)) for one in (False, True))
+        assert (moved.phases["backward"].total < plain.phases["backward"].total) is moves
+        assert any("host's memory" in note for note in moved.notes) is moves
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])

@@ -36,7 +36,9 @@ def test_what_is_named_fits_and_makes_up_the_batch(gigabytes: float) -> None:
     found = advice(gigabytes)
     for choice in found.fitting:
         assert choice.needed_bytes <= gigabytes * 1e9
-        assert 8 <= choice.micro_batch * choice.accumulation < 8 + choice.accumulation
+        rows = choice.micro_batch * choice.accumulation
+        fewer = choice.way.fused and f"updates of {rows} rows" in choice.gives_up
+        assert 8 <= rows < 8 + choice.accumulation or (fewer and rows < 8)
     for choice in found.others:
         assert choice.needed_bytes > gigabytes * 1e9 and choice.micro_batch == 1
     assert [choice.way.rank for choice in found.fitting] == sorted(choice.way.rank for choice in found.fitting)
@@ -60,7 +62,8 @@ def test_the_memory_is_used(gigabytes: float) -> None:
 def test_nothing_is_given_up_without_need() -> None:
     plenty = advice(100)
     assert [choice.gives_up for choice in plenty.fitting] == [(), ("all but a branch stays as it is",)]
-    assert not plenty.others and not plenty.best.memory
+    # A loss by chunks moves fewer bytes; what is computed again costs time.
+    assert not plenty.others and {config.method for config in plenty.best.memory} <= {"chunked_loss"}
     tight = advice(6)
     assert len({choice.way.branches for choice in tight.fitting}) == 2 and tight.others
     for choice in tight.fitting:
@@ -90,9 +93,9 @@ def test_too_little_memory_names_the_least_that_is_needed() -> None:
 
 
 def test_sequences_are_halved_only_where_they_may_be_and_must() -> None:
-    assert not advice(2.3, sequence=2048).fitting
-    found = advice(2.3, sequence=2048, shorten=True)
-    assert found.best.sequence < 2048 and found.best.shortened and found.best.needed_bytes <= 2.3e9
+    assert not advice(1.9, sequence=2048).fitting
+    found = advice(1.9, sequence=2048, shorten=True)
+    assert found.best.sequence < 2048 and found.best.shortened and found.best.needed_bytes <= 1.9e9
     assert f"sequences of {found.best.sequence:,} tokens" in found.best.gives_up
     tokens = found.best.micro_batch * found.best.accumulation * found.best.sequence
     assert 8 * 2048 <= tokens < 8 * 2048 + found.best.accumulation * found.best.sequence
@@ -116,6 +119,7 @@ def test_a_method_joins_by_its_card(monkeypatch: pytest.MonkeyPatch) -> None:
     known = registry.methods
     monkeypatch.setattr(ways, "methods", lambda parts: [*known(parts), *([card] if card.part in parts else [])])
     before, climbs = len(ways.ladders(LLAMA_1B)) // 2, ways.ladders(LLAMA_1B)
-    assert climbs[0][0] == () and {len(climb) for climb in climbs} == {LLAMA_1B.num_layers + 1}
-    leanest = [[config.method for config in climb[-1]] for climb in climbs]
+    assert climbs[0][0] == () and {len(climb) for climb in climbs} == {LLAMA_1B.num_layers + 2}
+    assert [config.method for config in climbs[0][-1]] == ["checkpointing", "offload"], "what works upon it comes last"
+    leanest = [[config.method for config in climb[-2]] for climb in climbs]
     assert ["halver", "checkpointing"] in leanest and sum("halver" in names for names in leanest) == before

@@ -56,7 +56,8 @@ class TrainShape:
 
     `batch` rows of `sequence` tokens are computed at once, `accumulation` times an update. `state_bytes` is the
     optimizer's. `checkpoint_every` n computes every n-th block again in the backward pass, of those only the first
-    `checkpoint_blocks` if it is not 0; 0 none; `checkpoint_keeps` is what those keep.
+    `checkpoint_blocks` if it is not 0; 0 none; `checkpoint_keeps` is what those keep; `offload`: what enters them
+    lies in the host's memory meanwhile.
     `loss_chunk`: tokens whose logits exist at once; 0 all of them. `masked`: rows are packed with several documents,
     which `attention` keeps apart as `hayless.core.attention` says.
     `exit_every` n: beside the last layer's, the states of every n-th one from the second on have a loss; 0 none.
@@ -70,6 +71,7 @@ class TrainShape:
     checkpoint_every: int = 0
     checkpoint_blocks: int = 0
     checkpoint_keeps: Kept = "nothing"
+    offload: bool = False
     loss_chunk: int = 0
     attention: AttentionChoice = "auto"
     masked: bool = False
@@ -198,6 +200,7 @@ def training_cost(ledger: Ledger, shape: TrainShape) -> Cost:
         checkpoint_every=shape.checkpoint_every,
         checkpoint_blocks=shape.checkpoint_blocks,
         checkpoint_keeps=shape.checkpoint_keeps,
+        offload=shape.offload and shape.device == "cuda",
         exits=tuple(range(2, ledger.dims.num_layers, shape.exit_every)) if shape.exit_every else (),
         loss_chunk=shape.loss_chunk,
         device=shape.device,
@@ -229,7 +232,11 @@ def training_cost(ledger: Ledger, shape: TrainShape) -> Cost:
         "backward": backward_work(tape).times(shape.accumulation),
         "step": _update_work(trained, shape),
     }
-    return Cost(phases, work, per_update, notes_of(ledger.dims, attention))
+    notes = notes_of(ledger.dims, attention)
+    host = sum(segment.offloaded.bytes for segment in tape.segments if segment.offloaded)
+    if host:
+        notes += (f"{host / 1e9:.3g} GB of what enters blocks lie in the host's memory",)
+    return Cost(phases, work, per_update, notes)
 
 
 def weight_bytes(ledger: Ledger, dtype: Callable[[Row], str] = lambda row: row.dtype, *, trained: bool = False) -> int:

@@ -26,7 +26,8 @@ class RunShape:
     `arithmetic`: autocast's dtype, if any. `masked`: documents are packed, and kept apart by an explicit mask, or under
     `varlen` attention by their lengths.
     `checkpoint_every` n computes every n-th block again backward, of those only the first `checkpoint_blocks` if it is
-    not 0; 0 none; `checkpoint_keeps` is what those keep.
+    not 0; 0 none; `checkpoint_keeps` is what those keep; `offload`: what enters them lies
+    in the host's memory meanwhile.
     `loss_chunk`: tokens whose logits exist at once where it trains; 0 all of them.
     `logits`: positions at the end whose logits are computed; 0 all. `exits`: the states behind so
     many layers go through the head too, with a loss each.
@@ -41,6 +42,7 @@ class RunShape:
     checkpoint_every: int = 0
     checkpoint_blocks: int = 0
     checkpoint_keeps: Kept = "nothing"
+    offload: bool = False
     loss_chunk: int = 0
     logits: int = 0
     exits: tuple[int, ...] = ()
@@ -339,7 +341,8 @@ class Run:
         """Record a block; the loop over blocks holds what enters it until it is done."""
         self._states[number] = entering
         checkpointed = self.shape.training and self.shape.recomputes(number)
-        with self.tape.block(checkpointed=checkpointed, keeps=self.shape.checkpoint_keeps):
+        offloaded = entering if checkpointed and self.shape.offload else None
+        with self.tape.block(checkpointed=checkpointed, keeps=self.shape.checkpoint_keeps, offloaded=offloaded):
             yield
         self.tape.hold(entering)
 

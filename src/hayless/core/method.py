@@ -128,9 +128,10 @@ class Method:
     `predict_decoding` to decoding.
     Every option of a transform has a default, so that a bare name is a valid request.
 
-    The recommender (`hayless.plan.recommend`) reads two fields. `gives_up` says in words what an optimizer costs beside
-    time; empty for one that gives up nothing. `ladder` gives the settings worth trying on a model, from the fastest to
-    the one that needs least memory; without one it is the defaults alone, and an empty one keeps a method out.
+    The recommender (`hayless.plan.recommend`) reads three fields. `gives_up` says in words what an optimizer costs
+    beside time; empty for one that gives up nothing. `upon` names the memory method that must be in force before this
+    one. `ladder` gives the settings worth trying on a model, from the fastest to the one that needs least memory;
+    without one it is the defaults alone, and an empty one keeps a method out.
     """
 
     name: str
@@ -147,6 +148,7 @@ class Method:
     predict_training: PredictTraining = lambda shape, config: shape
     predict_decoding: PredictDecoding = lambda shape, config: shape
     gives_up: str = ""
+    upon: str = ""
     ladder: Callable[[ModelDims], Sequence[Any]] | None = None
 
     def load(self) -> Any:

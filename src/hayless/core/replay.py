@@ -49,6 +49,7 @@ def replay(tape: Tape, *, gradients: int = 0) -> Replay:
         if segment.checkpointed:
             memory.keep(_entering(segment))
             memory.keep(_kept(segment))
+            memory.offload(segment)
         memory.forward(segment.ops, last, saving=not segment.checkpointed)
     forward, saved = memory.peak, memory.now()
     if tape.result is None or not tape.result.grad:
@@ -58,11 +59,13 @@ def replay(tape: Tape, *, gradients: int = 0) -> Replay:
     for segment in reversed(tape.segments):
         again = segment.checkpointed and memory.reaches(segment.ops)
         if again:
+            memory.fetch(segment)
             memory.forward(segment.ops, _last_uses([segment]), saving=True)
             memory.release(_kept(segment))
         for op in reversed(segment.ops):
             memory.backward(op, release=again or not segment.checkpointed)
         if segment.checkpointed:
+            memory.drop(segment)
             memory.release(_entering(segment))
     return Replay(forward, saved, memory.peak)
 
@@ -78,6 +81,8 @@ class _Memory:
         self._owners: Counter[Storage] = Counter()
         self._awaited = _uses(tape.segments)
         self._can_grow: set[Storage] = set()
+        self._before = _before(tape.segments)
+        self._here: list[Segment] = []
         self._accumulates = gradients > 0
         self._gradients, self._activations, self._loss, self._temporary = gradients, 0, 0, 0
         self.peak = self.now()
@@ -103,6 +108,25 @@ class _Memory:
             before = self._state(storage)
             self._saved[storage] -= 1
             self._count(storage, before)
+
+    def offload(self, segment: Segment) -> None:
+        """What entered the offloaded segment before this one has reached the host; this one's is on its way there."""
+        if segment.offloaded:
+            if segment in self._before:
+                self._drop(self._before[segment])
+            self._bring(segment)
+
+    def fetch(self, segment: Segment) -> None:
+        """What enters an offloaded segment is here, and what enters the one before it is on its way back."""
+        if segment.offloaded:
+            self._bring(segment)
+            if segment in self._before:
+                self._bring(self._before[segment])
+
+    def drop(self, segment: Segment) -> None:
+        """What entered an offloaded segment is not needed here any more."""
+        if segment.offloaded:
+            self._drop(segment)
 
     def forward(self, ops: Sequence[Op], last: dict[Storage, Op], *, saving: bool) -> None:
         """Run `ops`; `last` is the operation after which nobody reads a storage."""
@@ -182,6 +206,18 @@ class _Memory:
             self._disown(made)
             self._gradients += weight.bytes
             self._temporary += made.bytes - weight.bytes
+
+    def _bring(self, segment: Segment) -> None:
+        if segment not in self._here:
+            assert segment.offloaded
+            self._here.append(segment)
+            self.keep([segment.offloaded.storage])
+
+    def _drop(self, segment: Segment) -> None:
+        if segment in self._here:
+            assert segment.offloaded
+            self._here.remove(segment)
+            self.release([segment.offloaded.storage])
 
     def _buffer(self, tensor: Tensor) -> Storage:
         """Memory for a gradient of `tensor`."""
@@ -272,8 +308,15 @@ def _kept(segment: Segment) -> list[Storage]:
     ]
 
 
+def _before(segments: Iterable[Segment]) -> dict[Segment, Segment]:
+    """Each offloaded segment's predecessor."""
+    chain = [segment for segment in segments if segment.offloaded]
+    return {chain[place]: chain[place - 1] for place in range(1, len(chain))}
+
+
 def _entering(segment: Segment) -> list[Storage]:
-    """What a segment reads and did not make, weights left out."""
+    """What a segment reads and did not make, weights left out, and what is offloaded."""
     made = {tensor.storage for op in segment.ops for tensor in (*op.outputs, *op.saved) if tensor not in op.inputs}
     read = dict.fromkeys(tensor.storage for op in segment.ops for tensor in op.inputs)
-    return [storage for storage in read if storage not in made and not storage.leaf]
+    offloaded = segment.offloaded.storage if segment.offloaded else None
+    return [storage for storage in read if storage not in made and not storage.leaf and storage is not offloaded]

@@ -91,11 +91,13 @@ class Packed:
 class Segment:
     """Operations of one block (or of what lies outside the blocks), in order.
 
-    A checkpointed one is run again backward, except for what it `keeps` the results of.
+    A checkpointed one is run again backward, except for what it `keeps` the results of. What enters it may lie
+    `offloaded` in the host's memory meanwhile.
     """
 
     checkpointed: bool = False
     keeps: Kept = "nothing"
+    offloaded: Tensor | None = None
     ops: list[Op] = field(default_factory=list)
 
     def kept(self, op: Op) -> bool:
@@ -119,9 +121,11 @@ class Tape:
         self._loss = False
 
     @contextmanager
-    def block(self, *, checkpointed: bool, keeps: Kept = "nothing") -> Iterator[None]:
+    def block(
+        self, *, checkpointed: bool, keeps: Kept = "nothing", offloaded: Tensor | None = None
+    ) -> Iterator[None]:
         """What is recorded inside is one block."""
-        self.segments.append(Segment(checkpointed, keeps))
+        self.segments.append(Segment(checkpointed, keeps, offloaded))
         yield
         self.segments.append(Segment())
 

@@ -8,6 +8,7 @@ CATALOGUE = {
     "adamw": "hayless.methods.optimizers.adamw",
     "sgd": "hayless.methods.optimizers.sgd",
     "checkpointing": "hayless.methods.memory.checkpointing",
+    "offload": "hayless.methods.memory.offload",
     "chunked_loss": "hayless.methods.memory.chunked_loss",
     "magnitude": "hayless.methods.prune.magnitude",
     "kmeans": "hayless.methods.quantize.kmeans",

@@ -104,15 +104,17 @@ def ways(dims: ModelDims, before: Sequence[MethodConfig]) -> tuple[list[Way], di
 def ladders(dims: ModelDims) -> list[Ladder]:
     """The ladders of memory methods that there are.
 
-    The method with most settings is climbed setting by setting; the others are in force at their leanest or not at all,
-    a ladder for each selection of them.
+    The method with most settings is climbed setting by setting, and what works upon it joins it in the end; the others
+    are in force at their leanest or not at all, a ladder for each selection of them.
     """
     cards = sorted(methods([Part.MEMORY]), key=lambda card: -len(rungs(card, dims)))
     if not cards:
         return [[()]]
-    climbed, others = rungs(cards[0], dims), [rungs(card, dims)[-1] for card in cards[1:]]
+    climbed: list[tuple[MethodConfig, ...]] = [(rung,) for rung in rungs(cards[0], dims)]
+    climbed += [(*climbed[-1], rungs(card, dims)[-1]) for card in cards if card.upon == cards[0].name]
+    others = [rungs(card, dims)[-1] for card in cards[1:] if not card.upon]
     selections = [chosen for count in range(len(others) + 1) for chosen in combinations(others, count)]
-    return [[chosen, *((*chosen, rung) for rung in climbed)] for chosen in selections]
+    return [[chosen, *((*chosen, *rung) for rung in climbed)] for chosen in selections]
 
 
 def rungs(card: Method, dims: ModelDims) -> Sequence[Any]:

@@ -14,6 +14,8 @@ from hayless.core.families import family_of
 
 Forward = Callable[..., Any]
 
+_RECOMPUTED = "runs_again"
+
 
 def blocks(model: PreTrainedModel) -> list[nn.Module]:
     """Every block in order, the encoder's first. NotSupported for a family that is not known."""
@@ -44,6 +46,17 @@ def wrapped(modules: list[nn.Module], wrap: Callable[[nn.Module, Forward], Forwa
                 del module.forward
             else:
                 module.forward = own
+
+
+def mark_recomputed(forward: Forward) -> Forward:
+    """Say that `forward` keeps its inputs and runs again in the backward pass."""
+    setattr(forward, _RECOMPUTED, True)
+    return forward
+
+
+def recomputed(model: PreTrainedModel) -> list[nn.Module]:
+    """The blocks whose forward pass, as it is now, runs again in the backward pass."""
+    return [block for block in blocks(model) if hasattr(block.forward, _RECOMPUTED)]
 
 
 @contextmanager

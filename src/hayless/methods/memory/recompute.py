@@ -6,19 +6,18 @@ to compute can be kept by PyTorch's own policies (`create_selective_checkpoint_c
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts, noop_context_fn
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 from transformers import PreTrainedModel
 
 from hayless.core.tape import Kept
 from hayless.methods.memory.checkpointing import CheckpointingConfig
-from hayless.train.blocks import Forward, blocks, wrapped
+from hayless.train.blocks import Forward, blocks, mark_recomputed, wrapped
 
 _ATTENTION = (
     "aten::_scaled_dot_product_flash_attention",
@@ -41,13 +40,13 @@ class Checkpointing:
         return wrapped(blocks(model)[:: config.every][: config.blocks], partial(_recomputed, keeping(config.keep)))
 
 
-def keeping(keep: Kept) -> Callable[[], Any]:
-    """The policy of `torch.utils.checkpoint` that keeps the results of these operations."""
+def keeping(keep: Kept) -> dict[str, Any]:
+    """What tells `torch.utils.checkpoint` to keep the results of these operations; nothing where it keeps none."""
     names = {"nothing": (), "attention": _ATTENTION, "products": (*_ATTENTION, *_PRODUCTS)}[keep]
     # An operation that this version of PyTorch does not have is not met.
     found = [torch._C._dispatch_has_kernel(name) and _operation(name) for name in names]
     kept = [operation for operation in found if operation]
-    return partial(create_selective_checkpoint_contexts, kept) if kept else noop_context_fn
+    return {"context_fn": partial(create_selective_checkpoint_contexts, kept)} if kept else {}
 
 
 def _operation(name: str) -> Any:
@@ -55,10 +54,10 @@ def _operation(name: str) -> Any:
     return getattr(getattr(torch.ops, namespace), operation).default
 
 
-def _recomputed(policy: Callable[[], Any], block: nn.Module, forward: Forward) -> Forward:
+def _recomputed(policy: dict[str, Any], block: nn.Module, forward: Forward) -> Forward:
     def run(*inputs: Any, **options: Any) -> Any:
         if block.training and torch.is_grad_enabled():
-            return checkpoint(forward, *inputs, use_reentrant=False, context_fn=policy, **options)
+            return checkpoint(forward, *inputs, use_reentrant=False, **policy, **options)
         return forward(*inputs, **options)
 
-    return run
+    return mark_recomputed(run)
