@@ -12,6 +12,7 @@ from hayless.core.cost import DecodeShape, kv_cache_bytes, weight_bytes
 from hayless.core.decoding import AHEAD, CAPACITY_STEP, GRAPHED, PREFILL_TOKENS, decode_cost, decode_peak
 from hayless.core.families import dims_of, ledger_of
 from hayless.core.ledger import Ledger
+from hayless.core.method import MethodConfig
 from hayless.core.registry import configure
 from tests import tiny
 
@@ -37,9 +38,9 @@ def test_a_cache_in_graphs_is_there_from_the_start() -> None:
     assert short.kv_cache == full.kv_cache and longer.kv_cache == 2 * full.kv_cache
 
 
-@pytest.mark.parametrize("method", ["kmeans", "lora"])
-def test_changed_models_are_decoded_through_modules(method: str) -> None:
-    changed = predict(ledger(), [configure(method)])
+@pytest.mark.parametrize("changes", [[configure("lora")], [configure("kmeans", targets=("blocks", "embedding"))]])
+def test_changed_models_are_decoded_through_modules(changes: list[MethodConfig]) -> None:
+    changed = predict(ledger(), changes)
     assert decode_cost(ledger(), 1, 8).work["decode"].launches == 0
     assert decode_cost(changed, 1, 8).work["decode"].launches > 100
     assert "decoded in captured graphs" not in decode_cost(changed, 1, 8).notes
@@ -60,6 +61,19 @@ def test_a_step_reads_every_weight_once_and_the_cache_as_far_as_it_is_filled() -
     one, four = (decode_cost(found, rows, context).work["decode"].kernels for rows in (1, 4))
     assert sum(kernel.count for kernel in one) == 5 * dims.num_layers + 4
     assert sum(kernel.count for kernel in four) == 11 * dims.num_layers + 4
+
+
+def test_packed_blocks_are_decoded_in_graphs_and_read_as_they_are_held() -> None:
+    plain, packed = ledger(), predict(ledger(), [configure("kmeans", bits=4)])
+    one, many = (decode_cost(each, 1, 8) for each in (plain, packed))
+    assert "decoded in captured graphs" in many.notes and many.work["decode"].launches == 0
+    largest = max(row.elements // row.count for row in packed.rows if row.method) * 2
+    beside = many.phases["decode"].temporary - one.phases["decode"].temporary
+    assert beside >= largest, "a palette is unpacked for its product"
+    assert many.phases["decode"].weights < one.phases["decode"].weights
+    matrices = len([row for row in packed.rows if row.layers and row.is_matrix])
+    streams = [kernel for kernel in many.work["decode"].kernels if kernel.unit == "stream"]
+    assert sum(kernel.count for kernel in streams) == matrices * packed.dims.num_layers + 1
 
 
 def test_a_prompt_goes_in_pieces() -> None:

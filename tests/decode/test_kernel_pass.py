@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from hayless.core.registry import configure
 from hayless.decode.cache import StaticCache
 from hayless.decode.program import plan
+from hayless.model.transform import apply
 from tests import tiny
 
 pytest.importorskip("triton", reason="triton is not installed")
@@ -47,3 +49,27 @@ def test_equals_the_plain_program(name, prompts, positions, offset, fused):
         for row, length in enumerate(caches[1].lengths):
             torch.testing.assert_close(found[:, row, :, :length], wanted[:, row, :, :length], rtol=1e-4, atol=1e-4)
             assert found[:, row, :, length:].isnan().all()
+
+
+@pytest.mark.parametrize("method", ["kmeans", "nf4", "int8"])
+def test_packed_blocks_run_in_the_program_and_give_what_their_modules_give(method):
+    model = tiny.model("llama").to(DEVICE)
+    apply(model, [configure(method)])
+    program = plan(model)
+    ids = torch.tensor([[5, 9, 30, 31]], device=DEVICE)
+    with torch.no_grad():
+        expected = model(ids).logits[:, -1]
+    cache = StaticCache(program.dims, 1, 8, program.dtype, program.device)
+    program.prefill([[5, 9, 30]], cache, 8)
+    run = KernelPass(program, cache, torch.tensor([3], dtype=torch.int32, device=DEVICE))
+    assert program.packed and not run.fused
+    # int8 rounds each token's input, so that a last bit of it can move a code.
+    close = {"rtol": 1e-4, "atol": 1e-4} if method != "int8" else {"rtol": 2e-2, "atol": 2e-2}
+    torch.testing.assert_close(run.launch(ids[0, -1:]), expected, **close)
+    assert not program.fits(model.to(torch.bfloat16))
+
+
+def test_a_packed_table_runs_in_modules():
+    model = tiny.model("llama")
+    apply(model, [configure("kmeans", targets=("blocks", "embedding"))])
+    assert "embed_tokens" in plan(model).reason

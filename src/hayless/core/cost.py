@@ -353,7 +353,11 @@ def backward_flops(ledger: Ledger, shape: TrainShape) -> float:
         outside = _matrix_flops(ledger, tokens, tokens, blocks=False)
         chosen = math.ceil(blocks / shape.checkpoint_every)
         products = 0.0 if shape.checkpoint_keeps == "products" else matrices - outside
-        again = (products + (attended if shape.checkpoint_keeps == "nothing" else 0.0)) * min(chosen, shape.checkpoint_blocks or chosen) / blocks
+        again = (
+            (products + (attended if shape.checkpoint_keeps == "nothing" else 0.0))
+            * min(chosen, shape.checkpoint_blocks or chosen)
+            / blocks
+        )
     return matrices + trained + 2 * attended + again
 
 

@@ -28,7 +28,7 @@ from hayless.core.cost import (
 from hayless.core.dims import ModelDims
 from hayless.core.dtypes import item_bytes
 from hayless.core.errors import NotSupported
-from hayless.core.forward import RunShape
+from hayless.core.forward import RunShape, unpacked_bytes
 from hayless.core.ledger import Ledger, Row
 from hayless.core.replay import replay
 from hayless.core.roles import Role
@@ -73,7 +73,10 @@ def decode_cost(
         # A step with several rows is captured on two streams of its own, each with its workspaces.
         beside += workspace_bytes(dims.qkv_bias) * (1 if rows == 1 else 3) + _buffers(dims, rows, capacity)
         resting = Bytes(weights=weights, kv_cache=cache, temporary=beside)
-        pieces = Bytes(temporary=_prefill_bytes(dims, rows * min(context, max(64, PREFILL_TOKENS // rows))))
+        tokens = rows * min(context, max(64, PREFILL_TOKENS // rows))
+        pieces = Bytes(temporary=_prefill_bytes(dims, tokens) + _unpacked(ledger, tokens))
+        # What a captured step unpacks lies in its own memory.
+        resting += Bytes(temporary=_unpacked(ledger, rows))
         step = _graph_work(ledger, rows, kv_cache_bytes(dims, batch, context) // dims.num_layers)
         return Cost(
             {"prefill": resting + pieces, "decode": resting},
@@ -148,7 +151,7 @@ def _capacity(tokens: int) -> int:
 
 def _graphed(ledger: Ledger) -> bool:
     """Whether a model's weights are such that captured graphs decode it."""
-    changed = any(is_packed(row) or row.role is Role.ADAPTER for row in ledger.rows)
+    changed = any(row.role is Role.ADAPTER or (is_packed(row) and not row.layers) for row in ledger.rows)
     return ledger.dims.model_type in GRAPHED and ledger.dims.activation == "silu" and not changed
 
 
@@ -198,27 +201,40 @@ def _graph_work(ledger: Ledger, rows: int, cache_bytes: int) -> Work:
     """The kernels of a captured step that reads `cache_bytes` of keys and values a layer.
 
     One row takes five kernels a layer: products of one input are joined, and norms are part of them. Several rows take
-    a kernel for each of eleven operations.
+    a kernel for each of eleven operations, and so does one row of packed weights, which may have to be unpacked first.
     """
     dims = ledger.dims
     item = item_bytes(dims.dtype)
     layers = [row for row in ledger.rows if row.layers and row.is_matrix]
     head = next(row for row in ledger.rows if row.role is Role.HEAD and row.is_matrix)
     joined = [{Role.Q, Role.K, Role.V}, {Role.O}, {Role.GATE, Role.UP}, {Role.DOWN}]
+    fused = rows == 1 and not any(map(is_packed, layers))
     groups: Iterable[list[Row]] = (
-        [[row for row in layers if row.role in roles] for roles in joined] if rows == 1 else [[row] for row in layers]
+        [[row for row in layers if row.role in roles] for roles in joined] if fused else [[row] for row in layers]
     )
     kernels = [_product(group, rows, dims.num_layers) for group in groups]
+    kernels += [elementwise(2 * _scratch(row, rows), row.count) for row in layers if is_packed(row)]
     flops = 4.0 * dims.q_width * cache_bytes / (2 * dims.kv_width * item)
     attended = Kernel("attention", dims.dtype, flops, cache_bytes, dims.num_layers)
     kernels += [attended, _product([head], rows, 1)]
-    small = elementwise(3 * rows * dims.hidden_size * item, (0 if rows == 1 else 3 * dims.num_layers) + 3)
+    small = elementwise(3 * rows * dims.hidden_size * item, (0 if fused else 3 * dims.num_layers) + 3)
     return Work((*kernels, small))
 
 
 def _product(group: list[Row], rows: int, count: int) -> Kernel:
-    """Products of one input with the matrices of a group, as one kernel."""
+    """Products of one input with the matrices of a group, as one kernel; packed ones are read as they are held."""
     elements = sum(row.in_features * row.out_features for row in group)
-    moved = rows * (group[0].in_features + sum(row.out_features for row in group))
-    size = (elements + moved) * item_bytes(group[0].dtype)
-    return Kernel("stream" if rows == 1 else "matrix", group[0].dtype, 2.0 * rows * elements, size, count)
+    moved = rows * (group[0].in_features + sum(row.out_features for row in group)) * item_bytes(group[0].dtype)
+    held = sum(tensor.bytes for row in group for tensor in row.held)
+    dtype = next((row.product.dtype for row in group if row.product), group[0].dtype)
+    return Kernel("stream" if rows == 1 else "matrix", dtype, 2.0 * rows * elements, held + moved, count)
+
+
+def _unpacked(ledger: Ledger, tokens: int) -> int:
+    """The most that a product of packed weights with so many tokens takes beside its result."""
+    return max((_scratch(row, tokens) for row in ledger.rows if is_packed(row)), default=0)
+
+
+def _scratch(row: Row, tokens: int) -> int:
+    """What one product of a packed row takes on a GPU beside its result: the matrix unpacked unless its method says."""
+    return row.product.kernel.of(tokens) if row.product else unpacked_bytes(row)

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from hayless.decode.cache import StaticCache
-from hayless.decode.program import Layer, Linear, Program
+from hayless.decode.products import AnyProduct, Linear
+from hayless.decode.program import Layer, Program
 from hayless.kernels.attention import Scratch, decode_attention, splits_for
 from hayless.kernels.linear import FEW, Norm, few, gemv, rms_norm, swiglu
 
@@ -47,7 +48,8 @@ class KernelPass:
         self._wide = torch.empty(tokens, dims.intermediate_size, dtype=dtype, device=device)
         self.logits_nv = torch.empty(rows if last else tokens, dims.vocab_size, dtype=torch.float32, device=device)
         widths = (dims.hidden_size, dims.q_width, dims.intermediate_size)
-        self.fused = tokens == 1 or (tokens <= FEW and all(few(width) for width in widths))
+        small = tokens == 1 or (tokens <= FEW and all(few(width) for width in widths))
+        self.fused = small and not program.packed
         self.overlap = self.fused and cuda and torch.cuda.get_device_capability(device) >= (9, 0)
 
     @torch.inference_mode()
@@ -128,7 +130,7 @@ def captured(run: Callable[[], object], device: torch.device) -> torch.cuda.CUDA
 
 def _gemv(
     x: Tensor,
-    parts: Sequence[Linear],
+    parts: Sequence[AnyProduct],
     out: Tensor,
     *,
     norm: Norm | None = None,
@@ -137,5 +139,5 @@ def _gemv(
     overlap: bool,
 ) -> None:
     biases = [part.bias for part in parts] if any(part.bias is not None for part in parts) else []
-    weights = [part.weight for part in parts]
+    weights = [part.weight for part in parts if isinstance(part, Linear)]
     gemv(x, weights, out, biases=biases, norm=norm, gated=gated, residual=residual, overlap=overlap)

@@ -29,8 +29,10 @@ from hayless.core.dims import ModelDims
 from hayless.core.errors import NotSupported, RequestError, bad_value
 from hayless.core.roles import Role
 from hayless.decode.cache import StaticCache
-from hayless.model.anatomy import Anatomy
+from hayless.decode.products import AnyProduct, Linear, PackedProduct
+from hayless.model.anatomy import Anatomy, Site
 from hayless.model.attention import VARLEN
+from hayless.model.packing import PackedLinear, PackedModule
 
 _FAMILIES: dict[str, tuple[Any, str]] = {
     "llama": (modeling_llama, "Llama"),
@@ -42,49 +44,26 @@ _STATIC_ROPE = {"default", "linear", "llama3", "yarn"}
 _OWN_ATTENTION = {"sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention", VARLEN}
 
 
-class Linear:
-    """A matrix (out, in) and its bias."""
-
-    __slots__ = ("_transposed", "bias", "weight")
-
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        self.weight = weight
-        self.bias = bias
-        self._transposed = weight.T
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """x·Wᵀ + b."""
-        return F.linear(x, self.weight, self.bias)
-
-    def into(self, out: Tensor, x: Tensor) -> None:
-        """out ← x·Wᵀ + b, both of two dimensions."""
-        if self.bias is None:
-            torch.mm(x, self._transposed, out=out)
-        else:
-            torch.addmm(self.bias, x, self._transposed, out=out)
-
-    def onto(self, out: Tensor, x: Tensor) -> None:
-        """out ← out + x·Wᵀ + b, both of two dimensions."""
-        out.addmm_(x, self._transposed)
-        if self.bias is not None:
-            out.add_(self.bias)
-
-
 @dataclass(frozen=True, slots=True)
 class Layer:
     """One block's weights."""
 
     input_gain: Tensor
-    q: Linear
-    k: Linear
-    v: Linear
+    q: AnyProduct
+    k: AnyProduct
+    v: AnyProduct
     q_gain: Tensor | None
     k_gain: Tensor | None
-    o: Linear
+    o: AnyProduct
     post_gain: Tensor
-    gate: Linear
-    up: Linear
-    down: Linear
+    gate: AnyProduct
+    up: AnyProduct
+    down: AnyProduct
+
+    @property
+    def products(self) -> tuple[AnyProduct, ...]:
+        """All matrices."""
+        return self.q, self.k, self.v, self.o, self.gate, self.up, self.down
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,9 +108,14 @@ class Program:
         tensors = [self.final_gain, self.head]
         for layer in self.layers:
             tensors += [layer.input_gain, layer.post_gain]
-            for part in (layer.q, layer.k, layer.v, layer.o, layer.gate, layer.up, layer.down):
-                tensors += [part.weight] if part.bias is None else [part.weight, part.bias]
+            for product in layer.products:
+                tensors += product.tensors
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    @property
+    def packed(self) -> bool:
+        """Whether a matrix is packed."""
+        return any(isinstance(product, PackedProduct) for layer in self.layers for product in layer.products)
 
     @property
     def token_bytes(self) -> int:
@@ -263,34 +247,59 @@ def plan(model: PreTrainedModel) -> Program | Unplanned:
         anatomy = Anatomy.of(model)
     except (NotSupported, RequestError) as error:
         return Unplanned(error.message)
-    packed = next((site for site in anatomy.sites if site.packed(model)), None)
-    if packed is not None:
-        return Unplanned(f"{packed.name} is held in another form")
-    kinds = {(site.weight(model).dtype, site.weight(model).device) for site in anatomy.sites}
+    odd = next((site for site in anatomy.sites if site.packed(model) and not _multiplies(site, model)), None)
+    if odd is not None:
+        return Unplanned(f"{odd.name} is held in another form")
+    kinds = {_kind(site, model) for site in anatomy.sites}
     if len(kinds) > 1:
         return Unplanned("its weights differ in dtype or device")
     dims = anatomy.dims
-    found: dict[int, dict[tuple[Role, str], Tensor]] = {layer: {} for layer in range(dims.num_layers)}
+    found: dict[int, dict[tuple[Role, str], Site]] = {layer: {} for layer in range(dims.num_layers)}
     for site in anatomy.sites:
         if site.layer is not None:
             name = site.module_path.rpartition(".")[2] if site.row.role is Role.NORM else site.parameter
-            found[site.layer][site.row.role, name] = site.weight(model).detach()
-    return Program(model, dims, [_layer(found[layer]) for layer in range(dims.num_layers)])
+            found[site.layer][site.row.role, name] = site
+    return Program(model, dims, [_layer(model, found[layer]) for layer in range(dims.num_layers)])
 
 
-def _layer(parts: dict[tuple[Role, str], Tensor]) -> Layer:
-    def linear(role: Role) -> Linear:
-        return Linear(parts[role, "weight"], parts.get((role, "bias")))
+def _multiplies(site: Site, model: PreTrainedModel) -> bool:
+    """Whether a packed weight is that of a block's linear module, whose product its method knows."""
+    return site.layer is not None and isinstance(site.module(model), PackedLinear)
+
+
+def _kind(site: Site, model: PreTrainedModel) -> tuple[torch.dtype, torch.device]:
+    """Dtype and device of a weight; of a packed one those it is unpacked to."""
+    module = site.module(model)
+    if isinstance(module, PackedModule) and site.packed(model):
+        return module.unpacked_dtype, next(iter(module.pieces(site.parameter).values())).device
+    weight = site.weight(model)
+    return weight.dtype, weight.device
+
+
+def _layer(model: PreTrainedModel, sites: dict[tuple[Role, str], Site]) -> Layer:
+    def tensor(role: Role, name: str) -> Tensor | None:
+        site = sites.get((role, name))
+        return None if site is None else site.weight(model).detach()
+
+    def linear(role: Role) -> AnyProduct:
+        site, bias = sites[role, "weight"], tensor(role, "bias")
+        module = site.module(model)
+        if isinstance(module, PackedModule):
+            return PackedProduct(module, bias)
+        return Linear(site.weight(model).detach(), bias)
+
+    def gain(name: str) -> Tensor:
+        return sites[Role.NORM, name].weight(model).detach()
 
     return Layer(
-        input_gain=parts[Role.NORM, "input_layernorm"],
+        input_gain=gain("input_layernorm"),
         q=linear(Role.Q),
         k=linear(Role.K),
         v=linear(Role.V),
-        q_gain=parts.get((Role.NORM, "q_norm")),
-        k_gain=parts.get((Role.NORM, "k_norm")),
+        q_gain=tensor(Role.NORM, "q_norm"),
+        k_gain=tensor(Role.NORM, "k_norm"),
         o=linear(Role.O),
-        post_gain=parts[Role.NORM, "post_attention_layernorm"],
+        post_gain=gain("post_attention_layernorm"),
         gate=linear(Role.GATE),
         up=linear(Role.UP),
         down=linear(Role.DOWN),
@@ -322,7 +331,7 @@ def _refusal(model: PreTrainedModel) -> str | None:
         for part in ("ForCausalLM", "Model", "DecoderLayer", "Attention", "MLP", "RMSNorm", "RotaryEmbedding")
     }
     for path, module in model.named_modules():
-        if type(module) not in known:
+        if type(module) not in known and not isinstance(module, PackedModule):
             return f"{path or 'the model'} is a {type(module).__name__}"
         if module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__:
             return f"{path or 'the model'} has hooks, or a forward pass of its own"
@@ -338,5 +347,5 @@ def _identity(model: PreTrainedModel) -> Iterator[object]:
     yield config._attn_implementation
     for module in model.modules():
         yield type(module), len(module._forward_hooks), len(module._forward_pre_hooks), "forward" in module.__dict__
-        for parameter in module._parameters.values():
-            yield None if parameter is None else (parameter.data_ptr(), parameter.dtype, parameter.shape)
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            yield None if tensor is None else (tensor.data_ptr(), tensor.dtype, tensor.shape)

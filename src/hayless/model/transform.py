@@ -19,8 +19,8 @@ from hayless.core.registry import method_of, record_of
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What a transform may use besides the model: token batches (B, S) to calibrate on, a seed, a progress callable, and
-    a folder of its own to keep what is finished, so that the same work goes on there after it was stopped."""
+    """What a transform may use besides the model: token batches (B, S) to calibrate on, a seed, a progress callable,
+    and a folder of its own to keep what is finished, so that the same work goes on there after it was stopped."""
 
     seed: int = 0
     calibration: Sequence[Tensor] = ()
