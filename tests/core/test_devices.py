@@ -65,6 +65,17 @@ def test_other_devices_are_not_taken_for_known_ones(name: str) -> None:
         find(name)
 
 
+def test_eight_bits_take_the_time_of_sixteen_where_a_device_has_no_units_for_them() -> None:
+    def seconds(name: str, dtype: str) -> float:
+        bare = replace(DEVICES[name], kernel_seconds=0.0, reached=Reached(matrix=0.8, eight_bit=0.4))
+        return bare.seconds(Work((Kernel("matrix", dtype, 1e12, 0.0),)))
+
+    assert seconds("H100", "int8") == pytest.approx(1 / (1979 * 0.4)) == seconds("H100", "float8_e4m3fn")
+    assert seconds("A100", "int8") == pytest.approx(1 / (624 * 0.4))
+    assert seconds("A100", "float8_e4m3fn") == seconds("A100", "bfloat16") == pytest.approx(1 / (312 * 0.8))
+    assert seconds("V100", "int8") == seconds("V100", "float16")
+
+
 def test_measured_rates_replace_printed_ones() -> None:
     mine = this_machine("NVIDIA L4", 20 * 10**9, 2.5e11, {"bfloat16": 9e13})
     assert mine.source == "measured" and mine.reached.memory == mine.reached.matrix == 1.0
@@ -76,7 +87,7 @@ def test_measured_rates_replace_printed_ones() -> None:
 
 def test_sixteen_bit_types_stand_in_for_each_other() -> None:
     assert DEVICES["T4"].rate("bfloat16") == DEVICES["T4"].rate("float16")
-    assert DEVICES["L4"].rate("float8_e4m3fn") == DEVICES["L4"].rate("float32")
+    assert DEVICES["L4"].rate("float64") == DEVICES["L4"].rate("float32")
     with pytest.raises(RequestError, match="not known"):
         this_machine("here", 1, 1.0, {}).rate("float32")
 

@@ -26,11 +26,13 @@ OVERLAPPED_SECONDS = 2.0e-6
 
 @dataclass(frozen=True, slots=True)
 class Reached:
-    """Shares of a device's rates that are reached: of products of matrices (`uneven`: where 8 does not divide a width)
-    and of fused attention, of memory's traffic by elementwise kernels, and by products that wait for their weights."""
+    """Shares of a device's rates that are reached: of products of matrices (`uneven`: where 8 does not divide a width;
+    `eight_bit`: of 8-bit numbers) and of fused attention, of memory's traffic by elementwise kernels, and by products
+    that wait for their weights."""
 
     matrix: float = 1.0
     uneven: float = 1.0
+    eight_bit: float = 1.0
     attention: float = 1.0
     memory: float = 1.0
     streamed: float = 1.0
@@ -42,9 +44,14 @@ class Reached:
         return self.uneven if unit == "uneven" else self.matrix
 
 
-FITTED = Reached(matrix=0.80, uneven=0.12, attention=0.47, memory=0.70, streamed=0.85)
+FITTED = Reached(matrix=0.80, uneven=0.12, eight_bit=0.45, attention=0.47, memory=0.70, streamed=0.85)
 """Shares of the data sheet's rates. These and the times above were fitted to every second timed case of the grid on an
-H100 (`benchmarks/results/plan.json` has the error on the others), and are taken for other devices, too."""
+H100 (`benchmarks/results/plan.json` has the error on the others), and are taken for other devices, too. That of 8-bit
+numbers is what PyTorch's integer product (`torch._int_mm`) reached on an H200 at 4096 tokens; it is taken for e4m3 too,
+of which nothing was measured."""
+
+EIGHT_BIT = ("int8", "float8_e4m3fn")
+"""Numbers of 8 bits that units for matrices multiply, on devices that have a rate for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +73,11 @@ class Device:
     source: str = "data sheet"
 
     def rate(self, dtype: str) -> float:
-        """FLOP/s of products in `dtype`; 16-bit types stand in for each other, and float32 for what is not known."""
+        """FLOP/s of products in `dtype`; 16-bit types stand in for each other and for 8 bits, and float32 for what is
+        not known."""
         rates = self.flops_per_second
-        for known in (dtype, *(("float16", "bfloat16") if dtype in ("float16", "bfloat16") else ()), "float32"):
+        narrow = dtype in ("float16", "bfloat16", *EIGHT_BIT)
+        for known in (dtype, *(("float16", "bfloat16") if narrow else ()), "float32"):
             if known in rates:
                 return rates[known]
         raise RequestError(f"The rate of {dtype} on {self.name} is not known; known: {', '.join(rates)}.")
@@ -88,7 +97,9 @@ class Device:
         traffic = kernel.bytes / (self.bytes_per_second * self.reached.streamed)
         if kernel.unit == "stream":
             return traffic + OVERLAPPED_SECONDS
-        arithmetic = kernel.flops / (self.rate(kernel.dtype) * self.reached.of(kernel.unit))
+        eight_bit = kernel.dtype in EIGHT_BIT and kernel.dtype in self.flops_per_second
+        share = self.reached.eight_bit if eight_bit else self.reached.of(kernel.unit)
+        arithmetic = kernel.flops / (self.rate(kernel.dtype) * share)
         return max(arithmetic, traffic) + self.kernel_seconds
 
 
@@ -134,17 +145,31 @@ def this_machine(
         memory_bytes=memory_bytes,
         bytes_per_second=bytes_per_second,
         flops_per_second=rates,
-        reached=Reached(uneven=FITTED.uneven / FITTED.matrix, attention=FITTED.attention / FITTED.matrix),
+        reached=Reached(
+            uneven=FITTED.uneven / FITTED.matrix,
+            eight_bit=FITTED.eight_bit,
+            attention=FITTED.attention / FITTED.matrix,
+        ),
         source="measured",
     )
 
 
 def _gpu(
-    name: str, memory_gb: float, terabytes: float, bf16: float, fp32: float, watts: int, **others: float
+    name: str,
+    memory_gb: float,
+    terabytes: float,
+    bf16: float,
+    fp32: float,
+    watts: int,
+    *,
+    int8: float = 0,
+    fp8: float = 0,
+    float16: float = 0,
 ) -> Device:
-    """GB of memory, TB/s, dense TFLOP/s with float32 sums (tensor cores for 16 bits, none for fp32), W."""
-    rates = {"bfloat16": bf16 * 1e12} if bf16 else {}
-    rates |= {dtype: rate * 1e12 for dtype, rate in others.items()}
+    """GB of memory, TB/s, dense TFLOP/s with float32 sums (int32 for int8; tensor cores, none for fp32), W; 0 where
+    tensor cores do not know the numbers."""
+    named = {"bfloat16": bf16, "float16": float16, "int8": int8, "float8_e4m3fn": fp8}
+    rates = {dtype: rate * 1e12 for dtype, rate in named.items() if rate}
     return Device(name, int(memory_gb * 1e9), terabytes * 1e12, {**rates, "float32": fp32 * 1e12}, watts)
 
 
@@ -158,20 +183,20 @@ _OTHER_CHIPS = frozenset({"ti", "super", "laptop", "d", "max", "mobile"})
 DEVICES: Mapping[str, Device] = {
     device.name: device
     for device in (
-        _gpu("B200", 180, 8.0, 2250, 75, 1000),
-        _gpu("H200", 141, 4.8, 989, 67, 700),
-        _gpu("H100 PCIe", 80, 2.0, 756, 51, 350),
-        _gpu("H100", 80, 3.35, 989, 67, 700),
-        _gpu("A100 80GB", 80, 2.039, 312, 19.5, 400),
-        _gpu("A100", 40, 1.555, 312, 19.5, 400),
-        _gpu("L40S", 48, 0.864, 362, 91.6, 350),
-        _gpu("L4", 24, 0.300, 121, 30.3, 72),
-        _gpu("A10G", 24, 0.600, 70, 31.5, 300),
+        _gpu("B200", 180, 8.0, 2250, 75, 1000, int8=4500, fp8=4500),
+        _gpu("H200", 141, 4.8, 989, 67, 700, int8=1979, fp8=1979),
+        _gpu("H100 PCIe", 80, 2.0, 756, 51, 350, int8=1513, fp8=1513),
+        _gpu("H100", 80, 3.35, 989, 67, 700, int8=1979, fp8=1979),
+        _gpu("A100 80GB", 80, 2.039, 312, 19.5, 400, int8=624),
+        _gpu("A100", 40, 1.555, 312, 19.5, 400, int8=624),
+        _gpu("L40S", 48, 0.864, 362, 91.6, 350, int8=733, fp8=733),
+        _gpu("L4", 24, 0.300, 121, 30.3, 72, int8=242, fp8=242),
+        _gpu("A10G", 24, 0.600, 70, 31.5, 300, int8=140),
         _gpu("V100", 32, 0.900, 0, 15.7, 300, float16=125),
-        _gpu("T4", 16, 0.320, 0, 8.1, 70, float16=65),
-        _gpu("RTX 5090", 32, 1.792, 209, 104.8, 575),
-        _gpu("RTX 4090", 24, 1.008, 165, 82.6, 450),
-        _gpu("RTX 3090", 24, 0.936, 71, 35.6, 350),
+        _gpu("T4", 16, 0.320, 0, 8.1, 70, float16=65, int8=130),
+        _gpu("RTX 5090", 32, 1.792, 209, 104.8, 575, int8=838, fp8=419),
+        _gpu("RTX 4090", 24, 1.008, 165, 82.6, 450, int8=660, fp8=330),
+        _gpu("RTX 3090", 24, 0.936, 71, 35.6, 350, int8=284),
     )
 }
 """Common GPUs; names with more words stand before those they contain."""
