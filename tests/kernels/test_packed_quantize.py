@@ -15,6 +15,10 @@ from hayless.kernels.packed.quantize import (
     quantize_table,
     quantize_table_reference,
 )
+from hayless.methods.common.integer_packing import rounded
+from hayless.methods.common.integers import IntegerFormat
+from hayless.methods.quantize.nf4.blocks import quantized
+from hayless.methods.quantize.nf4.tables import values_of
 from tests.kernels.packed_weights import DEVICE, DTYPES, random
 
 
@@ -42,31 +46,42 @@ def test_integers(rows, width, bits, group, symmetric, dtype):
         assert symmetric or torch.equal(found.zero, expected.zero)
         step = found.scale.float().repeat_interleave(group, 1)
         off = (dequantize_reference(found, torch.float32) - weight.float()).abs()
-        # A scale in 16 bits, rounded down, leaves the largest magnitude a little farther than half a step away.
+        # The largest of 2^bits − 1 steps is half a step off; a scale that was rounded down leaves it a little farther.
         assert (off <= step * (0.5 + 2**bits * 2**-8)).all()
+
+
+def test_integers_are_those_of_the_method():
+    weight = random(6, 64, dtype=torch.float32)
+    for bits, symmetric, twos_complement in ((4, True, False), (4, False, False), (2, True, True), (8, False, True)):
+        form = IntegerFormat(
+            shape=(6, 64), layout="rows", bits=bits, group_size=32, symmetric=symmetric, twos_complement=twos_complement
+        )
+        expected = rounded(weight.cpu()[None], form)
+        found = quantize_integers(weight, bits, 32, symmetric=symmetric, twos_complement=twos_complement)
+        assert torch.equal(found.codes.cpu(), expected["codes"]) and torch.equal(found.scale.cpu(), expected["scale"])
+        assert symmetric or torch.equal(found.zero.cpu(), expected["zero"])
 
 
 @pytest.mark.parametrize(("rows", "width", "block"), [(5, 96, 32), (3, 192, 64), (4, 192, 96)])
 def test_tables(rows, width, block):
-    table = torch.linspace(-1, 1, 16).to(DEVICE)
     weight = random(rows, width, dtype=torch.float32)
     weight[0, :block] = 0
-    weight[1, 0], weight[1, 1] = 9, float(table[3] + table[4]) / 2 * 9
-    found, expected = quantize_table(weight, table, block), quantize_table_reference(weight, table, block)
-    assert torch.equal(found.codes, expected.codes) and torch.equal(found.absmax, expected.absmax)
-    values = (weight.view(-1, block) / found.absmax.clamp(min=1e-9)[:, None]).view(-1, 1)
-    code = unpacked(found.codes.flatten(), 4).view(-1, 2).flip(1).flatten()
-    distances = (values - table).abs()
-    assert torch.equal(distances.gather(1, code.long()[:, None]).squeeze(1), distances.amin(1))
+    for kind in ("nf4", "fp4", "int4"):
+        values = values_of(kind).to(DEVICE)
+        found, expected = quantize_table(weight, values, block), quantize_table_reference(weight, values, block)
+        assert torch.equal(found.codes, expected.codes) and torch.equal(found.absmax, expected.absmax)
+        codes, absmax = quantized(weight.cpu().flatten(), block, values_of(kind))
+        high_first = unpacked(found.codes.flatten(), 4).view(-1, 2).flip(1).flatten()
+        assert torch.equal(high_first.cpu(), codes) and torch.equal(found.absmax.cpu(), absmax)
 
 
-def test_the_first_of_equally_near_values():
-    table = torch.arange(16.0, device=DEVICE) / 16
-    table[15] = 1
+def test_the_lower_of_equally_near_values():
+    table = torch.arange(15, -1, -1, device=DEVICE) / 16
+    table[0] = 1
     weight = torch.zeros(1, 32, device=DEVICE)
     weight[0, :3] = torch.tensor([1.0, 0.5 / 16, 1.5 / 16])
     for made in (quantize_table(weight, table, 32), quantize_table_reference(weight, table, 32)):
-        assert made.codes[:2].flatten().tolist() == [0xF0, 0x10]
+        assert made.codes[:2].flatten().tolist() == [0x0F, 0xEF]
 
 
 def test_what_cannot_be():

@@ -1,7 +1,7 @@
-"""Quantize and pack: integers by the largest magnitude or the range of each group, tables (nf4, fp4) by the nearest
-value.
+"""Quantize and pack: integers by the range of each group, tables (nf4, fp4) by the nearest value.
 
-Kernels and references round alike, to the same bits: float32, divisions rounded to nearest, halves to even.
+Kernels and references round alike, to the same bits as the methods `uniform` and `nf4`: in float32, divisions rounded
+to nearest, halves to even.
 """
 
 from __future__ import annotations
@@ -24,13 +24,6 @@ def _rounded(v):
 
 
 @triton.jit
-def _ratio(v, scale):
-    """v / scale, 0 where the scale is 0."""
-    there = scale > 0
-    return tl.where(there, tl.div_rn(v, tl.where(there, scale, 1.0)), 0.0)
-
-
-@triton.jit
 def _bytes(codes, GROUPS: tl.constexpr, COLUMNS: tl.constexpr, BITS: tl.constexpr, TURN: tl.constexpr):
     """Codes (GROUPS, COLUMNS) int32 as bytes (GROUPS, COLUMNS · BITS / 8)."""
     place = tl.arange(0, 8 // BITS) ^ TURN
@@ -46,6 +39,7 @@ def _integers(
     zero_ptr,
     all_groups,
     group,
+    eps,
     BITS: tl.constexpr,
     ZERO: tl.constexpr,
     TWOS: tl.constexpr,
@@ -62,28 +56,31 @@ def _integers(
         w = tl.load(weight_ptr + at[:, None] * group + start + column[None, :], mask=mask, other=0.0).to(tl.float32)
         low = tl.minimum(low, tl.min(w, 1))
         high = tl.maximum(high, tl.max(w, 1))
-    TOP: tl.constexpr = (1 << BITS) - 1
-    MIDDLE: tl.constexpr = 1 << (BITS - 1)
+    STEPS: tl.constexpr = (1 << BITS) - 1
+    HALF: tl.constexpr = 1 << (BITS - 1)
     if ZERO:
-        scale = tl.div_rn(high - low, low * 0.0 + TOP)
+        span = high - low
     else:
-        scale = tl.div_rn(tl.maximum(high, -low), low * 0.0 + (MIDDLE - 1))
-    kept = scale.to(scale_ptr.dtype.element_ty)
-    tl.store(scale_ptr + at, kept, mask=there)
+        span = 2 * tl.maximum(-low, high)
+    kept = tl.div_rn(span, low * 0.0 + STEPS).to(scale_ptr.dtype.element_ty)
     scale = kept.to(tl.float32)
-    zero = low * 0.0 + MIDDLE
+    scale = tl.where(scale == 0, eps, scale)
+    tl.store(scale_ptr + at, scale.to(scale_ptr.dtype.element_ty), mask=there)
+    shift = low * 0.0
     if ZERO:
-        zero = tl.minimum(_rounded(tl.minimum(_ratio(-low, scale), 1.0 * TOP)), 1.0 * TOP)
+        zero = _rounded(tl.minimum(tl.maximum(tl.div_rn(-low, scale), 0.0), 1.0 * STEPS))
         tl.store(zero_ptr + at, zero.to(tl.int32).to(tl.uint8), mask=there)
+        shift = zero - HALF
     byte = tl.arange(0, COLUMNS * BITS // 8)
     a_group = group * BITS // 8
     for start in range(0, group, COLUMNS):
         mask = there[:, None] & (start + column < group)[None, :]
         w = tl.load(weight_ptr + at[:, None] * group + start + column[None, :], mask=mask, other=0.0).to(tl.float32)
-        q = tl.minimum(tl.maximum(_ratio(w, scale[:, None]), -1.0 * TOP), 1.0 * TOP)
-        code = tl.minimum(tl.maximum(_rounded(q) + zero[:, None], 0.0), 1.0 * TOP).to(tl.int32)
+        # Codes around 0 are clamped before they are rounded, which gives the same.
+        signed = tl.div_rn(w, scale[:, None] + w * 0.0) + shift[:, None]
+        code = _rounded(tl.minimum(tl.maximum(signed, -1.0 * HALF), HALF - 1.0)).to(tl.int32) + HALF
         if TWOS:
-            code ^= MIDDLE
+            code ^= HALF
         first = start * BITS // 8
         mask = there[:, None] & (first + byte < a_group)[None, :]
         out = _bytes(code, GROUPS, COLUMNS, BITS, 0)
@@ -101,9 +98,10 @@ def quantize_integers(
 ) -> Integers:
     """`weight` (out, in) as integers of 2, 4 or 8 bits with a scale for each `group_size` columns.
 
-    Symmetric: scale = max |w| / (2^(bits−1) − 1), code − zero = round(w / scale). Else the range, with 0 in it, becomes
-    0 … 2^bits − 1, and zero = round(−min / scale). The scale is rounded to `scale_dtype` (the weight's where None)
-    before codes are made with it. RequestError where groups do not divide `in` or do not fill whole bytes.
+    Symmetric: scale = 2 max |w| / (2^bits − 1), code = round(w / scale) from −2^(bits−1) to 2^(bits−1) − 1, kept with
+    2^(bits−1) added. Else the range, with 0 in it, is parted into 2^bits − 1 steps, and zero = round(−min / scale). The
+    scale is rounded to `scale_dtype` (the weight's where None) before codes are made with it. RequestError where groups
+    do not divide `in` or do not fill whole bytes.
     """
     _check_groups(weight, bits, group_size)
     dtype = scale_dtype or weight.dtype
@@ -113,7 +111,8 @@ def quantize_integers(
     columns = min(_TILE, max(8 // bits, triton.next_power_of_2(group_size)))
     groups = _TILE // columns
     _integers[(triton.cdiv(scale.numel(), groups),)](
-        weight.contiguous(), codes, scale, scale if zero is None else zero, scale.numel(), group_size,
+        weight.contiguous(), codes, scale, scale if zero is None else zero,
+        scale.numel(), group_size, torch.finfo(dtype).eps,
         BITS=bits, ZERO=not symmetric, TWOS=twos_complement, GROUPS=groups, COLUMNS=columns, num_warps=4,
     )  # fmt: skip
     return Integers(codes, scale, bits, zero, twos_complement)
@@ -130,23 +129,34 @@ def quantize_integers_reference(
 ) -> Integers:
     """The same in plain PyTorch."""
     _check_groups(weight, bits, group_size)
-    top, middle = 2**bits - 1, 2 ** (bits - 1)
+    steps, half, dtype = 2**bits - 1, 2 ** (bits - 1), scale_dtype or weight.dtype
     w = weight.float().unflatten(1, (-1, group_size))
     low, high = w.amin(2).clamp(max=0), w.amax(2).clamp(min=0)
-    scale = (high - low) / top if not symmetric else torch.maximum(high, -low) / (middle - 1)
-    kept = scale.to(scale_dtype or weight.dtype)
-    scale = kept.float()
-    zero = torch.full_like(scale, middle) if symmetric else _ratio_reference(-low, scale).clamp(max=top).round()
-    q = _ratio_reference(w, scale[..., None]).clamp(-top, top).round()
-    codes = (q + zero[..., None]).clamp(0, top).to(torch.uint8).flatten(1)
+    span = 2 * torch.maximum(-low, high) if symmetric else high - low
+    scale = (span / steps).to(dtype).float()
+    scale = torch.where(scale == 0, torch.finfo(dtype).eps, scale)
+    zero = torch.full_like(scale, half) if symmetric else (-low / scale).clamp(0, steps).round()
+    signed = (w / scale[..., None] + (zero - half)[..., None]).round().clamp(-half, half - 1)
+    codes = (signed + half).to(torch.uint8).flatten(1)
     if twos_complement:
-        codes ^= middle
-    return Integers(packed(codes, bits), kept, bits, None if symmetric else zero.to(torch.uint8), twos_complement)
+        codes ^= half
+    return Integers(
+        packed(codes, bits), scale.to(dtype), bits, None if symmetric else zero.to(torch.uint8), twos_complement
+    )
 
 
 @triton.jit
-def _table(weight_ptr, table_ptr, codes_ptr, absmax_ptr, blocks, GROUPS: tl.constexpr, BLOCK: tl.constexpr,
-           COLUMNS: tl.constexpr):  # fmt: skip
+def _table(
+    weight_ptr,
+    between_ptr,
+    order_ptr,
+    codes_ptr,
+    absmax_ptr,
+    blocks,
+    BLOCK: tl.constexpr,
+    GROUPS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
     at = tl.program_id(0).to(tl.int64) * GROUPS + tl.arange(0, GROUPS)
     there = at < blocks
     column = tl.arange(0, COLUMNS)
@@ -154,14 +164,12 @@ def _table(weight_ptr, table_ptr, codes_ptr, absmax_ptr, blocks, GROUPS: tl.cons
     w = tl.load(weight_ptr + at[:, None] * BLOCK + column[None, :], mask=mask, other=0.0).to(tl.float32)
     absmax = tl.max(tl.abs(w), 1)
     tl.store(absmax_ptr + at, absmax, mask=there)
-    v = _ratio(w, absmax[:, None])
-    code = tl.zeros((GROUPS, COLUMNS), tl.int32)
-    nearest = tl.abs(v - tl.load(table_ptr))
-    for i in tl.static_range(1, 16):
-        distance = tl.abs(v - tl.load(table_ptr + i))
-        closer = distance < nearest
-        code = tl.where(closer, i, code)
-        nearest = tl.where(closer, distance, nearest)
+    inverse = tl.div_rn(absmax * 0.0 + 1.0, tl.maximum(absmax, 1e-38))
+    v = w * inverse[:, None]
+    rank = tl.zeros((GROUPS, COLUMNS), tl.int32)
+    for i in tl.static_range(15):
+        rank += (v > tl.load(between_ptr + i)).to(tl.int32)
+    code = tl.load(order_ptr + rank)
     byte = tl.arange(0, COLUMNS // 2)
     mask = there[:, None] & (byte < BLOCK // 2)[None, :]
     out = _bytes(code, GROUPS, COLUMNS, 4, 1)
@@ -169,8 +177,8 @@ def _table(weight_ptr, table_ptr, codes_ptr, absmax_ptr, blocks, GROUPS: tl.cons
 
 
 def quantize_table(weight: Tensor, table: Tensor, block_size: int = 64) -> Table:
-    """`weight` (out, in) by blocks of its flattened form: the largest magnitude, and for each element the nearest of
-    the 16 values of `table` (float32) times it, the first of equally near ones (distances in float32).
+    """`weight` (out, in) by blocks of its flattened form: the largest magnitude, and for each element times its inverse
+    the nearest of the 16 values of `table` (float32), of two equally near the lower: what is above the middle of two.
 
     RequestError where `block_size` is no multiple of 32 or does not divide `in`.
     """
@@ -180,9 +188,10 @@ def quantize_table(weight: Tensor, table: Tensor, block_size: int = 64) -> Table
     codes = torch.empty(weight.numel() // 2, 1, dtype=torch.uint8, device=weight.device)
     columns = triton.next_power_of_2(block_size)
     groups = max(1, _TILE // columns)
+    between, order = _rising(table)
     _table[(triton.cdiv(blocks, groups),)](
-        weight.contiguous(), table, codes, absmax, blocks,
-        GROUPS=groups, BLOCK=block_size, COLUMNS=columns, num_warps=4,
+        weight.contiguous(), between, order.int(), codes, absmax, blocks,
+        BLOCK=block_size, GROUPS=groups, COLUMNS=columns, num_warps=4,
     )  # fmt: skip
     return Table(codes, absmax, table, (weight.shape[0], weight.shape[1]), block_size)
 
@@ -192,21 +201,17 @@ def quantize_table_reference(weight: Tensor, table: Tensor, block_size: int = 64
     _check_blocks(weight, block_size)
     w = weight.float().reshape(-1, block_size)
     absmax = w.abs().amax(1)
-    v = _ratio_reference(w, absmax[:, None])
-    code = torch.zeros_like(v, dtype=torch.uint8)
-    nearest = (v - table[0]).abs()
-    for i in range(1, 16):
-        distance = (v - table[i]).abs()
-        closer = distance < nearest
-        code = torch.where(closer, i, code)
-        nearest = torch.where(closer, distance, nearest)
+    between, order = _rising(table)
+    code = order[torch.bucketize(w * (1 / absmax.clamp(min=1e-38))[:, None], between)]
     pairs = code.view(-1, 2).to(torch.uint8)
     shape = (weight.shape[0], weight.shape[1])
     return Table(pairs[:, :1] << 4 | pairs[:, 1:], absmax, table, shape, block_size)
 
 
-def _ratio_reference(v: Tensor, scale: Tensor) -> Tensor:
-    return torch.where(scale > 0, v / scale, 0.0)
+def _rising(table: Tensor) -> tuple[Tensor, Tensor]:
+    """What lies between neighbouring values of a table (15,), and the codes of its values from the lowest on (16,)."""
+    rising, order = table.sort(stable=True)
+    return (rising[:-1] + rising[1:]) / 2, order
 
 
 def _check_groups(weight: Tensor, bits: int, group_size: int) -> None:
