@@ -15,13 +15,14 @@ from hayless.core.compose import check_order, compose, conflict
 from hayless.core.errors import NotSupported, RequestError
 from hayless.core.method import MethodConfig, Need, Part
 from hayless.core.registry import configure, find, methods
-from hayless.model.transform import apply, record
+from hayless.model.transform import Context, apply, record
 from tests import tiny
 from tests.methods.running import check_held, logits, losses, predicted
 
 MODELS = ("llama", "gpt2", "mixtral")
 NAMES = [method.name for method in methods([Part.TRANSFORM])]
 PAIRS = list(product(NAMES, NAMES))
+CONTEXT = Context(calibration=[torch.randint(3, 96, (4, 32), generator=torch.Generator().manual_seed(5))])
 
 
 @cache
@@ -51,13 +52,13 @@ def test_a_pair_runs_or_is_refused_with_a_reason(family: str, one: str, other: s
     if reason:
         before = logits(model)
         with pytest.raises(RequestError, match="cannot be combined") as caught:
-            apply(model, pair)
+            apply(model, pair, CONTEXT)
         assert reason in str(caught.value)
         with pytest.raises(RequestError, match="cannot be combined"):
             check_order(pair)
         assert torch.equal(logits(model), before) and not record(model)
         return
-    apply(model, pair)
+    apply(model, pair, CONTEXT)
     ordered = compose(pair)
     assert record(model) == ordered
     check_held(model, predicted(model, ordered))

@@ -13,7 +13,7 @@ from hayless.core.errors import RequestError
 from hayless.core.ledger import Layout
 from hayless.core.registry import configure, method_of
 from hayless.methods.common.bits import pack, pack_rows, unpack_rows
-from hayless.methods.common.integer_packing import IntegerPacking, in_groups, packed, rounded
+from hayless.methods.common.integer_packing import Codes, IntegerPacking, in_groups, packed, rounded, squared_error
 from hayless.methods.common.integers import IntegerFormat
 from hayless.methods.quantize.uniform import reference
 from hayless.model.load import load_model
@@ -67,7 +67,7 @@ def test_codes_scales_and_zeros_come_back(
     zero = torch.full(found.scales, 2 ** (bits - 1))
     if not symmetric:
         zero = torch.randint(0, 2**bits, found.scales, generator=generator)
-    pieces = packed(codes, scale, zero, found, torch.float32)
+    pieces = packed(Codes(codes, scale, zero), found, torch.float32)
     assert {piece.name: piece.shape for piece in found.pieces("float32")} == {
         name: tuple(tensor.shape) for name, tensor in pieces.items()
     }
@@ -138,8 +138,8 @@ def test_clipping_is_never_worse() -> None:
     for bits in (2, 3, 4, 8):
         found = form((16, 128), bits, 64)
         errors = [
-            (IntegerPacking(found).unpack(rounded(weight, found, clip=clip), torch.float32) - weight).square().sum()
-            for clip in (False, True)
+            (IntegerPacking(found).unpack(rounded(weight, found, loss), torch.float32) - weight).square().sum()
+            for loss in (None, squared_error)
         ]
         assert errors[1] <= errors[0]
         assert bits > 3 or errors[1] < 0.9 * errors[0]

@@ -13,6 +13,8 @@ CATALOGUE = {
     "magnitude": "hayless.methods.prune.magnitude",
     "kmeans": "hayless.methods.quantize.kmeans",
     "uniform": "hayless.methods.quantize.uniform",
+    "gptq": "hayless.methods.quantize.gptq",
+    "awq": "hayless.methods.quantize.awq",
     "int8": "hayless.methods.quantize.int8",
     "fp8": "hayless.methods.quantize.fp8",
     "nf4": "hayless.methods.quantize.nf4",

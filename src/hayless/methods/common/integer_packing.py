@@ -8,7 +8,8 @@ computed in float32, whatever the weights are in (compressed-tensors divides in 
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,10 +20,11 @@ from hayless.methods.common.bits import pack_rows, unpack_rows
 from hayless.methods.common.integers import IntegerConfig, IntegerFormat, form_of
 from hayless.model.packing import Packing, Pieces
 
-C = TypeVar("C", bound=IntegerConfig)
+Loss = Callable[[Tensor], Tensor]
+"""What differences (…, n) of the weights of groups cost, (…)."""
 
-_SHRINKS = tuple(1 - step / 50 for step in range(1, 40))
-"""Shares of the whole range that clipping tries beside it."""
+_SHARES = tuple(1 - step / 50 for step in range(1, 40))
+"""Shares of the whole range that are tried beside it."""
 
 
 class IntegerPacking(Packing[IntegerFormat]):
@@ -58,41 +60,62 @@ def packing_of(row: Row, config: IntegerConfig) -> IntegerPacking:
     return IntegerPacking(form_of(row, config))
 
 
-def rounded(weight: Tensor, form: IntegerFormat, *, clip: bool = False) -> Pieces:
-    """Each weight of a tensor (matrices, rows, columns) as the nearest code, in a form; scales in the tensor's dtype.
+@dataclass(frozen=True, slots=True)
+class Codes:
+    """Codes (rows, columns) of matrices, their scales and zeros (rows, groups): whole, or exact, numbers in float32."""
 
-    With `clip` each scale is the one of least squared error among shares of the whole range.
-    """
-    values = in_groups(weight.float().reshape(-1, form.columns), form)
-    scale, zero = fit(values, form, weight.dtype, clip=clip)
-    codes = out_of_groups(codes_of(values, scale, zero, form), form, form.matrices * form.rows)
-    return packed(codes, scale, zero, form, weight.dtype)
+    codes: Tensor
+    scale: Tensor
+    zero: Tensor
 
 
-def packed(codes: Tensor, scale: Tensor, zero: Tensor, form: IntegerFormat, dtype: torch.dtype) -> Pieces:
-    """The pieces of codes (rows, columns), scales and zeros (rows, groups), all of them whole or exact in float32."""
-    held = codes.to(torch.uint8)
+def rounded(weight: Tensor, form: IntegerFormat, loss: Loss | None = None) -> Pieces:
+    """A tensor (matrices, rows, columns) in a form: each weight as the nearest code; scales in the tensor's dtype."""
+    return packed(nearest(weight.float().reshape(-1, form.columns), form, weight.dtype, loss), form, weight.dtype)
+
+
+def nearest(matrix: Tensor, form: IntegerFormat, dtype: torch.dtype, loss: Loss | None = None) -> Codes:
+    """Each weight of a float32 matrix (rows, columns) as the nearest code; scales are those of `fit`."""
+    values = in_groups(matrix, form)
+    scale, zero = fit(values, form, dtype, loss)
+    return Codes(out_of_groups(codes_of(values, scale, zero, form), form, len(matrix)), scale, zero)
+
+
+def packed(found: Codes, form: IntegerFormat, dtype: torch.dtype) -> Pieces:
+    """The pieces of a form for a weight of a dtype."""
+    held = found.codes.to(torch.uint8)
     if form.twos_complement:
         held = held ^ middle(form.bits)
-    pieces = {"codes": pack_rows(held, form.bits), "scale": scale.to(dtype)}
-    return pieces if form.symmetric else {**pieces, "zero": zero.to(torch.uint8)}
+    pieces = {"codes": pack_rows(held, form.bits), "scale": found.scale.to(dtype)}
+    return pieces if form.symmetric else {**pieces, "zero": found.zero.to(torch.uint8)}
 
 
-def fit(values: Tensor, form: IntegerFormat, dtype: torch.dtype, *, clip: bool = False) -> tuple[Tensor, Tensor]:
-    """Scales (already rounded to `dtype`) and zeros of groups (…, n) of float32 values, both float32 (…)."""
+def fit(values: Tensor, form: IntegerFormat, dtype: torch.dtype, loss: Loss | None = None) -> tuple[Tensor, Tensor]:
+    """Scales (already rounded to `dtype`) and zeros of groups (…, n) of float32 values, both float32 (…).
+
+    They cover the whole range of a group; with a `loss`, that share of it which loses least.
+    """
     low, high = values.amin(dim=-1).clamp(max=0), values.amax(dim=-1).clamp(min=0)
-    best = _range(low, high, form, dtype)
-    if not clip:
-        return best
-    scale, zero = best
-    least = _squared_error(values, scale, zero, form)
-    for share in _SHRINKS:
+    scale, zero = _range(low, high, form, dtype)
+    if loss is None:
+        return scale, zero
+
+    def lost(scale: Tensor, zero: Tensor) -> Tensor:
+        return loss(values_of(codes_of(values, scale, zero, form), scale, zero) - values)
+
+    least = lost(scale, zero)
+    for share in _SHARES:
         other = _range(low * share, high * share, form, dtype)
-        error = _squared_error(values, *other, form)
-        better = error < least
-        least = torch.where(better, error, least)
+        found = lost(*other)
+        better = found < least
+        least = torch.where(better, found, least)
         scale, zero = torch.where(better, other[0], scale), torch.where(better, other[1], zero)
     return scale, zero
+
+
+def squared_error(difference: Tensor) -> Tensor:
+    """What is lost where each weight counts the same."""
+    return difference.square().sum(dim=-1)
 
 
 def codes_of(values: Tensor, scale: Tensor, zero: Tensor, form: IntegerFormat) -> Tensor:
@@ -134,7 +157,3 @@ def _range(low: Tensor, high: Tensor, form: IntegerFormat, dtype: torch.dtype) -
     if form.symmetric:
         return scale, torch.full_like(scale, middle(form.bits))
     return scale, (-low / scale).clamp_(0, steps).round_()
-
-
-def _squared_error(values: Tensor, scale: Tensor, zero: Tensor, form: IntegerFormat) -> Tensor:
-    return (values_of(codes_of(values, scale, zero, form), scale, zero) - values).square().sum(dim=-1)

@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from hayless.core.ledger import Ledger, Row
+from hayless.core.ledger import Row
 from hayless.core.packing import Format, Piece
-from hayless.methods.common.packed_rows import PackingConfig, pack_rows
+from hayless.methods.common.packed_rows import PackingConfig
 
 
 def _number(value: Any) -> Any:
@@ -34,6 +34,18 @@ class IntegerConfig(PackingConfig):
     )
     symmetric: bool = Field(
         True, description="Zero is the middle code; otherwise each scale has a zero of its own (8 bits more)."
+    )
+
+
+class CalibratedConfig(IntegerConfig):
+    """What methods can be told that pack weights as integers by how text uses them."""
+
+    group_size: Annotated[Literal[32, 64, 128, "row"], BeforeValidator(_number)] = Field(
+        64, description="Neighbouring inputs that share a scale: 32, 64 or 128 (a last group may be shorter), or a row."
+    )
+    round_unseen: bool = Field(
+        False,
+        description="Round to the nearest what fewer tokens reach than it has inputs (a rare expert), not refuse it.",
     )
 
 
@@ -84,8 +96,3 @@ def form_of(row: Row, config: IntegerConfig) -> IntegerFormat:
         group_size=config.group_size,
         symmetric=config.symmetric,
     )
-
-
-def predict(ledger: Ledger, config: IntegerConfig) -> Ledger:
-    """The ledger after the targets are packed as integers, exact in bytes."""
-    return pack_rows(ledger, config, form_of)

@@ -53,10 +53,7 @@ class Packer(Generic[C, P]):
 
     def restore(self, model: PreTrainedModel, config: C) -> None:
         """Give the targets empty pieces of the right shapes."""
-        for weight in packable(model, config):
-            packing, original = self.packing(weight.row, config), weight.parameter
-            pieces = empty_pieces(packing.form, original.dtype, original.device)
-            install(weight.module, weight.row.parameter, packing, pieces)
+        empty_packed(model, config, self.packing)
 
 
 @dataclass(slots=True)
@@ -83,6 +80,15 @@ class Errors:
         self.before += original.nbytes
         self.after += sum(piece.nbytes for piece in module.pieces(weight.row.parameter).values())
 
+    def include(self, other: Errors) -> None:
+        """Count what others were counted for too."""
+        self.squared += other.squared
+        self.largest = max(self.largest, other.largest)
+        self.elements += other.elements
+        self.before += other.before
+        self.after += other.after
+        self.by_tensor |= other.by_tensor
+
     def figures(self) -> dict[str, float]:
         """`mean_squared_error`, `largest_error`, `bytes_before`, `bytes_after`, `mean_squared_error/PATH`."""
         return {
@@ -92,6 +98,14 @@ class Errors:
             "bytes_after": float(self.after),
             **self.by_tensor,
         }
+
+
+def empty_packed(model: PreTrainedModel, config: C, packing_of: Callable[[Row, C], Packing[Format]]) -> None:
+    """Put empty pieces of the right shapes in the places of the targets."""
+    for weight in packable(model, config):
+        packing, original = packing_of(weight.row, config), weight.parameter
+        pieces = empty_pieces(packing.form, original.dtype, original.device)
+        install(weight.module, weight.row.parameter, packing, pieces)
 
 
 def matrices_of(tensor: Tensor, form: Format) -> Tensor:

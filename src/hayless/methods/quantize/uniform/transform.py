@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from hayless.core.ledger import Row
-from hayless.methods.common.integer_packing import IntegerPacking, rounded
+from hayless.methods.common.integer_packing import IntegerPacking, rounded, squared_error
 from hayless.methods.common.packing import Packer
 from hayless.methods.quantize.uniform.config import UniformConfig
 from hayless.methods.quantize.uniform.form import form_of
@@ -19,7 +19,7 @@ def packing_of(row: Row, config: UniformConfig) -> IntegerPacking:
 
 def pack(weight: Tensor, packing: IntegerPacking, config: UniformConfig) -> Pieces:
     """Round a tensor (matrices, rows, columns) to the nearest codes."""
-    return rounded(weight, packing.form, clip=config.clip)
+    return rounded(weight, packing.form, squared_error if config.clip else None)
 
 
 UNIFORM = Packer(packing_of, pack)
