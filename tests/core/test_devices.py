@@ -74,6 +74,12 @@ def test_eight_bits_take_the_time_of_sixteen_where_a_device_has_no_units_for_the
     assert seconds("A100", "int8") == pytest.approx(1 / (624 * 0.4))
     assert seconds("A100", "float8_e4m3fn") == seconds("A100", "bfloat16") == pytest.approx(1 / (312 * 0.8))
     assert seconds("V100", "int8") == seconds("V100", "float16")
+    # A packed factor is written in 16 bits there, and read again.
+    wide = replace(HERE, flops_per_second={"bfloat16": 1e12}, bytes_per_second=1e9)
+    packed = Kernel("matrix", "int8", 1.0, 1e9, widened=2e9)
+    assert wide.seconds(Work((packed,))) == pytest.approx(5.0)
+    native = replace(wide, flops_per_second={"bfloat16": 1e12, "int8": 1e12})
+    assert native.seconds(Work((packed,))) == pytest.approx(1.0)
 
 
 def test_measured_rates_replace_printed_ones() -> None:

@@ -99,11 +99,16 @@ def show_running(found: Sequence[Running], model: str, preset: str, write: str, 
     for each in found:
         plain = each.to_json()
         verdict = f"yes, {format_bytes(plain['left_bytes'])} left" if each.fits else "no"
-        size = [format_bytes(plain["weights_bytes"]), format_bytes(each.needed_bytes), f"{plain['ms_per_token']:.2f}"]
-        rows.append([each.name, f"{each.batch} × {each.context:,}", *size, verdict])
+        size = [format_bytes(plain["weights_bytes"]), format_bytes(each.needed_bytes)]
+        speed = [number(each.reading_rate), f"{plain['ms_per_token']:.2f}"]
+        rows.append([each.name, f"{each.batch} × {each.context:,}", *size, *speed, verdict])
     device = first.plan.device
     out.print(f"Run in {format_bytes(device.memory_bytes)} on {device.name}", style="bold")
-    show_table(["", "context", "weights", "needs", "ms/token", "fits"], rows, right=5)
+    show_table(["", "context", "weights", "needs", "read/s", "ms/token", "fits"], rows, right=6)
+    fit = [each for each in found if each.fits]
+    reader = max(fit, key=lambda each: each.reading_rate)
+    writer = min(fit, key=lambda each: each.to_json()["ms_per_token"] / each.batch)
+    out.print(f"By prediction, {reader.name} reads prompts fastest and {writer.name} answers fastest.", markup=False)
     out.print("For ways to train, say on how many tokens: --data-tokens 100M.", style="dim")
     if content and not write:
         out.print("\nPacked by this recipe (--write FILE saves it):", style="bold")

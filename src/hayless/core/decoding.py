@@ -32,6 +32,7 @@ from hayless.core.forward import RunShape, unpacked_bytes
 from hayless.core.ledger import Ledger, Row
 from hayless.core.replay import replay
 from hayless.core.roles import Role
+from hayless.core.tape import Unit
 from hayless.core.work import Kernel, Work, elementwise, forward_work
 
 GRAPHED = frozenset({"llama", "mistral", "qwen2", "qwen3"})
@@ -227,7 +228,9 @@ def _product(group: list[Row], rows: int, count: int) -> Kernel:
     moved = rows * (group[0].in_features + sum(row.out_features for row in group)) * item_bytes(group[0].dtype)
     held = sum(tensor.bytes for row in group for tensor in row.held)
     dtype = next((row.product.dtype for row in group if row.product), group[0].dtype)
-    return Kernel("stream" if rows == 1 else "matrix", dtype, 2.0 * rows * elements, held + moved, count)
+    widened = sum(unpacked_bytes(row) for row in group if row.product)
+    unit: Unit = "stream" if rows == 1 else "matrix"
+    return Kernel(unit, dtype, 2.0 * rows * elements, held + moved, count, widened)
 
 
 def _unpacked(ledger: Ledger, tokens: int) -> int:

@@ -95,12 +95,13 @@ class Device:
         if not kernel.flops:
             return kernel.bytes / (self.bytes_per_second * self.reached.memory) + self.kernel_seconds
         traffic = kernel.bytes / (self.bytes_per_second * self.reached.streamed)
+        known = kernel.dtype in self.flops_per_second
+        widening = 0.0 if known else 2 * kernel.widened / (self.bytes_per_second * self.reached.memory)
         if kernel.unit == "stream":
-            return traffic + OVERLAPPED_SECONDS
-        eight_bit = kernel.dtype in EIGHT_BIT and kernel.dtype in self.flops_per_second
-        share = self.reached.eight_bit if eight_bit else self.reached.of(kernel.unit)
+            return traffic + widening + OVERLAPPED_SECONDS
+        share = self.reached.eight_bit if known and kernel.dtype in EIGHT_BIT else self.reached.of(kernel.unit)
         arithmetic = kernel.flops / (self.rate(kernel.dtype) * share)
-        return max(arithmetic, traffic) + self.kernel_seconds
+        return max(arithmetic, traffic) + widening + self.kernel_seconds
 
 
 def step_seconds(cost: Cost, device: Device) -> float:

@@ -58,14 +58,16 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class Scratch:
-    """Bytes that a product needs while it runs, beside its input and its result."""
+    """Bytes that a product needs while it runs, beside its input and its result: for each token, and `fixed_bytes`
+    where there are more than `few` tokens."""
 
     fixed_bytes: int
     token_bytes: int
+    few: int = 0
 
     def of(self, tokens: int) -> int:
         """Bytes for so many tokens."""
-        return self.fixed_bytes + tokens * self.token_bytes
+        return tokens * self.token_bytes + (self.fixed_bytes if tokens > self.few else 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,9 +56,9 @@ class Op:
     `passes`: gradients go through in the same memory (additions, views). `scratch` and `scratch_back` are bytes that
     exist only while it runs forward or backward. `flops` are those of its products forward, which `unit` computes;
     `unread` are bytes of its inputs that it has no need of; `numbers` is the dtype that is multiplied where it is not
-    that of the result. `early`: its gradients are made forward, and are what it saves; `rounds`: how often its scratch
-    is filled anew. `weighs`: a product with a weight. An operation without outputs only keeps its inputs alive until
-    then.
+    that of the result, and `widened` the bytes of W in a wider one. `early`: its gradients are made forward, and are
+    what it saves; `rounds`: how often its scratch is filled anew. `weighs`: a product with a weight. An operation
+    without outputs only keeps its inputs alive until then.
     """
 
     inputs: tuple[Tensor, ...]
@@ -71,6 +71,7 @@ class Op:
     flops: float = 0.0
     unread: int = 0
     numbers: str = ""
+    widened: int = 0
     early: bool = False
     rounds: int = 1
     weighs: bool = False
@@ -121,9 +122,7 @@ class Tape:
         self._loss = False
 
     @contextmanager
-    def block(
-        self, *, checkpointed: bool, keeps: Kept = "nothing", offloaded: Tensor | None = None
-    ) -> Iterator[None]:
+    def block(self, *, checkpointed: bool, keeps: Kept = "nothing", offloaded: Tensor | None = None) -> Iterator[None]:
         """What is recorded inside is one block."""
         self.segments.append(Segment(checkpointed, keeps, offloaded))
         yield
@@ -228,6 +227,7 @@ class Tape:
         )
         op = self.segments[-1].ops[-1]
         op.unread, op.numbers, op.weighs = unread + packed.unread, packed.numbers, True
+        op.widened = packed.scratch_back if packed.numbers else 0
         return out
 
     def low_rank(self, out: Tensor, x: Tensor, thin: Tensor, wide: Tensor, widths: tuple[int, int, int]) -> Tensor:
@@ -277,6 +277,21 @@ class Tape:
         stats = self._new(2 * tokens, "float32", False)
         inputs = (x, weight) if bias is None else (x, weight, bias)
         return self._record(inputs, x.elements, x.dtype, (x, stats))
+
+    def rms_norm(self, x: Tensor, weight: Tensor, rows: int, dtype: str) -> Tensor:
+        """RMSNorm of `rows` rows in one kernel: saves its input and a float32 a row."""
+        inverse = self._new(rows, "float32", False)
+        # Programs that share the rows have a part of the gain's gradient each (`hayless.kernels.fused_kernels`).
+        parts = 4 * weight.elements * min(rows, 512)
+        return self._record((x, weight), x.elements, dtype, (x, inverse), scratch_back=parts)
+
+    def rotary(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """A rotation in one kernel: saves no more than by how much."""
+        return self._record((x, cos, sin), x.elements, wider(x, cos), (cos, sin))
+
+    def swiglu(self, gate: Tensor, up: Tensor) -> Tensor:
+        """silu(gate) · up in one kernel: saves both."""
+        return self._record((gate, up), up.elements, up.dtype, (gate, up))
 
     def attention(
         self, q: Tensor, k: Tensor, v: Tensor, rows: int, seen: float, masks: Sequence[Tensor] = ()

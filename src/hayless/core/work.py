@@ -20,7 +20,8 @@ _ATTENTION_BACKWARD = 2.5
 class Kernel:
     """`count` equal kernels: FLOPs of its products in `dtype` and bytes to and from memory, of each.
 
-    `unit` is what computes the products; for `elementwise` there are none.
+    `unit` is what computes the products; for `elementwise` there are none. `widened`: bytes of a packed factor in 16
+    bits or more, which a device writes and reads that has no units for `dtype`.
     """
 
     unit: Unit
@@ -28,6 +29,7 @@ class Kernel:
     flops: float
     bytes: float
     count: float = 1.0
+    widened: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,7 @@ def eager(kernels: Iterable[Kernel]) -> Work:
     first: dict[str, Kernel] = {}
     counts: dict[str, float] = {}
     for kernel in kernels:
-        key = f"{kernel.unit} {kernel.dtype} {kernel.flops} {kernel.bytes}"
+        key = f"{kernel.unit} {kernel.dtype} {kernel.flops} {kernel.bytes} {kernel.widened}"
         first.setdefault(key, kernel)
         counts[key] = counts.get(key, 0.0) + kernel.count
     return Work(tuple(replace(first[key], count=counts[key]) for key in first), sum(counts.values()))
@@ -103,7 +105,8 @@ def _forward(segment: Segment, *, again: bool = False) -> list[Kernel]:
         # Rows are looked up in a table; a matrix is read whole.
         most = made if op.unit == "elementwise" else math.inf
         read = sum(min(tensor.bytes, most) if tensor.storage.leaf else tensor.bytes for tensor in op.inputs)
-        found.append(Kernel(op.unit, op.numbers or op.outputs[0].dtype, op.flops, read + made - op.unread))
+        dtype = op.numbers or op.outputs[0].dtype
+        found.append(Kernel(op.unit, dtype, op.flops, read + made - op.unread, widened=op.widened))
         if op.scratch:
             found.append(elementwise(2 * op.scratch, op.rounds))
     return found

@@ -55,6 +55,12 @@ class Running:
         """Whether the device has so much."""
         return self.needed_bytes <= self.plan.device.memory_bytes
 
+    @property
+    def reading_rate(self) -> float:
+        """Tokens of prompts read a second, all rows together."""
+        assert self.plan.decode
+        return self.batch * self.context / self.plan.device.seconds(self.plan.decode.work["prefill"])
+
     def to_json(self) -> dict[str, Any]:
         """Plain data with units in its names."""
         seconds = self.plan.token_seconds()
@@ -70,6 +76,7 @@ class Running:
             "needed_bytes": self.needed_bytes,
             "left_bytes": self.plan.device.memory_bytes - self.needed_bytes,
             "fits": self.fits,
+            "read_tokens_per_second": self.reading_rate,
             "ms_per_token": 1e3 * seconds,
             "tokens_per_second": self.batch / seconds,
         }

@@ -24,7 +24,7 @@ class Int8Format(RowScaledFormat):
         In plain PyTorch: the input in float32 and its codes, sums in int32 and in float32.
         """
         capacity = capacity_of(FEW + 1, self.columns)
-        kernel = Scratch(self.rows * capacity + 5 * self.columns, self.columns + 2 * capacity + 4)
+        kernel = Scratch(self.rows * capacity + 5 * self.columns, self.columns + 2 * capacity + 4, FEW)
         return Product("int8", kernel, plain=Scratch(0, 5 * self.columns + 8 * self.rows))
 
 
