@@ -150,10 +150,10 @@ def test_without_tokens_ways_to_run_are_recommended(tmp_path: Path) -> None:
     assert [row["fits"] for row in found["running"]] == [name != "as it is" for name in by_name]
     # Units for 8 bits read prompts faster; without units for e4m3, fp8 is slower than bf16.
     reading = {name: row["read_tokens_per_second"] for name, row in by_name.items()}
-    ampere = document("--memory", "24GB", *asked[2:], "--seq", "2048", "--device", "A100")["running"]
-    older = {row["name"]: row["read_tokens_per_second"] for row in ampere}
+    ampere = ("--memory", "24GB", *asked[2:], "--seq", "2048", "--device", "A100")
+    older = {row["name"]: row["read_tokens_per_second"] for row in document(*ampere)["running"]}
     assert older["int8"] > older["as it is"] > older["fp8"] and reading["fp8"] > reading["kmeans(bits=8)"]
-    assert "int8 reads prompts fastest" in run("--memory", "24GB", *asked[2:], "--device", "A100").stdout
+    assert "int8 reads prompts fastest" in run(*ampere).stdout
     # A packed model leaves room for a longer context, which is as long as fits.
     eight, four = (by_name[name]["context"] for name in ("kmeans(bits=8)", "kmeans"))
     assert eight < four
