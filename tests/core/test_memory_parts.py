@@ -31,6 +31,7 @@ from hayless.model.vocabulary import training_alone
 from tests.core.test_activations import TOLERANCE, B, S, V, agree, built, predicted, record
 
 CHUNK = 80
+FUSED = configure("fused_kernels")
 
 
 def of_loss(model: Any, config: MethodConfig, autocast: bool = False) -> SavedActivations:
@@ -80,6 +81,15 @@ def test_chunked_loss_of_heads_that_are_called() -> None:
             saved = predicted(rows, loss_chunk=CHUNK).saved
             assert saved.activations + saved.loss == pytest.approx(found.bytes, rel=TOLERANCE)
             assert found.outside() < 1.1 * B * S * 64 * 4
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma", "gemma3_text", "mixtral"])
+def test_fused_kernels(name: str, autocast: bool) -> None:
+    model, ledger = built(name)
+    found, plain = of_loss(model, FUSED, autocast), of_loss(model, configure("chunked_loss", tokens=B * S), autocast)
+    agree(found, predicted(ledger, fused_kernels=True, arithmetic="bfloat16" if autocast else None))
+    assert found.bytes - found.outside() < plain.bytes - plain.outside()
 
 
 @pytest.mark.parametrize("autocast", [False, True])

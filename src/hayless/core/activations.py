@@ -76,8 +76,13 @@ def _llama_block(run: Run, x: Tensor, layer: int, rotation: tuple[Tensor, Tensor
 
 def _gated(run: Run, h: Tensor, layer: int) -> Tensor:
     tape, mlp = run.tape, "model.layers.{layer}.mlp"
-    gate = run.activation(run.linear(h, f"{mlp}.gate_proj", layer))
-    out = run.linear(tape.mul(gate, run.linear(h, f"{mlp}.up_proj", layer)), f"{mlp}.down_proj", layer)
+    gate = run.linear(h, f"{mlp}.gate_proj", layer)
+    if run.shape.fused_kernels and run.dims.activation == "silu":
+        inner = tape.swiglu(gate, run.linear(h, f"{mlp}.up_proj", layer))
+    else:
+        gate = run.activation(gate)
+        inner = tape.mul(gate, run.linear(h, f"{mlp}.up_proj", layer))
+    out = run.linear(inner, f"{mlp}.down_proj", layer)
     tape.hold(h)
     return out
 

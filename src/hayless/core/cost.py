@@ -58,7 +58,8 @@ class TrainShape:
     optimizer's. `checkpoint_every` n computes every n-th block again in the backward pass, of those only the first
     `checkpoint_blocks` if it is not 0; 0 none; `checkpoint_keeps` is what those keep; `offload`: what enters them
     lies in the host's memory meanwhile.
-    `loss_chunk`: tokens whose logits exist at once; 0 all of them. `masked`: rows are packed with several documents,
+    `loss_chunk`: tokens whose logits exist at once; 0 all of them. `fused_kernels`: norms, rotations and gates are one
+    kernel each. `masked`: rows are packed with several documents,
     which `attention` keeps apart as `hayless.core.attention` says.
     `exit_every` n: beside the last layer's, the states of every n-th one from the second on have a loss; 0 none.
     """
@@ -73,6 +74,7 @@ class TrainShape:
     checkpoint_keeps: Kept = "nothing"
     offload: bool = False
     loss_chunk: int = 0
+    fused_kernels: bool = False
     attention: AttentionChoice = "auto"
     masked: bool = False
     exit_every: int = 0
@@ -203,6 +205,7 @@ def training_cost(ledger: Ledger, shape: TrainShape) -> Cost:
         offload=shape.offload and shape.device == "cuda",
         exits=tuple(range(2, ledger.dims.num_layers, shape.exit_every)) if shape.exit_every else (),
         loss_chunk=shape.loss_chunk,
+        fused_kernels=shape.fused_kernels,
         device=shape.device,
     )
     tape = record(ledger, run, shape.dtype)

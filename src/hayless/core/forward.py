@@ -13,7 +13,7 @@ from hayless.core.families import family_of
 from hayless.core.ledger import Layout, Ledger, Row
 from hayless.core.new_rows import NAME as NEW_ROWS
 from hayless.core.roles import Role
-from hayless.core.tape import Kept, Packed, Tape, Tensor
+from hayless.core.tape import Kept, Packed, Tape, Tensor, wider
 
 SCALE_IN, SCALE_OUT = "scale_in", "scale_out"
 """What a module calls a trained vector that its inputs, or its outputs, are multiplied by."""
@@ -29,6 +29,7 @@ class RunShape:
     not 0; 0 none; `checkpoint_keeps` is what those keep; `offload`: what enters them lies
     in the host's memory meanwhile.
     `loss_chunk`: tokens whose logits exist at once where it trains; 0 all of them.
+    `fused_kernels`: norms, rotations and gates are one kernel each.
     `logits`: positions at the end whose logits are computed; 0 all. `exits`: the states behind so
     many layers go through the head too, with a loss each.
     """
@@ -44,6 +45,7 @@ class RunShape:
     checkpoint_keeps: Kept = "nothing"
     offload: bool = False
     loss_chunk: int = 0
+    fused_kernels: bool = False
     logits: int = 0
     exits: tuple[int, ...] = ()
     device: Literal["cuda", "cpu"] = "cuda"
@@ -132,11 +134,15 @@ class Run:
         tape, dtype = self.tape, x.dtype
         weight = self.weight(module, "weight", layer)
         assert weight is not None
+        gemma = self.dims.model_type.startswith("gemma")
+        if self.shape.fused_kernels:
+            rows = x.elements // (width or self.dims.hidden_size)
+            return tape.rms_norm(x, weight, rows, dtype if gemma else wider(x, weight))
         wide = tape.cast(x, "float32")
         square = tape.unary(wide, "input")
         mean = tape.unary(square, "nothing", x.elements // (width or self.dims.hidden_size))
         normed = tape.mul(wide, tape.unary(tape.scale(mean), "output"))
-        if self.dims.model_type.startswith("gemma"):
+        if gemma:
             gain = tape.scale(tape.cast(weight, "float32"))
             return tape.cast(tape.mul(normed, gain), dtype)
         return tape.mul(weight, tape.cast(normed, dtype))
@@ -176,6 +182,8 @@ class Run:
         """Rotary positions applied to queries or keys of `heads` heads."""
         tape = self.tape
         cos, sin = rotation
+        if self.shape.fused_kernels:
+            return tape.rotary(x, cos, sin)
         turned = self.shape.tokens * heads * self.rotary_width
         part, rest = x, None
         if turned != x.elements:

@@ -9,6 +9,7 @@ CATALOGUE = {
     "sgd": "hayless.methods.optimizers.sgd",
     "checkpointing": "hayless.methods.memory.checkpointing",
     "offload": "hayless.methods.memory.offload",
+    "fused_kernels": "hayless.methods.memory.fused_kernels",
     "chunked_loss": "hayless.methods.memory.chunked_loss",
     "magnitude": "hayless.methods.prune.magnitude",
     "kmeans": "hayless.methods.quantize.kmeans",

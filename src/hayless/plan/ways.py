@@ -112,7 +112,7 @@ def ladders(dims: ModelDims) -> list[Ladder]:
         return [[()]]
     climbed: list[tuple[MethodConfig, ...]] = [(rung,) for rung in rungs(cards[0], dims)]
     climbed += [(*climbed[-1], rungs(card, dims)[-1]) for card in cards if card.upon == cards[0].name]
-    others = [rungs(card, dims)[-1] for card in cards[1:] if not card.upon]
+    others = [rungs(card, dims)[-1] for card in cards[1:] if rungs(card, dims) and not card.upon]
     selections = [chosen for count in range(len(others) + 1) for chosen in combinations(others, count)]
     return [[chosen, *((*chosen, *rung) for rung in climbed)] for chosen in selections]
 
