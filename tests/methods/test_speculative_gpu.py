@@ -67,8 +67,7 @@ def test_samples_are_those_of_the_host(kind, count, filters):
     engine = Engine(model, draft=_part(model, "llama", kind, count))
     found = engine.generate(prompts, options)
     for one, other, prompt, own in zip(found, host, prompts, options, strict=True):
-        # The host drafts fewer where a text is about to end, so its last tokens may be drawn in another way.
-        assert one.tokens[: 12 - count] == other.tokens[: 12 - count]
+        assert one.tokens == other.tokens
         assert engine.generate([prompt], own)[0].tokens == one.tokens
 
 

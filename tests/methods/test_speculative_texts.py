@@ -193,8 +193,6 @@ def test_what_cannot_be_done_is_refused(model):
     gpt2 = tiny.model("gpt2")
     with pytest.raises(NotSupported, match="first layers"):
         Engine(gpt2, draft=Speculative(SpeculativeConfig(draft="self", preflight=False), gpt2)).generate([[1, 2]])
-    with pytest.raises(NotSupported, match="join"):
-        Engine(model, draft=drafting(model)).open(4)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "opt", "gpt_neox"])
@@ -247,10 +245,7 @@ def test_passes_on_the_device_are_those_of_the_host(monkeypatch, kind, temperatu
     engine, tally = Engine(model), Tally()
     requests = [engine.request(prompt, options) for prompt in prompts]
     batch = captured.Sessions(accept).begin(plan(model), source, requests, count, tally)
-    while batch.active:
+    while any(request.finish is None for request in requests):
         preflight._take(batch)
-    # The host drafts fewer where a text is about to end, so its last tokens may be drawn in another way.
-    same = 5 if temperature == 0 else 5 - count
-    for request, wanted in zip(requests, expected, strict=True):
-        assert request.generation().tokens[:same] == wanted[:same]
+    assert [request.generation().tokens for request in requests] == expected
     assert tally.passes > 0 and tally.kept > 0

@@ -61,7 +61,10 @@ class StaticCache:
         self.lengths = [self.lengths[row] for row in rows]
 
     def append(self, other: StaticCache) -> None:
-        """Take another's rows behind these."""
+        """Take another's rows behind these; where there are none, its memory."""
+        if not self.lengths:
+            self.k, self.v, self.lengths = other.k, other.v, other.lengths
+            return
         capacity = max(self.capacity, other.capacity)
         mine, theirs = ([_grown(tensor, capacity) for tensor in (one.k, one.v)] for one in (self, other))
         self.k, self.v = (torch.cat(pair, 1) for pair in zip(mine, theirs, strict=True))

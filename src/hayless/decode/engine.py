@@ -18,12 +18,13 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hayless.core.errors import NotSupported, RequestError, bad_value
-from hayless.decode.eager import EagerBatch, ModuleSource, ProgramSource
+from hayless.decode.eager import EagerBatch
 from hayless.decode.options import SamplingOptions
 from hayless.decode.program import Program, Unplanned, plan
+from hayless.decode.readers import ModuleReader, ProgramReader
 from hayless.decode.request import Batch, Finish, Generation, Piece, Request
 from hayless.decode.running import Running
-from hayless.decode.slots import DraftPart, Target
+from hayless.decode.slots import DraftPart, ExitPart, Target
 
 if TYPE_CHECKING:
     from hayless.decode.graphs import Graphs
@@ -55,7 +56,7 @@ class Engine:
     `backend` is how: "modules" runs transformers' own modules, "program" the model's weights in plain PyTorch (for
     Llama's layout), "graphs" the same in Triton kernels and a captured CUDA graph; "auto" takes the last of these that
     the model and the device allow, and `path` says which and why. `draft` fills the slot for methods that give several
-    tokens a pass of the model.
+    tokens a pass of the model, `exit` the one for methods that let tokens leave it early, never in graphs.
 
     NotSupported for a model that is no causal language model, and for a backend that cannot run it.
     """
@@ -67,14 +68,21 @@ class Engine:
         *,
         backend: Backend | Literal["auto"] = "auto",
         draft: DraftPart | None = None,
+        exit: ExitPart | None = None,
     ) -> None:
         check_causal(model)
+        if draft is not None and exit is not None:
+            raise NotSupported(
+                "A draft and early exits exclude each other: what checks drafts is the whole model.",
+                hint="Give one; a model's own first layers draft for it without changing what it says.",
+            )
         if backend not in ("auto", *get_args(Backend)):
             raise bad_value("backend", backend, allowed=f"auto, {', '.join(get_args(Backend))}")
         self.model = model
         self.tokenizer = tokenizer
         self.backend = backend
         self.draft = draft
+        self.exit = exit
         self._program: Program | None = None
         self._graphs: Graphs | None = None
         self.context: int | None = getattr(model.config, "max_position_embeddings", None)
@@ -127,10 +135,10 @@ class Engine:
         """
         if rows < 1:
             raise bad_value("rows", rows, allowed="1 or more")
-        if self.draft is not None:
-            raise NotSupported("Requests cannot join a batch that has a draft.", hint="Use generate or stream.")
         tokens = min(tokens or self.context or _TOKENS, self.context or _TOKENS)
         self.model.eval()
+        if self._part is not None:
+            return Running(self._part.open(self._target(), rows, tokens), rows, tokens)
         path, program = self._chosen()
         batch = self._graphs_of(program).open(rows, tokens) if program and path.backend == "graphs" else self._plain([])
         return Running(batch, rows, tokens)
@@ -184,8 +192,8 @@ class Engine:
 
     def _steps(self, requests: Sequence[Request]) -> Iterator[Piece]:
         """Run requests side by side until all have ended; yields every piece as it is made."""
-        if self.draft is not None:
-            self.draft.prepare(self._target(), requests)
+        if self._part is not None:
+            self._part.prepare(self._target(), requests)
         start = time.perf_counter()
         batch = self._begin(requests)
         # Those that have yet to join a batch in graphs are not active before its first step.
@@ -200,7 +208,11 @@ class Engine:
             batch.drop_ended()
 
     def _begin(self, requests: Sequence[Request]) -> Batch:
-        return self._plain(requests) if self.draft is None else self.draft.begin(self._target(), requests)
+        return self._plain(requests) if self._part is None else self._part.begin(self._target(), requests)
+
+    @property
+    def _part(self) -> DraftPart | ExitPart | None:
+        return self.exit if self.draft is None else self.draft
 
     def _target(self) -> Target:
         path, program = self._chosen()
@@ -209,9 +221,9 @@ class Engine:
     def _plain(self, requests: Sequence[Request]) -> Batch:
         path, program = self._chosen()
         if program is None:
-            return EagerBatch(ModuleSource(self.model), requests)
+            return EagerBatch(ModuleReader(self.model), requests)
         if path.backend == "program":
-            return EagerBatch(ProgramSource(program), requests)
+            return EagerBatch(ProgramReader(program), requests)
         return self._graphs_of(program).begin(requests)
 
     def _graphs_of(self, program: Program) -> Graphs:
@@ -239,7 +251,8 @@ class Engine:
             self._program = found
         if self.backend == "program":
             return Path("program", "asked for"), self._program
-        missing = _no_graphs(self._program)
+        early = "where a token leaves is decided on the host" if self.exit is not None else None
+        missing = early or _no_graphs(self._program)
         if missing is None:
             return Path("graphs", "a CUDA device with Triton"), self._program
         if self.backend == "graphs":

@@ -31,7 +31,7 @@ _SLOTS = _AHEAD + 2
 CAPACITY_STEP = 256
 PREFILL_TOKENS = 16384
 _GREEDY = SamplingOptions()
-_CHOICES: tuple[Choice, ...] = ("greedy", "sampled", "filtered")
+CHOICES: tuple[Choice, ...] = ("greedy", "sampled", "filtered")
 _SESSIONS = 2
 
 
@@ -59,7 +59,7 @@ class Graphs:
         start = time.perf_counter()
         session = self._session(bucket(rows), tokens + _SLOTS)
         self._sessions.remove(session)
-        for choice in _CHOICES:
+        for choice in CHOICES:
             session.capture(choice)
         self.warmup_seconds = time.perf_counter() - start
         return GraphBatch(session)
@@ -211,7 +211,7 @@ class GraphBatch:
         self.active, self._rows, self._joining = [*self.active, *requests], [*self._rows, *free], []
         self._choice = choice_of(self.active)
         self._set_options(dict(zip(free, requests, strict=True)))
-        for rows in _runs(free):
+        for rows in runs(free):
             prompts = [requests[free.index(row)].prompt for row in rows]
             cache = session.cache.rows(rows[0], rows[-1] + 1)
             last_bh = session.program.prefill(prompts, cache, max(64, PREFILL_TOKENS // len(rows)))
@@ -239,7 +239,7 @@ def split_raw(raw: Tensor) -> tuple[Tensor, Tensor]:
     return raw[: 2 * rows].view(torch.int64), raw[2 * rows :].view(torch.float32)
 
 
-def _runs(rows: Sequence[int]) -> list[list[int]]:
+def runs(rows: Sequence[int]) -> list[list[int]]:
     """Ascending rows, parted where they do not follow each other."""
     runs: list[list[int]] = []
     for row in rows:

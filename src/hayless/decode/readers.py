@@ -1,9 +1,10 @@
-"""Reading several tokens at once behind what each row holds, and cutting rows back: how drafts are made and checked.
+"""Reading tokens behind what each row holds, letting rows join and leave, and cutting them back.
 
     reader = ProgramReader(program)          # or ModuleReader(model), which takes any model
-    reader.begin(prompts)                    # what rows start with; may be empty
+    logits_bv = reader.join(prompts)         # rows behind those there are, and what follows each prompt
     logits_bsv = reader.read(tokens_bs)      # after each of s new tokens
-    reader.truncate(lengths)                 # each row keeps its first tokens
+    reader.truncate(lengths)                 # each row keeps its first tokens: how rejected drafts are undone
+    reader.select(rows)                      # the others leave
 
 Shapes: b rows, s new tokens, t entries of the cache, v entries of the vocabulary.
 """
@@ -18,7 +19,6 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import DynamicCache, PreTrainedModel
 
-from hayless.core.errors import NotSupported
 from hayless.decode.cache import StaticCache, keeps_all
 from hayless.decode.program import Program
 from hayless.decode.step import Step
@@ -33,8 +33,15 @@ class Reader(Protocol):
     def lengths(self) -> list[int]:
         """Tokens that each row holds."""
 
-    def begin(self, prompts: Sequence[Sequence[int]]) -> None:
-        """Hold these rows and no others."""
+    @property
+    def keeps_all(self) -> bool:
+        """Whether the keys of all tokens are kept: rows can then join others, and be cut back."""
+
+    def join(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        """Add rows behind those there are; logits (b, v) in float32 after each of their prompts.
+
+        A prompt may be empty; its logits then mean nothing.
+        """
 
     def read(self, tokens_bs: Tensor) -> Tensor:
         """Logits (b, s, v) in float32 after each new token; the tokens join their rows."""
@@ -47,25 +54,26 @@ class Reader(Protocol):
 
 
 class ProgramReader:
-    """Through a decode program, over a static cache."""
+    """Through a decode program, over a static cache; rows of any length lie side by side without padding."""
+
+    keeps_all = True
 
     def __init__(self, program: Program) -> None:
         self.program = program
-        self.begin(())
+        self.cache = self._empty_cache(0, 0)
+        self._step = Step(program, self.cache)
 
     @property
     def lengths(self) -> list[int]:
         """Tokens that each row holds."""
         return self.cache.lengths
 
-    def begin(self, prompts: Sequence[Sequence[int]]) -> None:
-        """Hold these rows and no others."""
-        program = self.program
-        capacity = max(map(len, prompts), default=0) + 1
-        self.cache = StaticCache(program.dims, len(prompts), capacity, program.dtype, program.device)
-        self._step = Step(program, self.cache)
-        if any(prompts):
-            program.prefill([list(prompt) for prompt in prompts], self.cache, _CHUNK)
+    def join(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        """Add rows behind those there are; logits (b, v) in float32 after each of their prompts."""
+        joined = self._empty_cache(len(prompts), max(map(len, prompts)) + 1)
+        last_bh = self.program.prefill([list(prompt) for prompt in prompts], joined, _CHUNK)
+        self.cache.append(joined)
+        return self.program.logits(last_bh)
 
     def read(self, tokens_bs: Tensor) -> Tensor:
         """Logits (b, s, v) in float32 after each new token; the tokens join their rows."""
@@ -81,45 +89,112 @@ class ProgramReader:
         """Keep these rows, in this order."""
         self.cache.select(rows)
 
+    def _empty_cache(self, rows: int, capacity: int) -> StaticCache:
+        program = self.program
+        return StaticCache(program.dims, rows, capacity, program.dtype, program.device)
+
 
 class ModuleReader:
-    """Through transformers' own modules, whose caches have one length: what a row was cut back by is masked.
+    """Through transformers' own modules, whose caches have one length: what a row lacks, or was cut back by, is masked.
 
-    NotSupported for models whose layers keep a window, or states, from which nothing can be taken back.
+    Where layers keep a window, or states, instead of all keys, rows can neither join others nor be cut back.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        if not keeps_all(DynamicCache(config=model.config)):
-            raise NotSupported(
-                f"{type(model).__name__} does not keep the keys of all tokens, so rejected drafts cannot be undone.",
-                hint="Decode without drafts.",
-            )
         self._model = model
-        self.begin(())
+        self.keeps_all = keeps_all(DynamicCache(config=model.config))
+        self._cache, self._held_bt, self._length_b1 = self._nothing()
 
     @property
     def lengths(self) -> list[int]:
         """Tokens that each row holds."""
-        return self._held_bt.sum(1).tolist()
+        return self._length_b1[:, 0].tolist()
 
-    def begin(self, prompts: Sequence[Sequence[int]]) -> None:
-        """Hold these rows and no others; the shorter are padded on the left."""
-        self._cache = DynamicCache(config=self._model.config)
-        self._held_bt = torch.zeros(len(prompts), 0, dtype=torch.long, device=self._model.device)
-        longest = max(map(len, prompts), default=0)
-        if longest:
-            padded = [[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
-            held_bs = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-            self._read(torch.tensor(padded, device=self._model.device), held_bs.to(self._model.device), 1)
+    def join(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        """Add rows behind those there are; logits (b, v) in float32 after each of their prompts.
+
+        Shorter prompts are padded on the left.
+        """
+        if len(self._held_bt):
+            other = ModuleReader(self._model)
+            logits_bv = other.join(prompts)
+            self._append(other)
+            return logits_bv
+        longest = max(1, *map(len, prompts))
+        padded = [[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
+        held = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+        ids_bs, held_bs = (torch.tensor(rows, device=self._model.device) for rows in (padded, held))
+        self._held_bt = held_bs[:, :0]
+        logits_bsv = self._read(ids_bs, held_bs, (held_bs.cumsum(1) - 1).clamp(min=0), 1)
+        self._length_b1 = held_bs.sum(1, keepdim=True)
+        return logits_bsv[:, -1]
 
     def read(self, tokens_bs: Tensor) -> Tensor:
         """Logits (b, s, v) in float32 after each new token; the tokens join their rows."""
-        return self._read(tokens_bs, torch.ones_like(tokens_bs), tokens_bs.shape[1])
+        new = tokens_bs.shape[1]
+        positions_bs = self._length_b1 + torch.arange(new, device=tokens_bs.device)
+        logits_bsv = self._read(tokens_bs, torch.ones_like(tokens_bs), positions_bs, new)
+        self._length_b1 = self._length_b1 + new
+        return logits_bsv
 
     @torch.inference_mode()
-    def _read(self, tokens_bs: Tensor, held_bs: Tensor, last: int) -> Tensor:
+    def truncate(self, lengths: Sequence[int]) -> None:
+        """Cut each row back to its length; entries that no row holds any more leave the end of the cache."""
+        assert self.keeps_all
+        self._length_b1 = torch.tensor(lengths, device=self._held_bt.device)[:, None]
+        self._held_bt = self._held_bt * (self._held_bt.cumsum(1) <= self._length_b1)
+        unused = int(self._held_bt.flip(1).any(0).int().argmax()) if any(lengths) else self._held_bt.shape[1]
+        if unused:
+            self._held_bt = pad(self._held_bt, (0, -unused))
+            for layer in self._layers:
+                layer.keys, layer.values = layer.keys[..., :-unused, :], layer.values[..., :-unused, :]
+
+    @torch.inference_mode()
+    def select(self, rows: Sequence[int]) -> None:
+        """Keep these rows, in this order, and of the cache what they hold: else it would grow as long as rows join."""
+        if not rows:
+            self._cache, self._held_bt, self._length_b1 = self._nothing()
+            return
+        index = torch.tensor(rows, dtype=torch.long, device=self._held_bt.device)
+        self._cache.batch_select_indices(index)
+        self._held_bt, self._length_b1 = self._held_bt[index], self._length_b1[index]
+        used_t = self._held_bt.any(0)
+        if self.keeps_all and not used_t.all():
+            self._held_bt = self._held_bt[:, used_t]
+            for layer in self._layers:
+                layer.keys, layer.values = layer.keys[..., used_t, :], layer.values[..., used_t, :]
+
+    def _nothing(self) -> tuple[DynamicCache, Tensor, Tensor]:
+        """The cache of no row, which of its entries are held (b, t), and how many (b, 1)."""
+        held_bt = torch.zeros(0, 0, dtype=torch.long, device=self._model.device)
+        return DynamicCache(config=self._model.config), held_bt, held_bt.new_zeros(0, 1)
+
+    @torch.inference_mode()
+    def _append(self, other: ModuleReader) -> None:
+        """Take another's rows behind these; the shorter get more padding on the left."""
+        assert self.keeps_all
+        longest = max(self._held_bt.shape[1], other._held_bt.shape[1])
+        for reader in (self, other):
+            reader._pad(longest - reader._held_bt.shape[1])
+        self._held_bt = torch.cat([self._held_bt, other._held_bt])
+        self._length_b1 = torch.cat([self._length_b1, other._length_b1])
+        for mine, theirs in zip(self._layers, other._layers, strict=True):
+            mine.keys = torch.cat([mine.keys, theirs.keys])
+            mine.values = torch.cat([mine.values, theirs.values])
+
+    def _pad(self, more: int) -> None:
+        self._held_bt = pad(self._held_bt, (more, 0))
+        for layer in self._layers:
+            layer.keys, layer.values = (pad(held, (0, 0, more, 0)) for held in (layer.keys, layer.values))
+
+    @property
+    def _layers(self) -> list[Any]:
+        """The layers of a cache that keeps all: each has keys and values (b, kv_heads, t, head_dim)."""
+        return list(self._cache.layers)
+
+    @torch.inference_mode()
+    def _read(self, tokens_bs: Tensor, held_bs: Tensor, positions_bs: Tensor, last: int) -> Tensor:
         """Logits of the `last` tokens; those that are not `held_bs` are padding."""
-        positions_bs = (self._held_bt.sum(1, keepdim=True) + held_bs.cumsum(1) - 1).clamp(min=0)
         self._held_bt = torch.cat([self._held_bt, held_bs], 1)
         output = self._model(
             input_ids=tokens_bs,
@@ -130,22 +205,3 @@ class ModuleReader:
             logits_to_keep=last,
         )
         return output.logits.float()
-
-    @torch.inference_mode()
-    def truncate(self, lengths: Sequence[int]) -> None:
-        """Cut each row back to its length; entries that no row holds any more leave the end of the cache."""
-        kept_b1 = torch.tensor(lengths, device=self._held_bt.device)[:, None]
-        self._held_bt = self._held_bt * (self._held_bt.cumsum(1) <= kept_b1)
-        unused = int(self._held_bt.flip(1).any(0).int().argmax()) if any(lengths) else self._held_bt.shape[1]
-        if unused:
-            self._held_bt = pad(self._held_bt, (0, -unused))
-            layers: list[Any] = self._cache.layers
-            for layer in layers:
-                layer.keys, layer.values = layer.keys[..., :-unused, :], layer.values[..., :-unused, :]
-
-    @torch.inference_mode()
-    def select(self, rows: Sequence[int]) -> None:
-        """Keep these rows, in this order."""
-        index = torch.tensor(rows, dtype=torch.long, device=self._held_bt.device)
-        self._cache.batch_select_indices(index)
-        self._held_bt = self._held_bt[index]

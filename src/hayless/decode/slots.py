@@ -38,3 +38,19 @@ class DraftPart(Protocol):
 
     def begin(self, target: Target, requests: Sequence[Request]) -> Batch:
         """A batch of these requests."""
+
+    def open(self, target: Target, rows: int, tokens: int) -> Batch:
+        """A batch without requests yet, at most `rows` of them at once, each of at most `tokens` tokens."""
+
+
+class ExitPart(Protocol):
+    """Lets tokens leave the model before its last layer, which changes what the model says."""
+
+    def prepare(self, target: Target, requests: Sequence[Request]) -> None:
+        """Whatever is to be found out first, before a batch's clock starts; the requests stay as they are."""
+
+    def begin(self, target: Target, requests: Sequence[Request]) -> Batch:
+        """A batch of these requests."""
+
+    def open(self, target: Target, rows: int, tokens: int) -> Batch:
+        """A batch without requests yet, at most `rows` of them at once, each of at most `tokens` tokens."""

@@ -13,9 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hayless.core.errors import NotSupported
 from hayless.decode.cache import StaticCache
-from hayless.decode.graphs import CAPACITY_STEP, Choice, bucket, choice_of
+from hayless.decode.graphs import CAPACITY_STEP, CHOICES, Choice, bucket, choice_of, runs
 from hayless.decode.kernel_pass import KernelPass, captured
 from hayless.decode.options import SamplingOptions
 from hayless.decode.program import Program
@@ -162,30 +161,38 @@ class Session:
 
 
 class CapturedRounds:
-    """Requests on a session. Passes are queued ahead of what is read; what a row got too many is dropped."""
+    """Requests on a session. Passes are queued ahead of what is read; what a row got too many is dropped.
 
-    joinable = False
+    Requests that join wait until all that is queued has been read; then they get rows of their own.
+    """
+
+    joinable = True
 
     @torch.inference_mode()
-    def __init__(self, session: Session, requests: Sequence[Request], tally: Tally) -> None:
-        self.active = list(requests)
+    def __init__(self, session: Session, tally: Tally) -> None:
+        self.active: list[Request] = []
         self._session, self._tally = session, tally
-        self._rows = list(range(len(requests)))
-        self._choice = choice_of(requests)
+        self._rows: list[int] = []
+        self._joining: list[Request] = []
+        self._choice: Choice = "greedy"
         self._launched = self._read = 0
-        session.capture(self._choice)
-        self._admit(requests)
+        for tensor in (session.rows.lengths_b, session.rows.active_b, session.rows.places_b):
+            tensor.zero_()
 
     def join(self, requests: Sequence[Request]) -> None:
-        """NotSupported, always."""
-        raise NotSupported("Requests cannot join a batch that has a draft.", hint="Begin a batch of their own.")
+        """Let requests join those that run, one of the next times that `next` is called."""
+        self._joining += requests
+        assert len(self.active) + len(self._joining) <= len(self._session.rows.lengths_b)
 
     def next(self) -> list[list[tuple[int, float]]]:
         """The next tokens of each active request, and their log-probabilities."""
-        ahead = min(1 + _AHEAD, max(request.budget - request.made for request in self.active))
-        while self._launched < self._read + ahead:
-            self._session.launch(self._choice, self._launched % _SLOTS)
-            self._launched += 1
+        if self._joining and self._launched == self._read:
+            self._admit()
+        if not self._joining:
+            ahead = min(1 + _AHEAD, max(request.budget - request.made for request in self.active))
+            while self._launched < self._read + ahead:
+                self._session.launch(self._choice, self._launched % _SLOTS)
+                self._launched += 1
         tokens_bs, logprobs_bs, kept_b, seconds = self._session.read(self._read % _SLOTS)
         self._read += 1
         kept = [kept_b[row] for row in self._rows]
@@ -200,6 +207,7 @@ class CapturedRounds:
     @torch.inference_mode()
     def drop_ended(self) -> None:
         """Park rows whose request has a `finish`."""
+        self._joining = [request for request in self._joining if request.finish is None]
         ended = [i for i, request in enumerate(self.active) if request.finish is not None]
         for i in ended:
             self._session.rows.active_b[self._rows[i]] = 0
@@ -207,32 +215,40 @@ class CapturedRounds:
         self._rows = [row for i, row in enumerate(self._rows) if i not in ended]
         self.active = [request for i, request in enumerate(self.active) if i not in ended]
 
-    def _admit(self, requests: Sequence[Request]) -> None:
-        """Read the prompts but for their last tokens, which the first pass reads."""
-        session, rows = self._session, self._session.rows
+    @torch.inference_mode()
+    def _admit(self) -> None:
+        """Give each request that joins a row, and read its prompt but for the last token: its first pass reads that."""
+        session, rows, requests = self._session, self._session.rows, self._joining
         device = rows.lengths_b.device
-        prompts = [list(request.prompt) for request in requests]
-        for tensor in (rows.lengths_b, rows.active_b, rows.places_b):
-            tensor.zero_()
-        prefill(session.program, session.cache, prompts)
-        session.drafter.begin(prompts)
-        used = slice(0, len(prompts))
-        rows.lengths_b[used] = torch.tensor([len(prompt) - 1 for prompt in prompts], dtype=torch.int32, device=device)
-        rows.active_b[used] = 1
-        rows.tokens_bs[used, 0] = torch.tensor([prompt[-1] for prompt in prompts], device=device)
-        # Before a text of one token stands that token again: it only lets its first draft be a worse one.
-        rows.fed_b2[used] = torch.tensor([[*prompt[-1:], *prompt][-2:] for prompt in prompts], device=device)
-        for row, prompt in enumerate(prompts):
+        free = [row for row in range(len(rows.lengths_b)) if row not in self._rows][: len(requests)]
+        prompts = {row: list(request.prompt) for row, request in zip(free, requests, strict=True)}
+        for run in runs(free):
+            texts = [prompts[row] for row in run]
+            prefill(session.program, session.cache, texts, run[0])
+            session.drafter.join(texts, run[0])
+        for row, prompt in prompts.items():
             rows.text_bn[row, : len(prompt)] = torch.tensor(prompt, device=device)
-        if self._choice == "greedy" and session.rule is accept:
-            return
-        options = [request.options for request in requests]
-        options += [_GREEDY] * (len(rows.lengths_b) - len(options))
+        at, texts = torch.tensor(free, device=device), list(prompts.values())
+        rows.lengths_b[at] = torch.tensor([len(text) - 1 for text in texts], dtype=torch.int32, device=device)
+        rows.active_b[at] = 1
+        rows.places_b[at] = 0
+        rows.tokens_bs[at, 0] = torch.tensor([text[-1] for text in texts], device=device)
+        # Before a text of one token stands that token again: it only lets its first draft be a worse one.
+        rows.fed_b2[at] = torch.tensor([[*text[-1:], *text][-2:] for text in texts], device=device)
+        self.active, self._rows, self._joining = [*self.active, *requests], [*self._rows, *free], []
+        self._choice = choice_of(self.active)
+        if self._choice != "greedy" or session.rule is not accept:
+            self._set_options(dict(zip(free, requests, strict=True)))
+
+    def _set_options(self, joining: dict[int, Request]) -> None:
+        rows = self._session.rows
+        chosen = {row: request.options for row, request in zip(self._rows, self.active, strict=True)}
+        options = [chosen.get(row, _GREEDY) for row in range(len(rows.lengths_b))]
         rows.options.set(options)
         rows.checked_options.set([one for one in options for _ in range(rows.count + 1)])
-        for row, request in enumerate(requests):
+        for row, request in joining.items():
             numbers = random_numbers(request, rows.count)
-            rows.numbers_bcn[row, :, : numbers.shape[1]] = numbers.to(device)
+            rows.numbers_bcn[row, :, : numbers.shape[1]] = numbers.to(rows.numbers_bcn.device)
 
 
 class Sessions:
@@ -246,13 +262,32 @@ class Sessions:
         self, program: Program, source: Source, requests: Sequence[Request], count: int, tally: Tally
     ) -> CapturedRounds:
         """Start a batch on a session that has room for it."""
-        rows = bucket(len(requests))
-        # What passes that are queued may add to a text that has ended needs room, too.
-        needed = max(request.tokens for request in requests) + (_SLOTS + 1) * (count + 1)
+        rows, needed = bucket(len(requests)), _needed(max(request.tokens for request in requests), count)
         found = next((one for one in self._sessions if one.serves(program, source, rows, count, needed)), None)
         if found is None:
             del self._sessions[:-1]
-            capacity = -(-needed // CAPACITY_STEP) * CAPACITY_STEP
-            found = Session(program, source, rows, count, capacity, self._rule)
+            found = self._new(program, source, rows, count, needed)
             self._sessions.append(found)
-        return CapturedRounds(found, requests, tally)
+        found.capture(choice_of(requests))
+        batch = CapturedRounds(found, tally)
+        batch.join(requests)
+        return batch
+
+    def open(
+        self, program: Program, source: Source, rows: int, tokens: int, count: int, tally: Tally
+    ) -> CapturedRounds:
+        """A batch without requests, with room for `rows` at once, whatever their options; prompt and continuation of
+        each have at most `tokens`. Its session is its own."""
+        session = self._new(program, source, bucket(rows), count, _needed(tokens, count))
+        for choice in CHOICES:
+            session.capture(choice)
+        return CapturedRounds(session, tally)
+
+    def _new(self, program: Program, source: Source, rows: int, count: int, needed: int) -> Session:
+        capacity = -(-needed // CAPACITY_STEP) * CAPACITY_STEP
+        return Session(program, source, rows, count, capacity, self._rule)
+
+
+def _needed(tokens: int, count: int) -> int:
+    """Tokens that a row must have room for: what queued passes may add to a text that has ended needs room, too."""
+    return tokens + (_SLOTS + 1) * (count + 1)

@@ -76,8 +76,8 @@ class Drafter(Protocol):
     def probs_bkv(self) -> Tensor | None:
         """The probabilities that they were drawn from; None where there was no choice."""
 
-    def begin(self, texts: Sequence[Sequence[int]]) -> None:
-        """Read these texts, without their last token."""
+    def join(self, texts: Sequence[Sequence[int]], first: int) -> None:
+        """Read these texts, without their last token, into rows from `first` on."""
 
     def launch(self, rows: Rows, choice: Choice) -> None:
         """Draft."""
@@ -100,10 +100,10 @@ class ProgramDrafter:
         """The probabilities that the tokens were drawn from."""
         return self._choose.probs_bkv
 
-    def begin(self, texts: Sequence[Sequence[int]]) -> None:
-        """Read these texts, without their last token."""
+    def join(self, texts: Sequence[Sequence[int]], first: int) -> None:
+        """Read these texts, without their last token, into rows from `first` on."""
         known = self._next.program.dims.vocab_size
-        prefill(self._next.program, self._cache, [[min(token, known - 1) for token in text] for text in texts])
+        prefill(self._next.program, self._cache, [[min(token, known - 1) for token in text] for text in texts], first)
 
     def launch(self, rows: Rows, choice: Choice) -> None:
         """Draft."""
@@ -127,7 +127,7 @@ class EarlyDrafter:
         """The probabilities that the tokens were drawn from."""
         return self._choose.probs_bkv
 
-    def begin(self, texts: Sequence[Sequence[int]]) -> None:
+    def join(self, texts: Sequence[Sequence[int]], first: int) -> None:
         """Nothing: the target's cache has it all."""
 
     def launch(self, rows: Rows, choice: Choice) -> None:
@@ -145,7 +145,7 @@ class LookupDrafter:
     def __init__(self, ngram: int) -> None:
         self._ngram = ngram
 
-    def begin(self, texts: Sequence[Sequence[int]]) -> None:
+    def join(self, texts: Sequence[Sequence[int]], first: int) -> None:
         """Nothing to be read."""
 
     def launch(self, rows: Rows, choice: Choice) -> None:
@@ -178,8 +178,8 @@ class _Choose:
         tokens_b.copy_(invert(probs_bv, rows.random(DRAW, place, 1)[:, 0]))
 
 
-def prefill(program: Program, cache: StaticCache, texts: Sequence[Sequence[int]]) -> None:
-    """Put texts, but for their last tokens, into the first rows of a cache."""
+def prefill(program: Program, cache: StaticCache, texts: Sequence[Sequence[int]], first: int) -> None:
+    """Put texts, but for their last tokens, into the rows of a cache from `first` on."""
     if any(len(text) > 1 for text in texts):
-        view = cache.rows(0, len(texts))
+        view = cache.rows(first, first + len(texts))
         program.prefill([list(text[:-1]) for text in texts], view, max(64, PREFILL_TOKENS // len(texts)))

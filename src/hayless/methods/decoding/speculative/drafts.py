@@ -26,10 +26,14 @@ or None where each is the likeliest."""
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """Drafted tokens (b, k) and the probabilities (b, k, v) they were drawn from; None where there was no choice."""
+    """Drafted tokens (b, k) and the probabilities (b, k, v) they were drawn from; None where there was no choice.
+
+    `there_b` (b,) says which rows have drafts; None if all. The others' tokens mean nothing.
+    """
 
     tokens_bk: Tensor
     probs_bkv: Tensor | None
+    there_b: Tensor | None = None
 
     def dense(self, entries: int) -> Tensor:
         """The probabilities, written out."""
@@ -41,8 +45,8 @@ class Proposal:
 class Draft(Protocol):
     """Proposes tokens."""
 
-    def begin(self, texts: Sequence[Sequence[int]]) -> None:
-        """Start with these rows, none of them empty."""
+    def join(self, texts: Sequence[Sequence[int]]) -> None:
+        """Add rows behind those there are, none of them empty."""
 
     def propose(self, texts: Sequence[Sequence[int]], count: int, draw: Draw) -> Proposal:
         """Up to `count` tokens for what follows each text, as many for each row."""
@@ -60,24 +64,33 @@ class ModelDraft:
     def __init__(self, reader: Reader, known: int, entries: int, device: torch.device) -> None:
         self._reader, self._known, self._entries, self._device = reader, known, entries, device
 
-    def begin(self, texts: Sequence[Sequence[int]]) -> None:
-        """Start with these rows, none of them empty."""
-        self._reader.begin([[min(token, self._known - 1) for token in text[:-1]] for text in texts])
+    def join(self, texts: Sequence[Sequence[int]]) -> None:
+        """Add rows behind those there are, none of them empty."""
+        self._reader.join([[min(token, self._known - 1) for token in text[:-1]] for text in texts])
 
     def propose(self, texts: Sequence[Sequence[int]], count: int, draw: Draw) -> Proposal:
         """`count` tokens for what follows each text."""
         # The last token of a text is never one that this draft has read: it came from the target.
         behind = max(len(text) - min(held, len(text) - 1) for text, held in self._held(texts))
-        self._reader.truncate([len(text) - behind for text in texts])
-        fed_bs = torch.tensor([text[-behind:] for text in texts], device=self._device)
-        return drafted(self._after, fed_bs, count, draw)
+        starts = [max(0, len(text) - behind) for text in texts]
+        self._reader.truncate(starts)
+        fed = [list(text[start:]) for text, start in zip(texts, starts, strict=True)]
+        # Rows that are shorter than what others lack are padded behind their last token.
+        fed_bs = torch.tensor([row + [0] * (behind - len(row)) for row in fed], device=self._device)
+        last_b = torch.tensor([len(row) - 1 for row in fed], device=self._device)
+        logits_bsv = self._after(fed_bs)
+        if any(len(row) < behind for row in fed):
+            self._reader.truncate([len(text) for text in texts])
+        logits_bv = logits_bsv[torch.arange(len(fed), device=self._device), last_b]
+        return drafted(logits_bv, lambda tokens_b1: self._after(tokens_b1)[:, -1], count, draw)
 
     def select(self, rows: Sequence[int]) -> None:
         """Keep these rows, in this order."""
         self._reader.select(rows)
 
     def _after(self, tokens_bs: Tensor) -> Tensor:
-        return fitted(self._reader.read(tokens_bs.clamp(max=self._known - 1))[:, -1], self._entries)
+        """Logits (b, s, v) after new tokens."""
+        return fitted(self._reader.read(tokens_bs.clamp(max=self._known - 1)), self._entries)
 
     def _held(self, texts: Sequence[Sequence[int]]) -> list[tuple[Sequence[int], int]]:
         return list(zip(texts, self._reader.lengths, strict=True))
@@ -92,12 +105,12 @@ class EarlyDraft:
     def __init__(self, target: ProgramReader, layers: int) -> None:
         self._target, self._layers = target, layers
         self._program = target.program.first(layers)
-
-    def begin(self, texts: Sequence[Sequence[int]]) -> None:
-        """Nothing but to look where the target's cache is."""
-        self._cache = copy(self._target.cache)
+        self._cache = copy(target.cache)
         self._step = Step(self._program, self._cache)
         self._share()
+
+    def join(self, texts: Sequence[Sequence[int]]) -> None:
+        """Nothing: the target's cache has it all."""
 
     def propose(self, texts: Sequence[Sequence[int]], count: int, draw: Draw) -> Proposal:
         """`count` tokens for what follows each text."""
@@ -106,7 +119,11 @@ class EarlyDraft:
             self._share()
         self._cache.lengths = list(self._target.cache.lengths)
         fed_b1 = torch.tensor([text[-1:] for text in texts], device=self._program.device)
-        return drafted(lambda tokens_b1: self._program.logits(self._step(tokens_b1[:, 0])), fed_b1, count, draw)
+
+        def after(tokens_b1: Tensor) -> Tensor:
+            return self._program.logits(self._step(tokens_b1[:, 0]))
+
+        return drafted(after(fed_b1), after, count, draw)
 
     def _share(self) -> None:
         whole = self._target.cache
@@ -123,7 +140,7 @@ class LookupDraft:
     def __init__(self, ngram: int, device: torch.device) -> None:
         self._ngram, self._device = ngram, device
 
-    def begin(self, texts: Sequence[Sequence[int]]) -> None:
+    def join(self, texts: Sequence[Sequence[int]]) -> None:
         """Nothing to be kept."""
 
     def propose(self, texts: Sequence[Sequence[int]], count: int, draw: Draw) -> Proposal:
@@ -132,7 +149,9 @@ class LookupDraft:
         if not any(found):
             count = 0
         tokens = [tokens or list(text[-1:]) * count for tokens, text in zip(found, texts, strict=True)]
-        return Proposal(torch.tensor(tokens, dtype=torch.long, device=self._device).view(len(texts), count), None)
+        there_b = None if all(found) else torch.tensor([bool(tokens) for tokens in found], device=self._device)
+        tokens_bk = torch.tensor(tokens, dtype=torch.long, device=self._device).view(len(texts), count)
+        return Proposal(tokens_bk, None, there_b)
 
     def select(self, rows: Sequence[int]) -> None:
         """Nothing to be kept."""
@@ -157,15 +176,17 @@ def lookup(text: Sequence[int], count: int, ngram: int) -> list[int]:
     return [text[best + 1 + place % (last - best)] for place in range(count)] if longest else []
 
 
-def drafted(read: Callable[[Tensor], Tensor], fed_bs: Tensor, count: int, draw: Draw) -> Proposal:
-    """`count` tokens, one after the other: `read` gives the logits (b, v) after the last of the tokens it is fed."""
-    tokens, probs = [], []
+def drafted(logits_bv: Tensor, read: Callable[[Tensor], Tensor], count: int, draw: Draw) -> Proposal:
+    """`count` tokens, one after the other: the first by logits (b, v), the next by those that `read` gives after it."""
+    tokens: list[Tensor] = []
+    probs: list[Tensor] = []
     for place in range(count):
-        tokens_b, probs_bv = draw(read(fed_bs), place)
+        if tokens:
+            logits_bv = read(tokens[-1][:, None])
+        tokens_b, probs_bv = draw(logits_bv, place)
         tokens.append(tokens_b)
         if probs_bv is not None:
             probs.append(probs_bv)
-        fed_bs = tokens_b[:, None]
     return Proposal(torch.stack(tokens, 1), torch.stack(probs, 1) if probs else None)
 
 

@@ -15,8 +15,9 @@ from hayless.decode.readers import ModuleReader, ProgramReader, Reader
 from hayless.decode.request import Batch, Request
 from hayless.decode.slots import Target
 from hayless.methods.decoding.speculative.accept import Accept, accept
-from hayless.methods.decoding.speculative.config import FIRST, LOOKUP, SELF, SpeculativeConfig
+from hayless.methods.decoding.speculative.config import FIRST, LOOKUP, MOST, SELF, SpeculativeConfig
 from hayless.methods.decoding.speculative.drafts import Draft, EarlyDraft, LookupDraft, ModelDraft
+from hayless.methods.decoding.speculative.pace import Measured, Pace, Steady
 from hayless.methods.decoding.speculative.preflight import TOKENS, Preflight, measure
 from hayless.methods.decoding.speculative.rounds import Rounds
 from hayless.methods.decoding.speculative.tally import Tally
@@ -26,6 +27,12 @@ from hayless.model.load import load_model, load_tokenizer
 if TYPE_CHECKING:
     from hayless.methods.decoding.speculative.captured import Sessions
     from hayless.methods.decoding.speculative.captured_drafts import Source
+
+
+_Key = tuple[int, bool]
+"""Requests side by side, and whether all are greedy."""
+_OPEN: _Key = (0, False)
+"""Batches that requests join and leave."""
 
 
 class Speculative:
@@ -48,8 +55,9 @@ class Speculative:
         rule: Accept = accept,
     ) -> None:
         self.config = config
-        self._used: dict[tuple[int, bool], Tally] = {}
-        self.preflights: dict[tuple[int, bool], Preflight] = {}
+        self._used: dict[_Key, Tally] = {}
+        self._paces: dict[_Key, Pace] = {}
+        self.preflights: dict[_Key, Preflight] = {}
         self._say, self._rule = say, rule
         self._draft: PreTrainedModel | None = None
         self._draft_program: Program | None = None
@@ -71,7 +79,7 @@ class Speculative:
         found = measure(
             requests,
             target.plain,
-            lambda copies, count, tally: self._batch(target, copies, count, tally),
+            lambda copies, count, tally: self._batch(target, copies, tally, Steady(count)),
             wanted,
         )
         self.preflights[key] = found
@@ -80,9 +88,20 @@ class Speculative:
     def begin(self, target: Target, requests: Sequence[Request]) -> Batch:
         """A batch of these requests, with drafts where they pay."""
         key = _key(requests)
-        count = self._count(key)
         used = self._used.setdefault(key, Tally())
-        return self._batch(target, requests, count, used) if count else target.plain(requests)
+        if self._source(target) is None:
+            return self._batch(target, requests, used, self._pace(key))
+        # Graphs draft as many as they were captured for, so how many is decided between batches.
+        count = self._count(key)
+        return self._batch(target, requests, used, Steady(count)) if count else target.plain(requests)
+
+    def open(self, target: Target, rows: int, tokens: int) -> Batch:
+        """A batch without requests yet. In graphs it drafts as many tokens as were asked for, or 4."""
+        used = self._used.setdefault(_OPEN, Tally())
+        source = self._source(target)
+        if source is not None and target.program is not None:
+            return self._captured().open(target.program, source, rows, tokens, self._wanted, used)
+        return self._batch(target, [], used, self._pace(_OPEN))
 
     @property
     def tally(self) -> Tally:
@@ -114,7 +133,7 @@ class Speculative:
         many as were asked for."""
         found = self.preflights.get(key)
         if found is None:
-            return FIRST if self.config.tokens == "auto" else self.config.tokens
+            return self._wanted
         if self.config.tokens == "auto" and found.drafted and key in self._used:
             now = found.adapted(self._used[key])
             if now.drafted != found.drafted:
@@ -123,23 +142,44 @@ class Speculative:
             return now.drafted
         return found.drafted
 
+    @property
+    def _wanted(self) -> int:
+        """Tokens to draft a pass before anything is known."""
+        return FIRST if self.config.tokens == "auto" else self.config.tokens
+
+    def _pace(self, key: _Key) -> Pace:
+        """How many tokens are drafted on the host's schedule, by what earlier batches of this kind took as well."""
+        if key not in self._paces:
+            auto = self.config.tokens == "auto"
+            self._paces[key] = (
+                Measured(
+                    self._wanted,
+                    MOST if auto else self._wanted,
+                    fixed=not auto,
+                    preflight=self.preflights.get(key),
+                    say=self._say,
+                )
+                if self.config.preflight
+                else Steady(self._wanted)
+            )
+        return self._paces[key]
+
     def _tell(self, found: Preflight) -> None:
         if self._say is not None:
             self._say(f"Speculation is {found}.")
 
-    def _batch(self, target: Target, requests: Sequence[Request], count: int, tally: Tally) -> Batch:
-        if target.graphs and target.program is not None:
-            source = self._source(target.program)
-            if source is not None:
-                return self._captured().begin(target.program, source, requests, count, tally)
-        reader = ProgramReader(target.program) if target.program is not None else ModuleReader(target.model)
+    def _batch(self, target: Target, requests: Sequence[Request], tally: Tally, pace: Pace) -> Batch:
+        source = self._source(target)
+        if source is not None and target.program is not None:
+            return self._captured().begin(target.program, source, requests, pace.most, tally)
+        reader = ProgramReader(target.program) if target.program is not None else _module_reader(target.model)
         draft, context = self._drafter(target, reader)
         limits = [one for one in (target.context, context) if one is not None]
         return Rounds(
             reader,
             draft,
             requests,
-            count,
+            pace,
             context=min(limits, default=None),
             device=target.model.device,
             tally=tally,
@@ -153,14 +193,16 @@ class Speculative:
             self._sessions = Sessions(self._rule)
         return self._sessions
 
-    def _source(self, program: Program) -> Source | None:
-        """Who drafts in a captured graph; None for a model that has no program."""
+    def _source(self, target: Target) -> Source | None:
+        """Who drafts in a captured graph; None where there is none, or for a draft that has no program."""
+        if not target.graphs or target.program is None:
+            return None
         from hayless.methods.decoding.speculative.captured_drafts import FirstLayers, Ngram
 
         if self.config.draft == LOOKUP:
             return Ngram(self.config.ngram)
         if self.config.draft == SELF:
-            return FirstLayers(self._layers(program))
+            return FirstLayers(self._layers(target.program))
         assert self._draft is not None
         return self._program_of(self._draft)
 
@@ -182,7 +224,7 @@ class Speculative:
         if program is not None:
             return ModelDraft(ProgramReader(program), known, entries, device), None
         context = getattr(self._draft.config, "max_position_embeddings", None)
-        return ModelDraft(ModuleReader(self._draft), known, entries, device), context
+        return ModelDraft(_module_reader(self._draft), known, entries, device), context
 
     def _layers(self, program: Program) -> int:
         """Layers that the draft self goes through."""
@@ -202,8 +244,19 @@ class Speculative:
         return self._draft_program
 
 
-def _key(requests: Sequence[Request]) -> tuple[int, bool]:
+def _key(requests: Sequence[Request]) -> _Key:
     return len(requests), all(request.options.temperature == 0 for request in requests)
+
+
+def _module_reader(model: PreTrainedModel) -> ModuleReader:
+    """NotSupported for models whose layers keep a window, or states, from which nothing can be taken back."""
+    reader = ModuleReader(model)
+    if not reader.keeps_all:
+        raise NotSupported(
+            f"{type(model).__name__} does not keep the keys of all tokens, so rejected drafts cannot be undone.",
+            hint="Decode without drafts.",
+        )
+    return reader
 
 
 def _tokenizer_of(source: str) -> PreTrainedTokenizerBase | None:

@@ -13,12 +13,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hayless.core.errors import NotSupported
 from hayless.decode.readers import Reader
 from hayless.decode.request import Request
 from hayless.decode.sampling import distribution, invert, precise
 from hayless.methods.decoding.speculative.accept import Accept, accept, accept_likeliest
 from hayless.methods.decoding.speculative.drafts import Draft, Proposal
+from hayless.methods.decoding.speculative.pace import Pace, Pass
 from hayless.methods.decoding.speculative.tally import Tally
 
 DRAW, KEEP, LAST = range(3)
@@ -26,39 +26,43 @@ DRAW, KEEP, LAST = range(3)
 
 
 class Rounds:
-    """Requests that run side by side; a pass gives each of them a token or more."""
+    """Requests that run side by side; a pass gives each of them a token or more. Others may join between two passes."""
 
-    joinable = False
+    joinable = True
 
     def __init__(
         self,
         reader: Reader,
         draft: Draft,
         requests: Sequence[Request],
-        count: int,
+        pace: Pace,
         *,
         context: int | None,
         device: torch.device,
         tally: Tally,
         rule: Accept = accept,
     ) -> None:
-        self.active = list(requests)
-        self._reader, self._draft, self._count = reader, draft, count
+        self.active: list[Request] = []
+        self._reader, self._draft, self._pace = reader, draft, pace
         self._context, self._device, self._tally, self._rule = context, device, tally, rule
-        self._texts = [list(request.prompt) for request in requests]
-        self._uniforms = [random_numbers(request, count) for request in requests]
-        self._reader.begin([text[:-1] for text in self._texts])
-        self._draft.begin(self._texts)
+        self._joining: list[Request] = []
+        self._texts: list[list[int]] = []
+        self._uniforms: list[Tensor] = []
+        self.join(requests)
 
     def join(self, requests: Sequence[Request]) -> None:
-        """NotSupported, always."""
-        raise NotSupported("Requests cannot join a batch that has a draft.", hint="Begin a batch of their own.")
+        """Let requests join those that run; never between `next` and `drop_ended`."""
+        self.active += requests
+        self._joining += requests
 
     @torch.inference_mode()
     def next(self) -> list[list[tuple[int, float]]]:
         """The next tokens of each active request, and their log-probabilities."""
-        start = self._now()
-        proposal = self._propose()
+        start = None if self._joining else self._now()
+        self._admit()
+        asked = self._pace.count(len(self.active))
+        before_drafts = self._now()
+        proposal = self._propose(asked)
         middle = self._now()
         drafted = proposal.tokens_bk.shape[1]
         last_b1 = torch.tensor([text[-1:] for text in self._texts], device=self._device)
@@ -68,16 +72,20 @@ class Rounds:
         chosen_bk = torch.cat([proposal.tokens_bk, last_b[:, None]], 1).scatter(1, kept_b[:, None], last_b[:, None])
         logprobs_bk = logits_bkv.log_softmax(-1).gather(-1, chosen_bk[..., None])[..., 0]
         kept = kept_b.tolist()
-        self._reader.truncate([held + 1 + count for held, count in zip(before, kept, strict=True)])
+        if min(kept) < drafted:
+            self._reader.truncate([held + 1 + count for held, count in zip(before, kept, strict=True)])
         found = [
             list(zip(tokens[: count + 1], logprobs[: count + 1], strict=True))
             for tokens, logprobs, count in zip(chosen_bk.tolist(), logprobs_bk.tolist(), kept, strict=True)
         ]
         for text, several in zip(self._texts, found, strict=True):
             text += [token for token, _ in several]
-        self._tally.add(drafted, kept)
+        if asked:
+            self._tally.add(drafted, kept)
         if drafted:
-            self._tally.drafting.append((middle - start) / drafted)
+            self._tally.drafting.append((middle - before_drafts) / drafted)
+        if start is not None:
+            self._pace.took(asked, Pass(drafted, self._now() - start, middle - before_drafts, kept))
         return found
 
     def drop_ended(self) -> None:
@@ -88,15 +96,28 @@ class Rounds:
         self.active = [self.active[row] for row in going]
         self._texts = [self._texts[row] for row in going]
         self._uniforms = [self._uniforms[row] for row in going]
-        if going:
-            self._reader.select(going)
-            self._draft.select(going)
+        self._reader.select(going)
+        self._draft.select(going)
 
-    def _propose(self) -> Proposal:
-        wanted = max(request.budget - request.made for request in self.active) - 1
-        # No token is read at a place that the model does not have.
-        room = min(self._context - len(text) for text in self._texts) if self._context is not None else wanted
-        count = min(self._count, wanted, room)
+    def _admit(self) -> None:
+        """Read the prompts of those that join, but for their last tokens, which the pass reads."""
+        if not self._joining:
+            return
+        texts = [list(request.prompt) for request in self._joining]
+        self._reader.join([text[:-1] for text in texts])
+        self._draft.join(texts)
+        self._texts += texts
+        self._uniforms += [random_numbers(request, self._pace.most) for request in self._joining]
+        self._joining = []
+
+    def _propose(self, asked: int) -> Proposal:
+        count = asked
+        if self._greedy:
+            # Where tokens are drawn, how many are drafted must not depend on who runs beside them.
+            count = min(count, max(request.budget - request.made for request in self.active) - 1)
+        if self._context is not None:
+            # No token is read at a place that the model does not have.
+            count = min(count, *(self._context - len(text) for text in self._texts))
         if count < 1:
             return Proposal(torch.empty(len(self._texts), 0, dtype=torch.long, device=self._device), None)
         return self._draft.propose(self._texts, count, self._draw)
@@ -113,9 +134,17 @@ class Rounds:
             return accept_likeliest(logits_bkv.max(-1).indices, proposal.tokens_bk)
         drafted = proposal.tokens_bk.shape[1]
         target_bkv = self._probabilities(logits_bkv)
+        if not drafted:
+            last_b = invert(target_bkv[:, 0], self._random(LAST, 0, 1)[:, 0])
+            return torch.zeros_like(last_b), last_b
         draft_bkv = proposal.dense(target_bkv.shape[-1])
         keep_bk, last_bk = self._random(KEEP, 0, drafted), self._random(LAST, 0, drafted + 1)
-        return self._rule(target_bkv, draft_bkv, proposal.tokens_bk, keep_bk, last_bk)
+        kept_b, last_b = self._rule(target_bkv, draft_bkv, proposal.tokens_bk, keep_bk, last_bk)
+        if proposal.there_b is not None:
+            # What a row gets where nothing was drafted for any.
+            plain_b = invert(target_bkv[:, 0], last_bk[:, 0])
+            kept_b, last_b = kept_b * proposal.there_b, last_b.where(proposal.there_b, plain_b)
+        return kept_b, last_b
 
     @property
     def _greedy(self) -> bool:
