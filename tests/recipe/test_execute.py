@@ -15,9 +15,11 @@ from safetensors.torch import load_file
 
 import hayless
 from hayless.core.errors import FileDamaged, NotSupported, RequestError, WorkError
+from hayless.core.progress import no_progress
 from hayless.measure import saved
 from hayless.measure.files import file_bytes
 from hayless.model.load import load_model
+from hayless.model.transform import Context, apply
 from hayless.recipe import start
 from hayless.recipe.folder import RunFolder, digest
 from hayless.recipe.prediction import predict
@@ -25,6 +27,7 @@ from hayless.train.failures import Interrupted
 from hayless.train.loop import Loop
 from hayless.train.metrics import read
 from tests.data import made
+from tests.model.saving import check_same
 from tests.recipe.running import CONFIG, TRAIN, quietly, recipe
 
 KMEANS = {"apply": {"method": "kmeans", "bits": 3}}
@@ -58,6 +61,25 @@ def test_a_recipe_is_trained_changed_saved_and_measured(tmp_path: Path) -> None:
     again, said = quietly(wanted, folder)
     assert said == "" and again.receipt == done.receipt
     assert (folder / "measurements.json").stat().st_mtime_ns == before
+
+
+def test_a_trained_model_is_packed_as_it_is_read(tmp_path: Path) -> None:
+    """The first methods, as far as each looks at one weight at a time; with the bits of loading and then applying."""
+    quietly(recipe(tmp_path), tmp_path / "trained")
+    model = str(tmp_path / "trained" / "model")
+    nf4, pruned = {"apply": {"method": "nf4", "targets": "attention"}}, {"apply": {"method": "magnitude"}}
+    feed_forward = {"apply": {"method": "kmeans", "bits": 2, "targets": "feed_forward"}}
+    for number, steps in enumerate(([nf4, feed_forward, LORA], [pruned, nf4])):
+        wanted = recipe(tmp_path, *steps, model=model)
+        expected = load_model(model)
+        apply(expected, wanted.transforms[: 2 if number == 0 else 0])
+        began = start.Start(wanted, tmp_path / "data", no_progress, lambda _: None)
+        found, changes = began.packed_model(Context())
+        assert [change.method for change in changes] == [["nf4", "kmeans"], []][number]
+        check_same(expected, found)
+    done, said = quietly(recipe(tmp_path, nf4, LORA, train(steps=1), model=model), tmp_path / "run")
+    assert said.count("nf4: 8 modules; mean_squared_error") == 1
+    assert (done.folder / "model" / "base" / "config.json").is_file()
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from hayless.core.errors import FileDamaged
-from hayless.core.ledger import Row, Stored
+from hayless.core.ledger import Ledger, Row, Stored
 from hayless.core.packing import Format
 from hayless.model.tensors import listed, tensor_names, weight_files
 
@@ -26,10 +26,10 @@ class Checkpoint:
     `prefix` is what names in files may lack before the model's own (`transformer.`).
     """
 
-    def __init__(self, folder: Path, prefix: str = "") -> None:
+    def __init__(self, folder: Path) -> None:
         """RequestError where there are no weights, FileDamaged where a file is not whole or a name is there twice."""
         self.folder = folder
-        self._prefix = prefix
+        self.prefix = ""
         self._where: dict[str, Path] = {}
         for path in weight_files(folder):
             for name in tensor_names(path):
@@ -48,8 +48,7 @@ class Checkpoint:
 
     def take(self, name: str) -> Tensor:
         """One tensor, on the CPU. FileDamaged where it is not there."""
-        short = name.removeprefix(self._prefix)
-        found = name if name in self._where else short
+        found = self._called(name)
         if found not in self._where:
             raise FileDamaged(f"{self.folder} lacks {name}.", hint=HINT)
         self._taken.add(found)
@@ -58,6 +57,17 @@ class Checkpoint:
             self._files[path] = self._stack.enter_context(safe_open(path, "pt"))
         tensor: Tensor = self._files[path].get_tensor(found)
         return tensor
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the first tensor of floating numbers."""
+        return next(tensor.dtype for tensor in map(self.take, self._where) if tensor.is_floating_point())
+
+    def are_of(self, ledger: Ledger, ignored: Iterable[str] = ()) -> bool:
+        """Whether the tensors are those of a plain model, but for names that the patterns `ignored` find."""
+        wanted = {self._called(entry.name) for row in ledger.rows for _, entry in row.entries(on_disk=True)}
+        spare = [name for name in self._where if not any(re.search(pattern, name) for pattern in ignored)]
+        return wanted <= self._where.keys() and wanted.issuperset(spare)
 
     def parameter(self, row: Row, layer: int) -> Tensor:
         """A parameter that is not packed: stacks of experts and fused matrices are put together."""
@@ -72,12 +82,15 @@ class Checkpoint:
             for name, stored in zip(names, row.disk, strict=True)
         }
 
-    def check_taken(self, ignored: Iterable[str] = ()) -> None:
-        """FileDamaged where tensors were left over whose names none of the patterns `ignored` finds."""
-        left = [name for name in self._where if name not in self._taken]
-        left = [name for name in left if not any(re.search(pattern, name) for pattern in ignored)]
+    def check_taken(self) -> None:
+        """FileDamaged where tensors were left over."""
+        left = self._where.keys() - self._taken
         if left:
             raise FileDamaged(f"{self.folder} has, beside the model's, {listed(left)}.", hint=HINT)
+
+    def _called(self, name: str) -> str:
+        """What the files call a tensor."""
+        return name if name in self._where else name.removeprefix(self.prefix)
 
     def _part(self, stored: Stored, layer: int) -> Tensor:
         name = stored.name.replace("{layer}", str(layer))

@@ -8,7 +8,7 @@ goes on from its last checkpoint, and finished training gives its weights back. 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,14 +21,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hayless.core import atomic
 from hayless.core.errors import HaylessError, NotSupported, RequestError
 from hayless.core.measurement import Measurement
-from hayless.core.method import MethodConfig
 from hayless.data.corpus import Kind
 from hayless.measure.machine import describe
 from hayless.measure.memory import MemoryMeter
 from hayless.measure.saved import measure_saved
 from hayless.measure.weights import parameter_rows
 from hayless.model.save import save_model
-from hayless.model.transform import Context, apply, merge_adapters
+from hayless.model.transform import Change, Context, apply, merge_adapters
 from hayless.recipe.folder import RunFolder, digest
 from hayless.recipe.learn import TrainFigures, data_kind, learn, rehearse, training_rows
 from hayless.recipe.prediction import Prediction, predict
@@ -123,15 +122,18 @@ class _Execution:
 
     def _work(self, start: Start, prediction: Prediction, context: Context) -> list[Measurement]:
         meter = _meter(start)
-        if not start.holds_whole:
+        if not start.holds_packed:
             self._say(f"{start.device} does not hold the whole model: it is changed on the CPU before it trains.")
-        model = start.model()
+        model, changes = start.packed_model(context)
+        self._tell(changes)
         predicted = prediction.figures.get("train_peak_bytes")
         trained: list[TrainFigures] = []
         for position, step in enumerate(self.recipe.steps):
             self._note("running", step=position)
+            if position < len(start.packers):
+                continue
             if isinstance(step, ApplyStep):
-                self._apply(model, step.apply, context)
+                self._tell(apply(model, [step.apply], context))
             elif isinstance(step, TrainStep):
                 model.to(start.device)  # type: ignore[arg-type]
                 figures = learn(
@@ -150,8 +152,8 @@ class _Execution:
         del model
         return rows + self._measured(start)
 
-    def _apply(self, model: PreTrainedModel, config: MethodConfig, context: Context) -> None:
-        for change in apply(model, [config], context):
+    def _tell(self, changes: Iterable[Change]) -> None:
+        for change in changes:
             figures = ", ".join(f"{name} {value:.4g}" for name, value in change.figures.items() if "/" not in name)
             self._say(f"{change.method}: {len(change.changed)} modules" + (f"; {figures}" if figures else ""))
             for path, reason in change.skipped.items():

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 
 import torch
@@ -11,15 +12,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hayless.core.compose import predict as rewrite
 from hayless.core.families import ledger_of
+from hayless.core.method import MethodConfig
 from hayless.core.progress import Progress
 from hayless.data.store import Kind, Prepared, prepare
 from hayless.data.tokenizer import train_tokenizer
 from hayless.model.build import build_model, checked_device
-from hayless.model.load import check_tokenizer, load_model, load_tokenizer
+from hayless.model.load import check_tokenizer, load_tokenizer
 from hayless.model.new_tokens import Added, extend
+from hayless.model.streaming import load_and_pack, packs_one_by_one
+from hayless.model.transform import Change, Context
 from hayless.model.vocabulary import backend_of, grow
 from hayless.recipe.prediction import NEW_TOKENS, complete_config, starting_point
-from hayless.recipe.schema import Recipe, TokenizerSection
+from hayless.recipe.schema import ApplyStep, Recipe, TokenizerSection
 
 _ROOM = 0.9
 """The share of a device's memory that the weights of a model may fill."""
@@ -77,20 +81,40 @@ class Start:
         return self._prepared[kind]
 
     @property
-    def holds_whole(self) -> bool:
-        """Whether the device holds the model as it is before the first step, which may pack it."""
+    def holds_packed(self) -> bool:
+        """Whether the device holds the model that `packed_model` gives, which later steps may pack more."""
+        return self._holds(self.packers)
+
+    def _holds(self, packers: Sequence[MethodConfig]) -> bool:
         limit = _capacity(self.device)
         if limit is None:
             return True
         dims, before = starting_point(self.recipe.model)
-        return rewrite(ledger_of(dims), before).weight_bytes < _ROOM * limit
+        return rewrite(ledger_of(dims), [*before, *packers]).weight_bytes < _ROOM * limit
+
+    @cached_property
+    def packers(self) -> list[MethodConfig]:
+        """The methods of the recipe's first steps that pack each weight by itself: as the model is read."""
+        if self.recipe.model.path is None or self.recipe.model.new_tokens is not None:
+            return []
+        applied = takewhile(lambda step: isinstance(step, ApplyStep), self.recipe.steps)
+        methods = [step.apply for step in applied if isinstance(step, ApplyStep)]
+        return list(takewhile(packs_one_by_one, methods))
 
     def model(self) -> PreTrainedModel:
         """The model as it is before the first step, checked against the tokenizer where there is one.
 
         It is on the device, or on the CPU where the device does not hold it.
         """
-        section, device = self.recipe.model, self.device if self.holds_whole else torch.device("cpu")
+        return self._model([], None)[0]
+
+    def packed_model(self, context: Context) -> tuple[PreTrainedModel, list[Change]]:
+        """The model as it is after `packers`, and what they did; checked and placed as `model` is."""
+        return self._model(self.packers, context)
+
+    def _model(self, packers: Sequence[MethodConfig], context: Context | None) -> tuple[PreTrainedModel, list[Change]]:
+        changes: list[Change] = []
+        section, device = self.recipe.model, self.device if self._holds(packers) else torch.device("cpu")
         if section.config is not None:
             ids = {"bos_token_id": self.tokenizer.bos_token_id, "eos_token_id": self.tokenizer.eos_token_id}
             model = build_model(
@@ -102,14 +126,20 @@ class Start:
             )
         else:
             assert section.path is not None
-            model = load_model(
-                section.path, dtype=section.dtype, device=device, revision=section.revision, task=section.task
+            model, changes = load_and_pack(
+                section.path,
+                packers,
+                dtype=section.dtype,
+                device=device,
+                revision=section.revision,
+                task=section.task,
+                context=context,
             )
         if self.added is not None:
             grow(model, self.added)
         if self.uses_text:
             check_tokenizer(model, self.tokenizer)
-        return model
+        return model, changes
 
     @property
     def uses_text(self) -> bool:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hayless.core.ledger import Layout, Row
+from hayless.core.ledger import Layout, Ledger, Row
 from hayless.core.packing import Format
 from hayless.core.progress import Progress
 from hayless.methods.common.packed_rows import PackingConfig, check_untied, tied
@@ -40,20 +40,48 @@ class Packer(Generic[C, P]):
         """
         weights = packable(model, config)
         check_finite(weights)
-        packings = [self.packing(weight.row, config) for weight in weights]
-        errors = Errors()
-        for weight, packing in watched(
-            zip(weights, packings, strict=True), config.method, len(weights), context.progress
-        ):
-            original = weight.parameter.detach()
-            pieces = self.pack(matrices_of(original, packing.form), packing, config)
-            install(weight.module, weight.row.parameter, packing, pieces)
-            errors.add(weight, original)
-        return Change(config.method, tuple(weight.path for weight in weights), figures=errors.figures())
+        each = Each(self, config, list(dict.fromkeys(weight.row for weight in weights)))
+        for weight in watched(weights, config.method, len(weights), context.progress):
+            each.put(weight)
+        return each.change()
 
     def restore(self, model: PreTrainedModel, config: C) -> None:
         """Give the targets empty pieces of the right shapes."""
         empty_packed(model, config, self.packing)
+
+    def one_by_one(self, ledger: Ledger, config: C) -> Each[C, P]:
+        """The packing of a model with this ledger, whose weights come one after the other."""
+        return Each(self, config, check_untied(ledger, config))
+
+
+class Each(Generic[C, P]):
+    """Packs the weights of some rows, each by itself, and sums up what that did."""
+
+    def __init__(self, packer: Packer[C, P], config: C, rows: Sequence[Row]) -> None:
+        self.rows = rows
+        self._packer = packer
+        self._config = config
+        self._packings = {row: packer.packing(row, config) for row in rows}
+        self._errors = Errors()
+        self._paths: list[str] = []
+
+    def pack(self, row: Row, path: str, module: nn.Module) -> None:
+        """Pack the parameter of `row` in `module`, which lies at `path`. RequestError where it is not finite."""
+        weight = Weight(row, path, module)
+        check_finite([weight])
+        self.put(weight)
+
+    def put(self, weight: Weight) -> None:
+        """Pack a weight that is known to be finite."""
+        packing, original = self._packings[weight.row], weight.parameter.detach()
+        pieces = self._packer.pack(matrices_of(original, packing.form), packing, self._config)
+        install(weight.module, weight.row.parameter, packing, pieces)
+        self._errors.add(weight, original)
+        self._paths.append(weight.path)
+
+    def change(self) -> Change:
+        """What was done; the figures are those of `Errors`."""
+        return Change(self._config.method, tuple(self._paths), figures=self._errors.figures())
 
 
 @dataclass(slots=True)
