@@ -24,7 +24,7 @@ from hayless.core.tape import Kept
 from hayless.core.work import backward_work, forward_work
 from hayless.data.batches import Batch
 from hayless.measure.activations import SavedActivations, saved_activations
-from hayless.methods.memory import recompute
+from hayless.methods.memory import eight_bits, recompute
 from hayless.model.new_tokens import Added
 from hayless.model.transform import apply
 from hayless.model.vocabulary import training_alone
@@ -90,6 +90,16 @@ def test_fused_kernels(name: str, autocast: bool) -> None:
     found, plain = of_loss(model, FUSED, autocast), of_loss(model, configure("chunked_loss", tokens=B * S), autocast)
     agree(found, predicted(ledger, fused_kernels=True, arithmetic="bfloat16" if autocast else None))
     assert found.bytes - found.outside() < plain.bytes - plain.outside()
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_float8_linears_keep_what_plain_ones_keep(autocast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(eight_bits, "check_device", lambda device: None)
+    model, ledger = built("llama")
+    found = of_loss(model, configure("float8_linears"), autocast)
+    agree(found, predicted(ledger, float8=True, arithmetic="bfloat16" if autocast else None))
+    plain, eight = (forward_work(record(ledger, RunShape(B, S, float8=one))) for one in (False, True))
+    assert plain.flops == eight.flops and {kernel.dtype for kernel in eight.kernels} >= {"float8_e4m3fn"}
 
 
 @pytest.mark.parametrize("autocast", [False, True])

@@ -59,7 +59,7 @@ class TrainShape:
     `checkpoint_blocks` if it is not 0; 0 none; `checkpoint_keeps` is what those keep; `offload`: what enters them
     lies in the host's memory meanwhile.
     `loss_chunk`: tokens whose logits exist at once; 0 all of them. `fused_kernels`: norms, rotations and gates are one
-    kernel each. `masked`: rows are packed with several documents,
+    kernel each; `float8`: the linear layers of blocks multiply 8-bit floats. `masked`: rows are packed with several documents,
     which `attention` keeps apart as `hayless.core.attention` says.
     `exit_every` n: beside the last layer's, the states of every n-th one from the second on have a loss; 0 none.
     """
@@ -75,6 +75,7 @@ class TrainShape:
     offload: bool = False
     loss_chunk: int = 0
     fused_kernels: bool = False
+    float8: bool = False
     attention: AttentionChoice = "auto"
     masked: bool = False
     exit_every: int = 0
@@ -206,6 +207,7 @@ def training_cost(ledger: Ledger, shape: TrainShape) -> Cost:
         exits=tuple(range(2, ledger.dims.num_layers, shape.exit_every)) if shape.exit_every else (),
         loss_chunk=shape.loss_chunk,
         fused_kernels=shape.fused_kernels,
+        float8=shape.float8,
         device=shape.device,
     )
     tape = record(ledger, run, shape.dtype)

@@ -30,6 +30,7 @@ class RunShape:
     in the host's memory meanwhile.
     `loss_chunk`: tokens whose logits exist at once where it trains; 0 all of them.
     `fused_kernels`: norms, rotations and gates are one kernel each.
+    `float8`: the linear layers of blocks multiply 8-bit floats.
     `logits`: positions at the end whose logits are computed; 0 all. `exits`: the states behind so
     many layers go through the head too, with a loss each.
     """
@@ -46,6 +47,7 @@ class RunShape:
     offload: bool = False
     loss_chunk: int = 0
     fused_kernels: bool = False
+    float8: bool = False
     logits: int = 0
     exits: tuple[int, ...] = ()
     device: Literal["cuda", "cpu"] = "cuda"
@@ -109,11 +111,24 @@ class Run:
         tokens = x.elements // row.in_features
         x = self._scaled(x, module, SCALE_IN, layer)
         shape = (row.out_features, row.in_features)
-        out = self.tape.linear(x, weight, bias, tokens, shape, self._packed(row, weight, tokens))
+        if self.shape.float8 and row.layers and not unpacked_bytes(row):
+            out = self._float8(x, weight, bias, tokens, shape)
+        else:
+            out = self.tape.linear(x, weight, bias, tokens, shape, self._packed(row, weight, tokens))
         for branch in self._branches.get(module, ()):
             if not branch[0].layers or layer in branch[0].layers:
                 out = self._branch(x, branch, layer, out)
         return self._scaled(out, module, SCALE_OUT, layer)
+
+    def _float8(self, x: Tensor, weight: Tensor, bias: Tensor | None, tokens: int, shape: tuple[int, int]) -> Tensor:
+        """A product of 8-bit floats: codes of both factors, forward and backward, where W is transposed before."""
+        tape, (out, width) = self.tape, shape
+        forward = tokens * width + out * width + 4 * (tokens + out)
+        backward = tokens * out + out * width + 4 * (tokens + width) + weight.bytes
+        x = tape.cast(x, self.shape.arithmetic or x.dtype)
+        with tape.unfused():
+            packed = Packed(forward, backward, numbers="float8_e4m3fn")
+            return tape.linear(x, weight, bias, tokens, shape, packed)
 
     def _scaled(self, x: Tensor, module: str, parameter: str, layer: int) -> Tensor:
         """`x` times a trained vector of the module, in x's dtype; `x` where there is none."""

@@ -10,6 +10,7 @@ CATALOGUE = {
     "checkpointing": "hayless.methods.memory.checkpointing",
     "offload": "hayless.methods.memory.offload",
     "fused_kernels": "hayless.methods.memory.fused_kernels",
+    "float8_linears": "hayless.methods.memory.float8_linears",
     "chunked_loss": "hayless.methods.memory.chunked_loss",
     "magnitude": "hayless.methods.prune.magnitude",
     "kmeans": "hayless.methods.quantize.kmeans",
