@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from hayless.core.errors import FileDamaged
 from hayless.methods.common.row_scaled import RowScaledFormat
 from hayless.model.packing import Packing, Pieces
 
@@ -25,6 +26,19 @@ class RowCodes(Packing[RowScaledFormat]):
     def unpack_rows(self, index: Tensor, pieces: Pieces, dtype: torch.dtype) -> Tensor:
         """Rows of a table, without looking at the others."""
         return self._scaled(pieces["codes"][index], pieces["scale"][index], dtype)
+
+    def checked(self, codes: Tensor, scale: Tensor, name: str) -> Pieces:
+        """Codes and scales of a file as pieces. FileDamaged, with the weight's `name`, for others than are needed."""
+        wanted = {piece.name: piece for piece in self.form.pieces("")}
+        found = {"codes": codes, "scale": scale.float() if scale.is_floating_point() else scale}
+        for part, tensor in found.items():
+            said = (tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+            needed = (wanted[part].shape, wanted[part].dtype)
+            if said != needed:
+                raise FileDamaged(
+                    f"The {part} of {name} are {said}, and {needed} is needed.", hint="Copy the folder again."
+                )
+        return found
 
     def _scaled(self, codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
         # Every code is a number of `dtype`; in place, so that no second weight exists.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from hayless.core.method import Method, Paper, Part
+from hayless.core.method import Ecosystem, Method, Paper, Part
 from hayless.methods.common.packed_rows import claims
+from hayless.methods.quantize.fp8 import compressed_tensors
 from hayless.methods.quantize.fp8.config import Fp8Config
-from hayless.methods.quantize.fp8.form import predict
+from hayless.methods.quantize.fp8.form import ECOSYSTEM, predict
 
 METHOD = Method(
     name="fp8",
@@ -15,5 +16,6 @@ METHOD = Method(
     implementation="hayless.methods.quantize.fp8.layer:FP8",
     predict=predict,
     claims=claims,
+    ecosystems=(Ecosystem(ECOSYSTEM, "compressed-tensors", compressed_tensors.write, compressed_tensors.read),),
     paper=Paper("FP8 Formats for Deep Learning", "Micikevicius et al.", 2022, "2209.05433"),
 )

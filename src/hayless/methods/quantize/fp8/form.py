@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hayless.core.ledger import Ledger, Product, Row, Scratch
+from hayless.core.ledger import Layout, Ledger, Product, Row, Scratch
+from hayless.core.packing import Piece
 from hayless.methods.common.packed_rows import pack_rows
 from hayless.methods.common.row_scaled import RowScaledFormat
 from hayless.methods.quantize.fp8.config import Fp8Config
+
+ECOSYSTEM = "compressed-tensors-float"
+"""compressed-tensors' files of 8-bit floats; those of integers are another layout, and a folder is in one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,6 +19,16 @@ class Fp8Format(RowScaledFormat):
     """Codes e4m3; a weight is its code times the scale of its row."""
 
     code_dtype: str = "float8_e4m3fn"
+
+    @property
+    def ecosystem(self) -> str:
+        """compressed-tensors', which does not know Conv1D."""
+        return "" if self.layout is Layout.CONV1D else ECOSYSTEM
+
+    def disk(self, dtype: str) -> tuple[Piece, ...]:
+        """compressed-tensors' tensors."""
+        weight = Piece("weight", (self.rows, self.columns), self.code_dtype)
+        return weight, Piece("weight_scale", (self.rows, 1), "float32")
 
     @property
     def product(self) -> Product:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -23,6 +25,14 @@ class Fp8(RowCodes):
         """x quantized token by token; W is not unpacked where the device multiplies e4m3."""
         y = fp8.product(rows_of(x), pieces["codes"], pieces["scale"], bias)
         return y.view(*x.shape[:-1], self.form.rows)
+
+    def to_disk(self, pieces: Pieces, dtype: torch.dtype) -> dict[str, Tensor]:
+        """compressed-tensors' tensors."""
+        return {"weight": pieces["codes"], "weight_scale": pieces["scale"][:, None]}
+
+    def from_disk(self, tensors: Mapping[str, Tensor], name: str) -> Pieces:
+        """The pieces in compressed-tensors' tensors; scales may be stored in 16 bits."""
+        return self.checked(tensors["weight"], tensors["weight_scale"].flatten(), name)
 
 
 def packing_of(row: Row, config: Fp8Config) -> Fp8:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from hayless.core.method import Method, Paper, Part
+from hayless.core.method import Ecosystem, Method, Paper, Part
 from hayless.methods.common.packed_rows import claims
+from hayless.methods.quantize.int8 import bitsandbytes
 from hayless.methods.quantize.int8.config import Int8Config
-from hayless.methods.quantize.int8.form import predict
+from hayless.methods.quantize.int8.form import ECOSYSTEM, predict
 
 METHOD = Method(
     name="int8",
@@ -15,6 +16,7 @@ METHOD = Method(
     implementation="hayless.methods.quantize.int8.layer:INT8",
     predict=predict,
     claims=claims,
+    ecosystems=(Ecosystem(ECOSYSTEM, "bitsandbytes", bitsandbytes.write, bitsandbytes.read),),
     paper=Paper(
         "LLM.int8(): 8-bit Matrix Multiplication for Transformers at Scale",
         "Dettmers, Lewis, Belkada and Zettlemoyer",

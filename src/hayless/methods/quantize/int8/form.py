@@ -5,10 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hayless.core.ledger import Ledger, Product, Row, Scratch
+from hayless.core.packing import Piece
 from hayless.kernels.int8.capacity import FEW, capacity_of
 from hayless.methods.common.packed_rows import pack_rows
 from hayless.methods.common.row_scaled import RowScaledFormat
 from hayless.methods.quantize.int8.config import Int8Config
+
+ECOSYSTEM = "bitsandbytes-8bit"
+"""bitsandbytes' files of 8-bit weights; those of 4-bit ones are another layout, and a folder is in one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,6 +20,19 @@ class Int8Format(RowScaledFormat):
     """Codes from −127 to 127; the scale is the row's largest magnitude, which 127 stands for."""
 
     code_dtype: str = "int8"
+
+    @property
+    def ecosystem(self) -> str:
+        """bitsandbytes'."""
+        return ECOSYSTEM
+
+    def disk(self, dtype: str) -> tuple[Piece, ...]:
+        """bitsandbytes' tensors; its format 0 is rows first."""
+        return (
+            Piece("weight", (self.rows, self.columns), "int8"),
+            Piece("SCB", (self.rows,), "float32"),
+            Piece("weight_format", (), "uint8"),
+        )
 
     @property
     def product(self) -> Product:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
+from hayless.core.errors import NotSupported
 from hayless.core.ledger import Row
 from hayless.kernels.int8.backend import product_for
 from hayless.kernels.int8.plain import LARGEST, rows_quantized
@@ -13,6 +16,9 @@ from hayless.methods.common.row_codes import RowCodes, packed_by_row, rows_of
 from hayless.methods.quantize.int8.config import Int8Config
 from hayless.methods.quantize.int8.form import Int8Format, form_of
 from hayless.model.packing import Pieces
+
+_ROWS_FIRST = 0
+"""bitsandbytes' number for that layout."""
 
 
 class Int8(RowCodes):
@@ -29,6 +35,21 @@ class Int8(RowCodes):
         flat = rows_of(x)
         y = product_for(flat)(flat, pieces["codes"], pieces["scale"], bias, self.threshold)
         return y.view(*x.shape[:-1], self.form.rows)
+
+    def to_disk(self, pieces: Pieces, dtype: torch.dtype) -> dict[str, Tensor]:
+        """bitsandbytes' tensors."""
+        return {
+            "weight": pieces["codes"],
+            "SCB": pieces["scale"],
+            "weight_format": torch.tensor(_ROWS_FIRST, dtype=torch.uint8),
+        }
+
+    def from_disk(self, tensors: Mapping[str, Tensor], name: str) -> Pieces:
+        """The pieces in bitsandbytes' tensors."""
+        layout = int(tensors["weight_format"])
+        if layout != _ROWS_FIRST:
+            raise NotSupported(f"{name} is laid out for one kind of GPU (weight_format {layout}), not rows first.")
+        return self.checked(tensors["weight"], tensors["SCB"], name)
 
 
 def packing_of(row: Row, config: Int8Config) -> Int8:
