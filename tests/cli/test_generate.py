@@ -202,3 +202,38 @@ def test_what_is_wrong_about_drafts_is_said(folder: str) -> None:
     ):
         with pytest.raises(RequestError, match=words):
             raised(run(generate, folder, "--prompt", PROMPT, *arguments))
+
+
+def test_tokens_leave_early_and_their_layers_are_drawn(folder: str, tmp_path: Path) -> None:
+    asked = ["--prompt", PROMPT, "--tokens", "6", "--ignore-end", "--exit", "softmax", "--exit-layers", "1"]
+    picture = tmp_path / "layers.svg"
+    found = run(generate, folder, *asked, "--exit-threshold", "0", "--stats", "--exit-trace", str(picture))
+    assert found.exit_code == 0 and "softmax ≥ 0: 1.17 of 2 layers a token" in found.stderr
+    assert "1.17 of 2 layers a token" in picture.read_text(encoding="utf-8")
+    document = json.loads(run(generate, folder, *asked, "--exit-threshold", "1", "--json").stdout)
+    assert document["tokens"] == list(_expected(max_tokens=6, ignore_end=True).tokens)
+    early = document["early_exit"]
+    assert (early["threshold"], early["mean_layer"], early["layers"]) == (1, 2, [[2] * 6])
+    texts = tmp_path / "text.txt"
+    texts.write_text("".join(f"row {number}: the quick fox, {number}\n" for number in range(200)), encoding="utf-8")
+    learnt = run(generate, folder, *asked, "--exit-risk", "0.9", "--exit-text", str(texts), "--json")
+    assert json.loads(learnt.stdout)["early_exit"]["calibration"]["risk"] == 0.9 and "Early exit" in learnt.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--exit-risk", "0.1"], "--exit-risk is given without --exit"),
+        (["--exit-trace", "x.svg"], "--exit-trace is given without --exit"),
+        (["--exit", "sure"], "--exit = 'sure' is not possible"),
+        (["--exit", "softmax", "--exit-trace", "x.pdf"], "a file that ends in .png or .svg"),
+        (["--exit", "softmax", "--exit-risk", "0.1", "--exit-threshold", "1"], "exclude each other"),
+        (["--exit", "softmax", "--exit-risk", "0.1"], "risk needs text"),
+        (["--exit", "softmax", "--exit-layers", "2"], "fewer than the model's 2 layers"),
+        (["--exit", "softmax", "--lookup"], "A draft and early exits exclude each other"),
+    ],
+)
+def test_exits_that_cannot_be_are_refused(folder: str, arguments: list[str], message: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        raised(run(generate, folder, "--prompt", PROMPT, *arguments))
+    assert message in str(caught.value)

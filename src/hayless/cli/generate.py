@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from hayless.cli.exits import Exit, ExitLayers, ExitRisk, ExitText, ExitThreshold, ExitTrace, draw_trace, early_exit
 from hayless.cli.output import Device, Dtype, Json, Model, emit, err, table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from hayless.decode.engine import Engine, Piece
+    from hayless.methods.decoding.early_exit.part import EarlyExit
     from hayless.methods.decoding.speculative.config import SpeculativeConfig
 
 _FINISH = {
@@ -48,6 +50,12 @@ def generate(
     draft_tokens: str = typer.Option("auto", help="Tokens drafted at a time, 1 to 16; auto measures what is fastest."),
     draft_layers: int = typer.Option(None, help="Layers that --self-draft goes through; a quarter if not given."),
     preflight: bool = typer.Option(True, help="Measure first, and do not draft where that would be slower."),
+    exit: str = Exit,
+    exit_threshold: float = ExitThreshold,
+    exit_risk: float = ExitRisk,
+    exit_text: str = ExitText,
+    exit_layers: int = ExitLayers,
+    exit_trace: Path = ExitTrace,
     backend: str = typer.Option("auto", help="How the model is run: auto, modules, program or graphs."),
     tokenizer: str = typer.Option(None, help="Folder or hub id of the tokenizer; the model's own if not given."),
     stats: bool = typer.Option(False, "--stats", help="Show counts and times on standard error."),
@@ -77,6 +85,7 @@ def generate(
         {name: f"--{name.replace('_', '-')}" for name in SamplingOptions.model_fields} | {"max_tokens": "--tokens"},
     )
     speculation = _speculation(draft, self_draft, lookup, draft_tokens, draft_layers, preflight)
+    early = early_exit(exit, exit_threshold, exit_risk, exit_text, exit_layers, exit_trace)
     text = _prompt(prompt, prompt_file)
     from hayless.core.registry import method_of
     from hayless.decode.engine import Engine
@@ -88,7 +97,8 @@ def generate(
         loaded = load_model(model, device=device, dtype=dtype)
         check_tokenizer(loaded, words)
         part = method_of(speculation).load()(speculation, loaded, words, say=_remark) if speculation else None
-        engine = Engine(loaded, words, backend=backend, draft=part)  # type: ignore[arg-type]
+        leaving: EarlyExit | None = method_of(early).load()(early, loaded, words, say=_remark) if early else None
+        engine = Engine(loaded, words, backend=backend, draft=part, exit=leaving)  # type: ignore[arg-type]
         ids = engine.encode(text)
         path = engine.path
         made = _Made(len(ids))
@@ -96,12 +106,16 @@ def generate(
     share = _share_of_limit(engine, made)
     about: dict[str, Any] = {"backend": path.backend, "reason": path.reason, "device": str(loaded.device)}
     about |= {"share_of_bandwidth_limit": share} | ({"speculation": part.document()} if part else {})
+    about |= {"early_exit": leaving.document()} if leaving else {}
+    if leaving and exit_trace and made.pieces:
+        draw_trace(leaving, [str(words.decode([piece.token])) for piece in made.pieces], exit_trace)
     if json:
         emit({"model": model, **made.document(), **about, "options": options.model_dump(mode="json")})
     elif stats:
         prepared = "; its kernels were prepared first" if path.backend == "graphs" else ""
         rows = [] if share is None else [("limit", f"{share:.0%} of what the memory's bandwidth allows without drafts")]
         rows += [("drafts", str(part))] if part else []
+        rows += [("early exit", str(leaving))] if leaving else []
         rows += [("path", f"{path.backend} ({path.reason}{prepared})"), ("device", str(loaded.device))]
         table(["", ""], [*made.rows(), *rows], console=err)
     if made.finish == "interrupted":

@@ -40,10 +40,13 @@ def sources(files: Sequence[str], builtin: str, format: str = "auto", *, option:
     return tuple(found)
 
 
-def picture_form(target: Path | None) -> Form:
-    """The form of picture that a file's name asks for (png where there is no file). RequestError for another suffix."""
+def picture_form(target: Path | None, *, option: str = "--out") -> Form:
+    """The form of picture that a file's name asks for (png where there is no file). RequestError for another suffix.
+
+    `option` is what the verb calls its file.
+    """
     if target is None or target.suffix == ".png":
         return "png"
     if target.suffix == ".svg":
         return "svg"
-    raise bad_value("--out", str(target), allowed="a file that ends in .png or .svg")
+    raise bad_value(option, str(target), allowed="a file that ends in .png or .svg")

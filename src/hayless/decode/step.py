@@ -2,10 +2,13 @@
 
 A small model's step on a CPU is mostly the cost of calling operators. This one calls half as many as
 `Program.forward`: products are written into one buffer, and views of it are made once. The queries that share a key
-head attend together, as if they were positions, so grouped queries cost nothing more. Shapes: b rows, h hidden.
+head attend together, as if they were positions, so grouped queries cost nothing more. A watch may end a step before
+its last layer. Shapes: b rows, h hidden, n layers that were skipped, g key heads, d head_dim.
 """
 
 from __future__ import annotations
+
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -13,6 +16,17 @@ from torch.nn import functional as F
 
 from hayless.decode.cache import StaticCache
 from hayless.decode.program import Program
+
+
+class Watch(Protocol):
+    """Looks at the states behind each layer of a step."""
+
+    copies: bool
+    """Whether layers that are skipped get keys and values, from the state that skips them; without, later tokens must
+    not go through these layers."""
+
+    def __call__(self, layer: int, x_bh: Tensor) -> bool:
+        """Whether the step ends behind its first `layer` layers, with x_bh, of which it may write over rows."""
 
 
 class Step:
@@ -24,8 +38,11 @@ class Step:
         self._seen: Tensor | None = None
 
     @torch.inference_mode()
-    def __call__(self, tokens_b: Tensor) -> Tensor:
-        """Hidden states (b, h) of tokens (b,) after the last block, before its norm; they join the cache."""
+    def __call__(self, tokens_b: Tensor, watch: Watch | None = None) -> Tensor:
+        """Hidden states (b, h) of tokens (b,) after the last block, before its norm; they join the cache.
+
+        Where `watch` ends the step, they are those behind the layer that it ends at.
+        """
         program, cache = self._program, self._cache
         cache.reserve(1)
         if cache.k is not self._seen:
@@ -42,7 +59,7 @@ class Step:
             at = torch.tensor(lengths, device=program.device)
             cos, sin = cos[at, None], sin[at, None]
         x_bh = F.embedding(tokens_b, program.embedding)
-        for layer, k_cache, v_cache in self._layers:
+        for number, (layer, k_cache, v_cache) in enumerate(self._layers, 1):
             y_bh = program.norm(x_bh, layer.input_gain)
             layer.q.into(self._q, y_bh)
             layer.k.into(self._k, y_bh)
@@ -59,8 +76,32 @@ class Step:
             layer.gate.into(self._gate, y_bh)
             layer.up.into(self._up, y_bh)
             layer.down.onto(x_bh, F.silu(self._gate).mul_(self._up))
+            if watch is not None and watch(number, x_bh):
+                if watch.copies and number < len(self._layers):
+                    self._copy(x_bh, number, rows, at, cos, sin)
+                break
         cache.lengths = [n + 1 for n in lengths]
         return x_bh
+
+    def _copy(self, x_bh: Tensor, done: int, rows: slice | Tensor, at: int | Tensor, cos: Tensor, sin: Tensor) -> None:
+        """Keys and values of the layers behind the first `done`, as if x_bh entered each of them."""
+        program, cache = self._program, self._cache
+        shape_nbgd = (len(self._layers) - done, len(x_bh), program.dims.num_kv_heads, program.dims.head_dim)
+        k_nbgd, v_nbgd = (torch.empty(shape_nbgd, dtype=program.dtype, device=program.device) for _ in range(2))
+        # What enters them is the same, and so are its norm but for the gain, and the rotation of their keys.
+        y_bh = program.norm(x_bh, torch.ones_like(program.final_gain))
+        for (layer, _, _), k_bgd, v_bgd in zip(self._layers[done:], k_nbgd, v_nbgd, strict=True):
+            gained_bh = y_bh * layer.input_gain
+            layer.k.into(k_bgd.flatten(1), gained_bh)
+            layer.v.into(v_bgd.flatten(1), gained_bh)
+            if layer.k_gain is not None:
+                k_bgd.copy_(program.norm(k_bgd, layer.k_gain))
+        swapped = torch.cat(k_nbgd.chunk(2, -1)[::-1], -1)
+        k_nbgd.mul_(cos).addcmul_(swapped, sin)
+        if isinstance(at, int):
+            cache.k[done:, :, :, at], cache.v[done:, :, :, at] = k_nbgd, v_nbgd
+        else:
+            cache.k[done:, rows, :, at], cache.v[done:, rows, :, at] = k_nbgd.transpose(0, 1), v_nbgd.transpose(0, 1)
 
     def _attend(self, k_cache: Tensor, v_cache: Tensor, at: int | Tensor) -> Tensor:
         """Attention (b, heads·head_dim) of every row to its cache, the new entry included."""

@@ -22,5 +22,6 @@ CATALOGUE = {
     "nf4": "hayless.methods.quantize.nf4",
     "lora": "hayless.methods.adapters.lora",
     "speculative": "hayless.methods.decoding.speculative",
+    "early_exit": "hayless.methods.decoding.early_exit",
 }
 """Name → the module whose `METHOD` is its card."""
