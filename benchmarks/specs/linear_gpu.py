@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from parts.graphs import Graph
 from parts.limits import moving
 from torch import Tensor
 from torch.nn import functional as F
@@ -85,29 +86,9 @@ class _Product:
         return x, gain, weights
 
 
-class _Graph:
-    """`run` as a captured graph. The tensors that it reads live as long as `run` does."""
-
-    def __init__(self, run: Callable[[], list[Tensor]]) -> None:
-        run()
-        torch.cuda.synchronize()
-        self._run, self._graph = run, torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            self._outs = run()
-
-    def replay(self) -> None:
-        self._graph.replay()
-
-    def answer(self) -> dict[str, Tensor]:
-        for out in self._outs:
-            out.fill_(torch.nan)
-        self.replay()
-        return {"outputs": torch.cat(self._outs)}
-
-
 def _graphed(run: Callable[[], list[Tensor]]) -> Prepared:
-    graph = _Graph(run)
-    return Prepared(graph.replay, graph.answer)
+    graph = Graph(run)
+    return Prepared(graph.replay, lambda: {"outputs": torch.cat(list(graph.outputs()))})
 
 
 SPEC = Spec(

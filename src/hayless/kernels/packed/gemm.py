@@ -218,7 +218,7 @@ def gemm(x: Tensor, weight: Packed, bias: Tensor | None, out: Tensor, *, tiles: 
         ROWS=tiles.rows,
         UNITS=tiles.units,
         TOKENS=max(16, triton.next_power_of_2(tokens)),
-        STAGES=tiles.stages,
+        STAGES=tiles.stages if isinstance(weight, Integers) else 1,  # as in gemv
         num_warps=tiles.warps,
     )
     return add_splits(target, bias, out) if split else out

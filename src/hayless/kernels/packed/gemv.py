@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hayless.core.errors import NotSupported
-from hayless.kernels.packed.formats import Packed, Palette
+from hayless.kernels.packed.formats import Integers, Packed, Palette
 from hayless.kernels.packed.source import INTEGERS, PALETTE, codes_at, one_and, scales_at, source
 from hayless.kernels.packed.tiles import VectorTiles, vector_tiles_for
 
@@ -146,7 +146,7 @@ def gemv(x: Tensor, weight: Packed, bias: Tensor | None, out: Tensor, *, tiles: 
         ROWS=tiles.rows,
         UNITS=tiles.units,
         RUN=run,
-        STAGES=tiles.stages,
+        STAGES=tiles.stages if isinstance(weight, Integers) else 1,  # lookups are not worth copying ahead
         num_warps=tiles.warps,
     )
     return out

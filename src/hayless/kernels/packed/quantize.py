@@ -49,13 +49,15 @@ def _integers(
     at = tl.program_id(0).to(tl.int64) * GROUPS + tl.arange(0, GROUPS)
     there = at < all_groups
     column = tl.arange(0, COLUMNS)
-    low = tl.zeros((GROUPS,), tl.float32)
-    high = low
+    lows = tl.zeros((GROUPS, COLUMNS), tl.float32)
+    highs = lows
     for start in range(0, group, COLUMNS):
         mask = there[:, None] & (start + column < group)[None, :]
         w = tl.load(weight_ptr + at[:, None] * group + start + column[None, :], mask=mask, other=0.0).to(tl.float32)
-        low = tl.minimum(low, tl.min(w, 1))
-        high = tl.maximum(high, tl.max(w, 1))
+        lows = tl.minimum(lows, w)
+        highs = tl.maximum(highs, w)
+    low = tl.min(lows, 1)
+    high = tl.max(highs, 1)
     STEPS: tl.constexpr = (1 << BITS) - 1
     HALF: tl.constexpr = 1 << (BITS - 1)
     if ZERO:
@@ -164,7 +166,7 @@ def _table(
     w = tl.load(weight_ptr + at[:, None] * BLOCK + column[None, :], mask=mask, other=0.0).to(tl.float32)
     absmax = tl.max(tl.abs(w), 1)
     tl.store(absmax_ptr + at, absmax, mask=there)
-    inverse = tl.div_rn(absmax * 0.0 + 1.0, tl.maximum(absmax, 1e-38))
+    inverse = tl.div_rn(absmax * 0.0 + 1.0, tl.maximum(absmax, tl.full((GROUPS,), 1e-38, tl.float32)))
     v = w * inverse[:, None]
     rank = tl.zeros((GROUPS, COLUMNS), tl.int32)
     for i in tl.static_range(15):

@@ -5,7 +5,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,22 +43,28 @@ class CoreTiles:
     splits: int = 1
 
 
+_VECTOR = {1: VectorTiles(8, 512, 4), 2: VectorTiles(8, 512, 4), 4: VectorTiles(8, 512, 4), 8: VectorTiles(16, 128, 4)}
+"""By bits, for one token."""
+_MATRIX = {64: MatrixTiles(64, 16, 4, splits=1)}
+_CORE = {8: CoreTiles(1, 8, 2), 16: CoreTiles(2, 8, 1), 64: CoreTiles(1, 4, 1)}
+"""By the most tokens that they are for; parts are added until the device is full."""
+_ENOUGH = {"matrix": 128, "core": 256}
+"""Programs and blocks that fill a device."""
+
 VECTOR_CANDIDATES = [
     VectorTiles(rows, units, warps, stages)
     for rows in (4, 8, 16, 32)
-    for units in (128, 256, 512)
-    for warps in (2, 4, 8)
+    for units, warps in ((128, 4), (256, 4), (512, 4), (512, 8))
     for stages in (2, 3, 4)
-    if 1024 <= rows * units <= 1024 * warps
+    if 2048 <= rows * units <= 8192
 ]
 MATRIX_CANDIDATES = [
-    MatrixTiles(rows, units, warps, splits, stages)
-    for rows in (32, 64, 128)
-    for units in (16, 32, 64)
-    for warps in (4, 8)
+    MatrixTiles(rows, units, 4, splits, stages)
+    for rows in (64, 128)
+    for units in (16, 32)
     for splits in (1, 2, 4, 8)
-    for stages in (2, 3, 4)
-    if rows * units <= 4096
+    for stages in (3, 4)
+    if rows * units <= 2048
 ]
 CORE_CANDIDATES = [
     CoreTiles(bands, warps, depth, splits)
@@ -68,20 +77,27 @@ CORE_CANDIDATES = [
 
 
 def vector_tiles_for(bits: int) -> VectorTiles:
-    """For one token; not measured yet."""
-    return VectorTiles(16, 128, 4) if bits > 4 else VectorTiles(8, 512, 4)
+    """For one token. Not measured yet, like all of these."""
+    return _VECTOR[bits]
 
 
 def matrix_tiles_for(tokens: int, rows: int, units: int) -> MatrixTiles:
-    """For several tokens, `rows` of the weight and `units` a row; not measured yet."""
-    size = 64
-    splits = next((s for s in (1, 2, 4) if rows // size * s >= 128), 8)
-    return MatrixTiles(size, 16, 4, max(1, min(splits, units // 64)))
+    """For so many tokens, rows of the weight and units a row."""
+    tiles = _for(_MATRIX, tokens)
+    return replace(tiles, splits=_parts(-(-rows // tiles.rows), _ENOUGH["matrix"], units // (4 * tiles.units)))
 
 
 def core_tiles_for(tokens: int, rows: int, width: int) -> CoreTiles:
-    """For the CUDA kernel; not measured yet."""
-    bands = 1 if tokens <= 8 else 2
-    blocks = -(-rows // (16 * bands))
-    splits = next((s for s in (1, 2) if blocks * s >= 256), 4)
-    return CoreTiles(bands, 8 if tokens <= 16 else 4, 2 // bands, max(1, min(splits, width // 1024)))
+    """For so many tokens, rows of the weight and columns."""
+    tiles = _for(_CORE, tokens)
+    return replace(tiles, splits=_parts(-(-rows // (16 * tiles.bands)), _ENOUGH["core"], width // 1024))
+
+
+def _for(table: dict[int, T], tokens: int) -> T:
+    return next((tiles for most, tiles in table.items() if tokens <= most), table[max(table)])
+
+
+def _parts(blocks: int, enough: int, most: int) -> int:
+    """The fewest parts, of 1, 2 and 4, with which blocks are enough, but no more than `most`."""
+    found = next((parts for parts in (1, 2) if blocks * parts >= enough), 4)
+    return max(1, min(found, most))
