@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,22 @@ def test_sixteen_bit_decoding_is_judged_by_float32(decoding):
     rows = runner.run(Spec("test", [work]), Path(__file__), say=lambda line: None)
     assert [bool(row.spread) for row in rows] == [True, True, False]
     assert "off float32" in rows[2].reason
+
+
+def test_losses_are_judged_by_float32(monkeypatch):
+    monkeypatch.syspath_prepend(str(SPECS))
+    from parts.losses import Head
+
+    head = Head(tokens=320, width=32, entries=1000, device="cpu")
+    contenders = [
+        Contender("all logits", head.plain),
+        Contender("chunks", partial(head.hayless, chunk=64)),
+        Contender("other tokens", partial(dataclasses.replace(head, tokens=340).hayless, chunk=64)),
+    ]
+    work = Work("w", contenders, head.same, "loss", repeats=1, warmup=0, peaks=False)
+    rows = runner.run(Spec("test", [work]), Path(__file__), say=lambda line: None)
+    times = {row.contender: bool(row.spread) for row in rows if row.metric == spec.TIME}
+    assert times == {"all logits": True, "chunks": True, "other tokens": False}
 
 
 def test_works_of_a_gpu_say_that_there_is_none(monkeypatch):

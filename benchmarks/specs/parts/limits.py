@@ -1,4 +1,4 @@
-"""What moving bytes takes at least: a limit for work that reads much and computes little."""
+"""What moving bytes or multiplying takes at least: limits for work that reads much, or computes much."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from hayless.study.bench.spec import Bound
 from hayless.study.bench.timing import DeviceClock
 
 _COPIED = 2**30
+_SIDE = 8192
 
 
 @cache
@@ -28,6 +29,21 @@ def moving(size: float) -> Bound:
     """`size` bytes at the rate of a device copy."""
     rate = copy_rate()
     return Bound(size / rate, f"{size / 1e9:.3g} GB at the {rate / 1e12:.3g} TB/s of a device copy")
+
+
+@cache
+def product_rate() -> float:
+    """FLOPs a second of PyTorch's product of two random bf16 matrices of 8192 × 8192: the median of 20, by events."""
+    a, b = (torch.randn(_SIDE, _SIDE, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    out, stopwatch = torch.empty_like(a), DeviceClock()
+    seconds = [stopwatch(lambda: torch.mm(a, b, out=out)) for _ in range(25)][5:]
+    return 2.0 * _SIDE**3 / float(np.median(seconds))
+
+
+def multiplying(flops: float) -> Bound:
+    """`flops` FLOPs at the rate of a large product."""
+    rate = product_rate()
+    return Bound(flops / rate, f"{flops / 1e12:.3g} TFLOPs at the {rate / 1e12:.3g} TFLOP/s of a large bf16 product")
 
 
 def reading_weights(model: transformers.PreTrainedModel, rows: int, context: float) -> Bound:

@@ -7,14 +7,16 @@ clipping. What they must agree on are the losses and gradient norms of their fir
 from __future__ import annotations
 
 import atexit
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import transformers
 
+from hayless.core.cost import TrainShape, backward_flops, forward_flops
+from hayless.core.families import dims_of, ledger_of
 from hayless.core.registry import configure, method_of
 from hayless.data.batches import IGNORED, Batch
 from hayless.study.bench.gate import Answer
@@ -62,8 +64,20 @@ class Training:
         names = tuple((str(row),) for row in range(self.rows))
         return Batch(ids, targets, positions, torch.zeros_like(ids), names)
 
-    def hayless(self, *, compile: bool = False) -> Prepared:
-        """The trainer's update, its finite check and figures included."""
+    @property
+    def flops(self) -> float:
+        """FLOPs of a step: forward and backward, attention over what a causal mask leaves, nothing twice."""
+        ledger = ledger_of(dims_of(dict(self.config)))
+        shape = TrainShape(self.rows, self.length)
+        return forward_flops(ledger, self.rows, self.length) + backward_flops(ledger, shape)
+
+    def hayless(
+        self, *, compile: bool | Literal["whole"] = False, memory: Sequence[str | Mapping[str, Any]] = ()
+    ) -> Prepared:
+        """The trainer's update, its finite check and figures included, with memory methods in force.
+
+        `compile`: block by block, as the trainer does it, or the model `whole`.
+        """
         model, batch = self.model(), self.batch()
         settings = TrainSettings(
             steps=1,
@@ -71,18 +85,24 @@ class Training:
             sequence_length=self.length,
             precision=self.precision,
             clip_norm=CLIP_NORM,
-            compile=compile,
+            compile=compile is True,
         )
         optimizer = configure(
             "adamw", learning_rate=LEARNING_RATE, betas=BETAS, eps=EPS, weight_decay=WEIGHT_DECAY, decay="all"
         )
         objective = method_of(configure("lm")).load()(configure("lm"))
         updater = make_updater(model, settings.precision, optimizer)
+        # What is installed stays while contexts are open: as long as the process lives.
+        opened = ExitStack()
+        for each in memory:
+            config = configure(each) if isinstance(each, str) else configure(**each)
+            opened.enter_context(method_of(config).load().install(model, config))
         if settings.compile:
-            # Blocks are compiled while the context is open: as long as the process lives.
-            opened = ExitStack()
             opened.enter_context(compiled(model))
-            atexit.register(opened.close)
+        elif compile:
+            # The base model is what a loss by chunks calls.
+            model.base_model.compile()
+        atexit.register(opened.close)
 
         def step() -> tuple[float, float]:
             figures = update(model, objective, updater, [batch], settings, step=1, share=1.0)
@@ -90,8 +110,11 @@ class Training:
 
         return Prepared(step, lambda: _first(step))
 
-    def transformers(self, *, compile: bool = False) -> Prepared:
-        """The loop that everybody writes: the model's own loss, backward, clip, AdamW, and the loss read at the end."""
+    def transformers(self, *, compile: bool = False, fused: bool = True) -> Prepared:
+        """The loop that everybody writes: the model's own loss, backward, clip, AdamW, and the loss read at the end.
+
+        `fused`: AdamW in one kernel, where the device has it.
+        """
         model, ids = self.model(), self.batch().input_ids
         call = torch.compile(model) if compile else model
         optimizer = torch.optim.AdamW(
@@ -100,7 +123,7 @@ class Training:
             betas=BETAS,
             eps=EPS,
             weight_decay=WEIGHT_DECAY,
-            fused=True if self.device == "cuda" else None,
+            fused=(fused or None) if self.device == "cuda" else None,
         )
 
         def step() -> tuple[float, float]:

@@ -1,0 +1,40 @@
+"""The loss of a long vocabulary, forward and backward, on one GPU: all logits, by chunks, and peers; about a minute."""
+
+from functools import partial
+
+from parts.losses import Head
+
+from hayless.core.measurement import Goal
+from hayless.study.bench.spec import PEAK, TIME, Contender, Spec, Work
+
+_HEAD = Head(tokens=16_384, width=3584, entries=152_064)
+_LIGER, _TORCH, _CUT = "Liger's fused linear cross-entropy", "torch's F.linear_cross_entropy", "cut-cross-entropy"
+# As fast as the best, in 1.1 of the memory that the best needs.
+_BEST = {
+    TIME: tuple(Goal(op=">=", against=name, ratio=1.0) for name in (_LIGER, _TORCH, _CUT)),
+    PEAK: tuple(Goal(op=">=", against=name, ratio=1 / 1.1) for name in (_LIGER, _TORCH, _CUT)),
+}
+
+SPEC = Spec(
+    name="loss_gpu",
+    device="cuda",
+    clock="device",
+    works=[
+        Work(
+            f"loss of {_HEAD.name}, forward and backward, bf16, one target in ten masked",
+            [
+                Contender("PyTorch, all logits", _HEAD.plain),
+                Contender(_LIGER, _HEAD.liger, needs=("liger_kernel",)),
+                Contender(_TORCH, _HEAD.torch),
+                Contender(_CUT, _HEAD.cut, needs=("cut_cross_entropy",)),
+                Contender("hayless", partial(_HEAD.hayless, chunk=1024), goals=_BEST),
+                Contender("hayless, chunks of 4096", partial(_HEAD.hayless, chunk=4096), goals=_BEST),
+                Contender("hayless, in plain PyTorch", partial(_HEAD.hayless, chunk=1024, plain=True)),
+            ],
+            same=_HEAD.same,
+            piece="loss",
+            tokens=_HEAD.tokens,
+            repeats=20,
+        )
+    ],
+)
