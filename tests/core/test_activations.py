@@ -180,7 +180,7 @@ def test_frozen_weights(role: Role) -> None:
     agree(measured(model), predicted(replace(ledger, rows=rows)))
 
 
-@pytest.mark.parametrize("methods", [("lora",), ("kmeans", "lora"), ("ia3",)])
+@pytest.mark.parametrize("methods", [("lora",), ("kmeans", "lora"), ("ia3",), ("prefix",)])
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_frozen_base_with_adapters(name: str, methods: tuple[str, ...]) -> None:
     model, ledger = built(name)

@@ -28,6 +28,7 @@ def record(ledger: Ledger, shape: RunShape, weight_dtype: Callable[[Row], str] =
         raise NotSupported(f"The activations of the {ledger.dims.family} family are not known.")
     tape = Tape(training=shape.training, arithmetic=shape.arithmetic, device=shape.device)
     run = Run(ledger, shape, tape, weight_dtype)
+    run.virtual()
     hidden = forward(run)
     with tape.loss():
         run.head(hidden)

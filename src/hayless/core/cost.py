@@ -22,7 +22,7 @@ from hayless.core.attention import AttentionChoice, attention_for
 from hayless.core.dims import ModelDims
 from hayless.core.dtypes import item_bytes
 from hayless.core.errors import RequestError, bad_value, unknown
-from hayless.core.forward import RunShape, unpacked_bytes
+from hayless.core.forward import VIRTUAL, RunShape, unpacked_bytes
 from hayless.core.ledger import Layout, Ledger, Row
 from hayless.core.replay import Held, replay
 from hayless.core.roles import Role
@@ -192,7 +192,12 @@ def training_cost(ledger: Ledger, shape: TrainShape) -> Cost:
     table = next(row for row in ledger.rows if row.layout is Layout.TABLE)
     computed = arithmetic or shape.dtype(table)
     attention, _ = attention_for(
-        shape.attention, ledger.dims, arithmetic=computed, device=shape.device, packed=shape.masked
+        # Virtual tokens are attended to under a mask, by whatever is asked for.
+        "sdpa" if any(row.module.startswith(VIRTUAL) for row in ledger.rows) else shape.attention,
+        ledger.dims,
+        arithmetic=computed,
+        device=shape.device,
+        packed=shape.masked,
     )
     run = RunShape(
         shape.batch,

@@ -17,6 +17,8 @@ from hayless.core.tape import Kept, Packed, Tape, Tensor, wider
 
 SCALE_IN, SCALE_OUT = "scale_in", "scale_out"
 """What a module calls a trained vector that its inputs, or its outputs, are multiplied by."""
+VIRTUAL = "virtual_tokens"
+"""The module of virtual tokens, which every block attends to before the text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,8 @@ class Run:
         self._leaves: dict[tuple[str, str, int], Tensor] = {}
         self._hidden_dtype = "float32"
         self._held: list[Tensor] = []
+        self._virtual: list[tuple[Tensor, Tensor]] = []
+        self._attended = 0
         self._states: dict[int, Tensor] = {}
         self.mask: Tensor | None = None
 
@@ -218,6 +222,8 @@ class Run:
         """
         tape, dims = self.tape, self.dims
         groups = dims.num_heads // dims.num_kv_heads
+        if self._virtual:
+            k, v = self._behind_virtual(k, v)
         if not fused or self.shape.attention == "eager":
             return self._scored(q, k, v, wide=wide_scores or self.shape.arithmetic is not None)
         if not self._fusible(q):
@@ -232,6 +238,35 @@ class Run:
             k, v = tape.copy(k, k.elements * groups), tape.copy(v, v.elements * groups)
         masks = () if self.mask is None else (tape.cast(self.mask, q.dtype),)
         return tape.attention(q, k, v, self.heads, self._seen, masks)
+
+    def virtual(self) -> None:
+        """Keys and values of virtual tokens, where the model has some.
+
+        They are taken for a table, or for what a network makes of one; a soft prompt's own pass is left out.
+        """
+        row = self.rows.get((f"{VIRTUAL}.embedding", "weight"))
+        if row is None:
+            return
+        tape, dims, count = self.tape, self.dims, row.shape[0]
+        made = self._leaf(row, 0)
+        layers = [row for (module, _), row in self.rows.items() if module in (f"{VIRTUAL}.inner", f"{VIRTUAL}.outer")]
+        for weight, bias in zip(layers[::2], layers[1::2], strict=True):
+            wide, width = weight.shape
+            made = tape.linear(made, self._leaf(weight, 0), self._leaf(bias, 0), count, (wide, width))
+            made = tape.unary(made, "output") if module_of(weight) == "inner" else made
+        size = count * dims.kv_width
+        if made.elements != 2 * size * dims.num_layers:
+            made = tape.copy(made, 2 * size * dims.num_layers)
+        parts = tape.parts(made, [size] * (2 * dims.num_layers))
+        self._virtual = list(zip(parts[::2], parts[1::2], strict=True))
+
+    def _behind_virtual(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """A layer's keys and values with those of the virtual tokens before them, in every row."""
+        tape, rows = self.tape, self.shape.batch
+        virtual = self._virtual[self._attended % len(self._virtual)]
+        self._attended += 1
+        first = [tape.parts(tape.cast(each, k.dtype), (rows * each.elements,))[0] for each in virtual]
+        return tape.join(first[0], k), tape.join(first[1], v)
 
     def _scored(self, q: Tensor, k: Tensor, v: Tensor, *, wide: bool) -> Tensor:
         """Attention that writes all scores down; their softmax in float32 if `wide`."""
@@ -281,6 +316,12 @@ class Run:
             x = tape.add(x, placed)
         if self.shape.masked and not self.by_lengths:
             self.mask = tape.constant(self.shape.batch * self.shape.sequence**2, "bool")
+        if self._virtual:
+            if self.mask is not None:
+                self._held.append(self.mask)
+            rows = self.shape.batch if self.shape.masked else 1
+            before = self._virtual[0][0].elements // dims.kv_width
+            self.mask = tape.constant(rows * self.shape.sequence * (before + self.shape.sequence), "bool")
         return x
 
     def final(self, x: Tensor) -> Tensor:
@@ -381,6 +422,11 @@ class Run:
         tape, dtype = self.tape, self.shape.arithmetic or x.dtype
         thin, wide = (tape.cast(self._leaf(row, layer), dtype) for row in rows)
         return tape.low_rank(out, x, thin, wide, (rows[0].in_features, rows[0].out_features, rows[1].out_features))
+
+
+def module_of(row: Row) -> str:
+    """The last part of a row's path."""
+    return row.module.rpartition(".")[2]
 
 
 def _branches(ledger: Ledger) -> Mapping[str, tuple[tuple[Row, ...], ...]]:

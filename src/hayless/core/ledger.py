@@ -38,7 +38,7 @@ MATRICES = frozenset({Layout.LINEAR, Layout.CONV1D, Layout.EXPERTS})
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """One stored tensor of a row: its name template (`{layer}`, `{expert}`), shape, dtype and the file it goes to.
+    """One stored tensor of a row: its name template (`{layer}`, `{expert}`), shape, dtype and file, empty if none has it.
 
     `cast`: it is cast together with the weights where the model is.
     """
@@ -151,6 +151,8 @@ class Row:
         if self.tied_to:
             return
         for tensor in self.disk if on_disk and self.disk else self.held:
+            if not tensor.file:
+                continue
             for layer in self.layers or (0,):
                 for expert in range(max(1, tensor.experts)):
                     name = tensor.name.replace("{layer}", str(layer)).replace("{expert}", str(expert))

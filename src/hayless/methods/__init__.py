@@ -21,6 +21,10 @@ CATALOGUE = {
     "fp8": "hayless.methods.quantize.fp8",
     "nf4": "hayless.methods.quantize.nf4",
     "lora": "hayless.methods.adapters.lora",
+    "ia3": "hayless.methods.adapters.ia3",
+    "prefix": "hayless.methods.adapters.prefix",
+    "prompt": "hayless.methods.adapters.prompt",
+    "bitfit": "hayless.methods.adapters.bitfit",
     "speculative": "hayless.methods.decoding.speculative",
     "early_exit": "hayless.methods.decoding.early_exit",
 }

@@ -12,6 +12,8 @@ from transformers.masking_utils import sdpa_mask
 
 VARLEN = "hayless_varlen"
 """The name that attention by cumulative lengths has in transformers."""
+WITH_VIRTUAL = "hayless_virtual"
+"""The name of attention to virtual tokens before the text."""
 
 AttentionFunction = Callable[..., tuple[Tensor, Tensor | None]]
 """`f(module, q, k, v, mask, scaling=…, dropout=…, **what the model was called with)` → ((b, s, h, d), weights or None).
@@ -27,12 +29,17 @@ def attending(model: PreTrainedModel, name: str, function: AttentionFunction | N
     `function` gets the masks that `sdpa` would get: without a mask function of its own it would get none, and padding
     would leak in silence. The choice is not written into the model's files.
     """
-    if function is not None:
-        AttentionInterface.register(name, function)
-        AttentionMaskInterface.register(name, sdpa_mask)
     before: Any = model.config._attn_implementation
-    model.set_attn_implementation(name)
+    attend_by(model, name, function)
     try:
         yield
     finally:
         model.set_attn_implementation(before)
+
+
+def attend_by(model: PreTrainedModel, name: str, function: AttentionFunction | None = None) -> None:
+    """The same for as long as nobody sets another."""
+    if function is not None:
+        AttentionInterface.register(name, function)
+        AttentionMaskInterface.register(name, sdpa_mask)
+    model.set_attn_implementation(name)

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hayless.core.compose import compose
 from hayless.core.method import MethodConfig
@@ -19,11 +19,13 @@ from hayless.core.registry import method_of, record_of
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What a transform may use besides the model: token batches (B, S) to calibrate on, a seed, a progress callable,
-    and a folder of its own to keep what is finished, so that the same work goes on there after it was stopped."""
+    """What a transform may use besides the model: token batches (B, S) to calibrate on, a tokenizer, a seed, a progress
+    callable, and a folder of its own to keep what is finished, so that work goes on there after it was stopped.
+    """
 
     seed: int = 0
     calibration: Sequence[Tensor] = ()
+    tokenizer: PreTrainedTokenizerBase | None = None
     folder: Path | None = None
     progress: Progress = no_progress
 

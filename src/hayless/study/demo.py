@@ -69,6 +69,8 @@ ENTRIES = (
     Entry("more training, checkpointing", "memory", "checkpointing", (_train(memory=["checkpointing"]),), first=True),
     Entry("LoRA rank 8", "adapters", "lora", (_apply("lora", rank=8), _train(2e-3)), first=True),
     Entry("IA³", "adapters", "ia3", (_apply("ia3"), _train(1e-2))),
+    Entry("prefix of 8 tokens", "adapters", "prefix", (_apply("prefix", tokens=8, projection=64), _train(5e-3))),
+    Entry("soft prompt of 8 tokens", "adapters", "prompt", (_apply("prompt", tokens=8), _train(1e-2))),
     Entry("k-means 4 bits", "quantize", "kmeans", (_apply("kmeans", bits=4),), first=True),
     Entry("half the weights zero", "prune", "magnitude", (_apply("magnitude", sparsity=0.5), _train()), first=True),
     Entry("drafts from its own text", "decoding", "speculative", ({"decode": {"draft": "speculative"}},), first=True),

@@ -9,9 +9,9 @@ from transformers import PreTrainedModel
 
 from hayless.core.errors import NotSupported
 from hayless.data.batches import Batch, attention_mask
-from hayless.model.attention import VARLEN
+from hayless.model.attention import VARLEN, WITH_VIRTUAL
 
-_MASKED = ("sdpa", "eager")
+_MASKED = ("sdpa", "eager", WITH_VIRTUAL)
 
 
 def model_inputs(model: PreTrainedModel, batch: Batch) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def model_inputs(model: PreTrainedModel, batch: Batch) -> dict[str, Any]:
     if attention not in _MASKED:
         raise NotSupported(
             f"Packed documents under {attention} attention are not kept apart.",
-            hint=f"Set attn_implementation to one of {', '.join(_MASKED)}.",
+            hint="Set attn_implementation to sdpa or eager.",
         )
     return {**inputs, "attention_mask": _mask(model, batch)}
 
