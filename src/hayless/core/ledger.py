@@ -38,7 +38,7 @@ MATRICES = frozenset({Layout.LINEAR, Layout.CONV1D, Layout.EXPERTS})
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """One stored tensor of a row: its name template (`{layer}`, `{expert}`), shape, dtype and file, empty if none has it.
+    """One stored tensor of a row: its name template (`{layer}`, `{expert}`), shape, dtype and file, empty if none.
 
     `cast`: it is cast together with the weights where the model is.
     """

@@ -66,7 +66,7 @@ class VirtualTokens(nn.Module):
     def attend(
         self, module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: dict[str, Any]
     ) -> tuple[Tensor, None]:
-        """Attention of (b, h, s, d) queries to the virtual tokens, and to the text as far as `mask` lets them see it."""
+        """Attention of (b, h, s, d) queries to the virtual tokens, and to the text as far as `mask` lets them."""
         if self.listening:
             self._made.append((key, value))
         else:
