@@ -23,11 +23,10 @@ def _leaving(**options: object) -> Leaving:
     return Leaving(_MODEL, _TOKENS, _RISE, tuple(options.items()) if options else None)
 
 
-def _exit(confidence: str) -> Contender:
+def _exit(confidence: str, every: int = 1) -> Contender:
     goal = Goal(op=">=", against=_PLAIN, ratio=1.25)
-    return Contender(
-        f"hayless, early exit by {confidence}", _leaving(confidence=confidence).prepared, goals={TIME: goal}
-    )
+    name = f"hayless, early exit by {confidence}" + (f", at every {every}nd layer" if every > 1 else "")
+    return Contender(name, _leaving(confidence=confidence, every=every).prepared, goals={TIME: goal})
 
 
 def _self(layers: int) -> Contender:
@@ -45,7 +44,12 @@ SPEC = Spec(
     works=[
         Work(
             f"{_NAME}, at most {_RISE:.0%} more bits per byte",
-            [Contender(_PLAIN, _leaving().prepared), *map(_exit, ("softmax", "state", "classifier", "schedule"))],
+            [
+                Contender(_PLAIN, _leaving().prepared),
+                _exit("softmax"),
+                _exit("softmax", 2),
+                *map(_exit, ("state", "classifier", "schedule")),
+            ],
             same=no_worse(_RISE),
             piece="token",
             pieces=_TOKENS * 4,

@@ -18,6 +18,9 @@ from hayless.decode.program import Program, plan
 from hayless.decode.readers import ModuleReader, ProgramReader
 from hayless.methods.decoding.early_exit import reference
 from hayless.methods.decoding.early_exit.confidence import (
+    ByClassifier,
+    BySoftmax,
+    ByState,
     Classifier,
     learn_classifier,
     softmax_gap,
@@ -34,6 +37,15 @@ from tests import tiny
 from tests.methods.running import lora_of
 
 LAYERS, PROMPT, LENGTH = 5, 6, 12
+
+
+class Sure:
+    """Always as sure as can be."""
+
+    logits = None
+
+    def __call__(self, x_bh: Tensor, before_bh: Tensor) -> Tensor:
+        return torch.ones(len(x_bh))
 
 
 def deep(name: str) -> Any:
@@ -90,7 +102,7 @@ def test_every_anatomy_leaves_as_the_reference_says(name: str) -> None:
     assert len({layer for _, layers in wanted for layer in layers}) >= 2, "tokens must differ"
     for program in programs(model):
         own = tail if program is None else ProgramTail(program)
-        watch = Confident(lambda x, before, own=own: classifier(own.normed(x)), 0.6, range(2, LAYERS), LAYERS)
+        watch = Confident(ByClassifier(classifier, own), 0.6, range(2, LAYERS), LAYERS)
         logits, layers = read(reader(model, program, watch), tokens, watch)
         assert layers == [one for _, one in wanted]
         torch.testing.assert_close(logits, torch.stack([one for one, _ in wanted]), rtol=1e-4, atol=1e-5)
@@ -101,7 +113,7 @@ def test_every_anatomy_leaves_as_the_reference_says(name: str) -> None:
 def test_at_threshold_1_nothing_but_the_whole_model(name: str) -> None:
     model, tokens = deep(name), random_tokens()
     for program in programs(model):
-        watch = Confident(lambda x, before: torch.ones(len(x)), 1.0, range(1, LAYERS), LAYERS)
+        watch = Confident(Sure(), 1.0, range(1, LAYERS), LAYERS)
         whole = ModuleReader(model) if program is None else ProgramReader(program)
         wanted, _ = read(whole, tokens)
         found, layers = read(reader(model, program, watch), tokens, watch)
@@ -113,11 +125,49 @@ def test_at_threshold_1_nothing_but_the_whole_model(name: str) -> None:
 def test_16_bits_leave_as_the_reference_says() -> None:
     model, tokens = deep("llama").bfloat16(), random_tokens()
     for program in programs(model):
-        watch = Confident(lambda x, before: torch.ones(len(x)), 0.5, range(3, LAYERS), LAYERS)
+        watch = Confident(Sure(), 0.5, range(3, LAYERS), LAYERS)
         found, _ = read(reader(model, program, watch), tokens, watch)
         wanted = [reference.read(model, row.tolist(), PROMPT, lambda layer, *_: layer >= 3)[0] for row in tokens]
         off = (found - torch.stack(wanted)).abs().max()
         assert watch.layers == [3] * 3 and off < 0.05 * torch.stack(wanted).abs().max()
+
+
+@pytest.mark.parametrize("kind", ["softmax", "state"])
+@torch.inference_mode()
+def test_what_the_head_said_where_all_had_left_is_what_it_says(kind: str) -> None:
+    model, tokens = deep("llama"), random_tokens()
+    tail, least = ModuleTail(model), 2
+    threshold = 0.3 if kind == "softmax" else 0.9
+
+    def leaves(layer: int, x_h: Tensor, before_h: Tensor) -> bool:
+        sure = softmax_gap(tail.logits(x_h[None])) if kind == "softmax" else state_cosine(x_h[None], before_h[None])
+        return layer >= least and bool(sure >= threshold)
+
+    wanted = [reference.read(model, row.tolist(), PROMPT, leaves) for row in tokens]
+    for program in programs(model):
+        own = tail if program is None else ProgramTail(program)
+        watch = Confident(BySoftmax(own) if kind == "softmax" else ByState(), threshold, range(least, LAYERS), LAYERS)
+        logits, layers = read(reader(model, program, watch), tokens, watch)
+        assert layers == [one for _, one in wanted]
+        torch.testing.assert_close(logits, torch.stack([one for one, _ in wanted]), rtol=1e-4, atol=1e-5)
+    alone = Confident(BySoftmax(tail), 0.0, range(least, LAYERS), LAYERS)
+    read(reader(model, None, alone), tokens[:1], alone)
+    assert alone.logits is not None and alone.layers == [least]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.usefixtures("exact_float32")
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mixtral"])
+@torch.inference_mode()
+def test_on_a_gpu(name: str) -> None:
+    model, tokens = deep(name).cuda(), random_tokens().cuda()
+    wanted = [reference.read(model, row.tolist(), PROMPT, lambda layer, *_: layer >= 3)[0] for row in tokens]
+    for program in programs(model):
+        tail = ModuleTail(model) if program is None else ProgramTail(program)
+        watch = Confident(BySoftmax(tail), 0.0, range(3, LAYERS), LAYERS)
+        found, _ = read(reader(model, program, watch), tokens, watch)
+        torch.testing.assert_close(found, torch.stack(wanted), rtol=1e-3, atol=1e-4)
 
 
 def test_methods_that_changed_the_model_are_computed_as_they_are() -> None:
@@ -128,7 +178,7 @@ def test_methods_that_changed_the_model_are_computed_as_they_are() -> None:
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 parameter.normal_()
-    watch = Confident(lambda x, before: torch.ones(len(x)), 0.5, range(2, LAYERS), LAYERS)
+    watch = Confident(Sure(), 0.5, range(2, LAYERS), LAYERS)
     found, _ = read(reader(model, None, watch), tokens, watch)
     wanted, layers = reference.read(model, tokens[0].tolist(), PROMPT, lambda layer, *_: layer >= 2)
     assert set(layers) == {2}

@@ -5,7 +5,7 @@ CALM (Schuster et al., 2022, arXiv:2207.07061, section 3.1). Shapes: b rows, h h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,8 +13,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-Confidence = Callable[[Tensor, Tensor], Tensor]
-"""From the states (b, h) behind a layer and those that entered it: confidences (b,)."""
+
+class Confidence(Protocol):
+    """How sure the model is; `logits` (b, v) is what its head said of the last states, where it was asked."""
+
+    logits: Tensor | None
+
+    def __call__(self, x_bh: Tensor, before_bh: Tensor) -> Tensor:
+        """Confidences (b,) from the states behind a layer and those that entered it."""
 
 
 class Tail(Protocol):
@@ -37,6 +43,42 @@ def softmax_gap(logits_bv: Tensor) -> Tensor:
 def state_cosine(x_bh: Tensor, before_bh: Tensor) -> Tensor:
     """The cosine of what leaves a layer and what entered it; 0 where they point apart."""
     return F.cosine_similarity(x_bh.float(), before_bh.float(), -1).clamp(0, 1)
+
+
+class BySoftmax:
+    """The head's softmax gap."""
+
+    def __init__(self, tail: Tail) -> None:
+        self.logits: Tensor | None = None
+        self._tail = tail
+
+    def __call__(self, x_bh: Tensor, before_bh: Tensor) -> Tensor:
+        """Confidences (b,)."""
+        self.logits = self._tail.logits(x_bh)
+        return softmax_gap(self.logits)
+
+
+class ByState:
+    """The cosine of successive states."""
+
+    logits: Tensor | None = None
+
+    def __call__(self, x_bh: Tensor, before_bh: Tensor) -> Tensor:
+        """Confidences (b,)."""
+        return state_cosine(x_bh, before_bh)
+
+
+class ByClassifier:
+    """A classifier's chances."""
+
+    logits: Tensor | None = None
+
+    def __init__(self, classifier: Classifier, tail: Tail) -> None:
+        self._classifier, self._tail = classifier, tail
+
+    def __call__(self, x_bh: Tensor, before_bh: Tensor) -> Tensor:
+        """Confidences (b,)."""
+        return self._classifier(self._tail.normed(x_bh))
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,20 +15,21 @@ class Confident:
 
     A row that has left keeps its state while others go on: each layer then makes keys and values from that state, which
     is what the step does for all rows once all have left (CALM, section 3.3). `layers` are those of each row's last
-    token.
+    token; `logits` what the head said of all rows' states where the step ended, if confidence asked it.
     """
 
     copies = True
 
     def __init__(self, confidence: Confidence, threshold: float, exits: Collection[int], layers: int) -> None:
         self.layers: list[int] = []
+        self.logits: Tensor | None = None
         self._confidence, self._threshold, self._depth = confidence, threshold, layers
         self._exits = frozenset(exits) if threshold < 1 else frozenset()
 
     def __call__(self, layer: int, x_bh: Tensor) -> bool:
         """Whether all rows have left behind this layer."""
         if layer == 1:
-            self.layers = [self._depth] * len(x_bh)
+            self.layers, self.logits = [self._depth] * len(x_bh), None
             self._left, self._left_b1 = 0, torch.zeros(len(x_bh), 1, dtype=torch.bool, device=x_bh.device)
             self._before_bh = x_bh
         elif self._left:
@@ -48,6 +49,8 @@ class Confident:
             self._left += len(leaving)
             self._left_b1[leaving] = True
             self._kept_bh = x_bh.clone()
+            # Rows that left before have their states again, so what was said now is said of all.
+            self.logits = self._confidence.logits if self._left == len(x_bh) else None
 
 
 class OnSchedule:
@@ -58,6 +61,7 @@ class OnSchedule:
     """
 
     copies = False
+    logits: Tensor | None = None
 
     def __init__(self, layers_at: Callable[[int], int]) -> None:
         self.layers: list[int] = []

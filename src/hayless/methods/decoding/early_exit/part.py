@@ -19,7 +19,14 @@ from hayless.decode.readers import ModuleReader, ProgramReader
 from hayless.decode.request import Batch, Request
 from hayless.decode.slots import Target
 from hayless.methods.decoding.early_exit.calibrate import Calibration, calibrate, classifier_from, windows_of
-from hayless.methods.decoding.early_exit.confidence import Classifier, Confidence, Tail, softmax_gap, state_cosine
+from hayless.methods.decoding.early_exit.confidence import (
+    ByClassifier,
+    BySoftmax,
+    ByState,
+    Classifier,
+    Confidence,
+    Tail,
+)
 from hayless.methods.decoding.early_exit.config import EarlyExitConfig
 from hayless.methods.decoding.early_exit.leaving import Confident, OnSchedule
 from hayless.methods.decoding.early_exit.predict import exits, scheduled_layers
@@ -142,10 +149,9 @@ class EarlyExit:
         if self.config.confidence == "state":
             return state_cosine
         if self.config.confidence == "classifier":
-            classifier = self._classifier
-            assert classifier is not None, "it is learnt first"
-            return lambda x_bh, before_bh: classifier(tail.normed(x_bh))
-        return lambda x_bh, before_bh: softmax_gap(tail.logits(x_bh))
+            assert self._classifier is not None, "it is learnt first"
+            return ByClassifier(self._classifier, tail)
+        return BySoftmax(tail)
 
 
 class _Batch(EagerBatch):

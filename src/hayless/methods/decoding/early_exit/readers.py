@@ -23,6 +23,8 @@ class Leaving(Watch, Protocol):
 
     layers: list[int]
     """Layers of each row's last token."""
+    logits: Tensor | None
+    """What the head said of these tokens' states where they left (b, v), if it was asked."""
 
 
 class WatchedReader(Reader, Protocol):
@@ -45,7 +47,9 @@ class WatchedProgram(ProgramReader):
 
     def read(self, tokens_bs: Tensor) -> Tensor:
         """Logits (b, 1, v) in float32 after a new token of each row, from the layer where it left."""
-        return self.program.logits(self._step(tokens_bs[:, 0], self.watch))[:, None]
+        x_bh = self._step(tokens_bs[:, 0], self.watch)
+        said = self.watch.logits
+        return (self.program.logits(x_bh) if said is None else said)[:, None]
 
 
 class WatchedModules(ModuleReader):
