@@ -65,6 +65,26 @@ def test_greedy_tokens_equal_transformers_beyond_the_sliding_window(name):
     _check_against_transformers(_lively(name, sliding_window=6), PROMPTS)
 
 
+@pytest.mark.parametrize("backend", ["modules", "program"])
+def test_the_likeliest_tokens_are_those_of_transformers(backend):
+    model, prompts = tiny.model("llama"), [[5, 6, 7], [9]]
+    options = [
+        SamplingOptions(max_tokens=3, top_logprobs=count, temperature=temperature, top_k=2, seed=1, ignore_end=True)
+        for count, temperature in ((4, 0.0), (2, 1.5))
+    ]
+    found = Engine(model, backend=backend).generate(prompts, options)
+    for prompt, one, own in zip(prompts, found, options, strict=True):
+        with torch.no_grad():
+            logprobs = model(torch.tensor([[*prompt, *one.tokens]])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+        for place, top in enumerate(one.tops):
+            values, tokens = logprobs[place].topk(own.top_logprobs)
+            assert [token for token, _ in top] == tokens.tolist()
+            assert [value for _, value in top] == pytest.approx(values.tolist(), abs=1e-4)
+            assert one.logprobs[place] == pytest.approx(float(logprobs[place, one.tokens[place]]), abs=1e-4)
+    [one] = Engine(model, backend=backend).generate(prompts[:1], SamplingOptions(max_tokens=2, ignore_end=True))
+    assert one.tops == ((), ())
+
+
 def test_a_row_that_ends_leaves_the_others_as_they_were():
     model = _lively("llama")
     ends = Engine(model).generate([PROMPTS[1]], SamplingOptions(max_tokens=12))[0].tokens[3]

@@ -52,10 +52,11 @@ def _at_once(monkeypatch):
 def test_requests_get_what_the_plain_program_gives_and_leave_at_their_own_time(temperature):
     model = tiny.model("llama-tied")
     more = {"temperature": temperature, "seed": 3, "ignore_end": True}
-    options = [SamplingOptions(max_tokens=count, **more) for count in (1, 3)]
+    options = [SamplingOptions(max_tokens=count, top_logprobs=count - 1, **more) for count in (1, 3)]
     found = Engine(model)
     assert found.path.backend == "graphs"
     wanted = Engine(model, backend="program").generate(PROMPTS, options)
     for one, other in zip(found.generate(PROMPTS, options), wanted, strict=True):
         assert one.tokens == other.tokens and one.finish == other.finish
         torch.testing.assert_close(torch.tensor(one.logprobs), torch.tensor(other.logprobs), rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(torch.tensor(one.tops), torch.tensor(other.tops), rtol=1e-3, atol=1e-3)

@@ -12,7 +12,7 @@ import pytest
 
 from hayless.decode.engine import Engine
 from hayless.decode.options import SamplingOptions
-from hayless.decode.request import Request
+from hayless.decode.request import Chosen, Request
 from hayless.methods.decoding.speculative import preflight
 from hayless.methods.decoding.speculative.config import SpeculativeConfig
 from hayless.methods.decoding.speculative.pace import Measured, Pass
@@ -35,13 +35,13 @@ class _Batch:
     def __init__(self, requests: Sequence[Request], passes: Iterable[Made], tally: Tally, clock: list[float]) -> None:
         self.active, self._passes, self._tally, self._clock = list(requests), iter(passes), tally, clock
 
-    def next(self) -> list[list[tuple[int, float]]]:
+    def next(self) -> list[list[Chosen]]:
         made = next(self._passes)
         self._clock[0] += made.seconds
         self._tally.add(made.drafted, [made.kept])
         if made.drafted:
             self._tally.drafting.append(made.drafting / made.drafted)
-        return [[(3, -1.0)] * (1 + made.kept) for _ in self.active]
+        return [[Chosen(3, -1.0)] * (1 + made.kept) for _ in self.active]
 
     def drop_ended(self) -> None:
         self.active = [one for one in self.active if one.finish is None]

@@ -243,9 +243,12 @@ def test_passes_on_the_device_are_those_of_the_host(monkeypatch, kind, temperatu
     expected = [one.tokens for one in Engine(model, draft=host).generate(prompts, options)]
     source = {"lookup": captured_drafts.Ngram(3), "program": plan(other), "self": captured_drafts.FirstLayers(1)}[kind]
     engine, tally = Engine(model), Tally()
-    requests = [engine.request(prompt, options) for prompt in prompts]
+    requests = [engine.request(prompt, options.model_copy(update={"top_logprobs": 2})) for prompt in prompts]
     batch = captured.Sessions(accept).begin(plan(model), source, requests, count, tally)
     while any(request.finish is None for request in requests):
         preflight._take(batch)
     assert [request.generation().tokens for request in requests] == expected
+    for request in requests if temperature == 0 else ():
+        for (first, second), logprob in zip(request.generation().tops, request.generation().logprobs, strict=True):
+            assert first[1] == pytest.approx(logprob, abs=1e-5) and second[1] <= first[1]
     assert tally.passes > 0 and tally.kept > 0

@@ -24,7 +24,8 @@ pytest.importorskip("openai", reason="openai is not installed")
 import openai
 import uvicorn
 
-from hayless.core.registry import configure
+from hayless.core.method import MethodConfig
+from hayless.core.registry import configure, find
 from hayless.decode.engine import Engine
 from hayless.decode.options import SamplingOptions
 from hayless.model.load import load_model, load_tokenizer
@@ -61,10 +62,15 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def serving(token: str | None = None, root: Path | None = None, **settings: object) -> Iterator[tuple[str, Service]]:
+def serving(
+    token: str | None = None, root: Path | None = None, drafts: MethodConfig | None = None, **settings: object
+) -> Iterator[tuple[str, Service]]:
     """A server in a thread: its address and its service."""
     model, words = load_model(str(FOLDER), dtype="float32"), load_tokenizer(str(FOLDER))
-    service = Service(Engine(model, words), Adapters(model, FOLDER, root), ServeSettings(**{"rows": 8, **settings}))
+    part = find("speculative").load()(drafts, model, words) if drafts else None
+    service = Service(
+        Engine(model, words, draft=part), Adapters(model, FOLDER, root), ServeSettings(**{"rows": 8, **settings})
+    )
     app = create_app(Server(service, NAME, words), token)
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))
@@ -177,6 +183,42 @@ def test_chats_follow_the_template_and_stop(url: str, alone: Engine) -> None:
     assert stopped.choices[0].finish_reason == "stop"
 
 
+def test_the_likeliest_tokens_are_named(url: str, alone: Engine) -> None:
+    api, prompt = client(url), PROMPTS[0]
+    [wanted] = alone.generate([prompt], SamplingOptions(max_tokens=4, top_logprobs=3))
+    words = [[alone.tokenizer.decode([token]) for token, _ in top] for top in wanted.tops]
+    asked = {"model": NAME, "prompt": prompt, "max_tokens": 4}
+    found = api.completions.create(**asked, temperature=0, logprobs=3).choices[0].logprobs
+    assert [list(top) for top in found.top_logprobs] == words
+    for top, expected in zip(found.top_logprobs, wanted.tops, strict=True):
+        assert list(top.values()) == pytest.approx([value for _, value in expected], abs=1e-4)
+    drawn = api.completions.create(**asked, temperature=2, seed=1, logprobs=1).choices[0].logprobs
+    for token, value, top in zip(drawn.tokens, drawn.token_logprobs, drawn.top_logprobs, strict=True):
+        assert top[token] == value and max(top.values()) >= value and len(top) <= 2
+    chat = api.chat.completions.create(
+        model=NAME, messages=[{"role": "user", "content": "x"}], max_tokens=2, logprobs=True, top_logprobs=2
+    )
+    for entry in chat.choices[0].logprobs.content:
+        assert len(entry.top_logprobs) == 2 and entry.top_logprobs[0].logprob >= entry.top_logprobs[1].logprob
+        assert bytes(entry.top_logprobs[0].bytes).decode() == entry.top_logprobs[0].token
+
+
+def test_drafts_change_no_text_and_nobody_gets_anothers(alone: Engine) -> None:
+    options = SamplingOptions(max_tokens=6)
+    wanted = [one.text for one in alone.generate(PROMPTS[:24], options, batch_size=24)]
+    drafts = configure("speculative", draft="lookup", tokens=3, preflight=False)
+    with serving(drafts=drafts, rows=4) as (address, service), ThreadPoolExecutor(12) as pool:
+        api = client(address)
+
+        def ask(prompt: str) -> str:
+            found = api.completions.create(model=NAME, prompt=prompt, max_tokens=6, temperature=0, logprobs=1)
+            assert len(found.choices[0].logprobs.top_logprobs) == 6
+            return found.choices[0].text
+
+        assert list(pool.map(ask, PROMPTS[:24])) == wanted
+        assert service.engine.draft.tally.kept > 0
+
+
 def test_many_at_once_get_their_own(url: str, alone: Engine) -> None:
     options = SamplingOptions(max_tokens=6)
     wanted = [one.text for one in alone.generate(PROMPTS, options, batch_size=32)]
@@ -237,7 +279,7 @@ def test_who_hangs_up_gives_the_row_back(url: str) -> None:
         (b'{"model": "small", "prompt": "x", "max_tokens": 0}', 400, "max_tokens"),
         (b'{"model": "small", "prompt": "x", "temperature": NaN}', 400, "temperature"),
         (b'{"model": "small", "prompt": "x", "surprise": 1}', 400, "surprise"),
-        (b'{"model": "small", "prompt": "x", "logprobs": 5}', 400, "logprobs"),
+        (b'{"model": "small", "prompt": "x", "logprobs": 6}', 400, "logprobs"),
         (b'{"model": "small", "prompt": "x", "stop": ""}', 400, "stop"),
         (b'{"model": "small", "prompt": [99999]}', 400, "99999"),
         (b'{"model": "small", "prompt": "x", "n": 17}', 400, "17"),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from hayless.cli.drafts import Draft, DraftLayers, DraftTokens, Lookup, SelfDraft, speculation
 from hayless.cli.exits import Exit, ExitLayers, ExitRisk, ExitText, ExitThreshold, ExitTrace, draw_trace, early_exit
 from hayless.cli.output import Device, Dtype, Json, Model, emit, err, table
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
     from hayless.decode.engine import Engine, Piece
     from hayless.methods.decoding.early_exit.part import EarlyExit
-    from hayless.methods.decoding.speculative.config import SpeculativeConfig
 
 _FINISH = {
     "stop": "a stop string",
@@ -42,13 +42,11 @@ def generate(
     seed: int = typer.Option(0, help="Seeds the draws."),
     stop: list[str] = typer.Option(None, help="End before this text; may be repeated."),
     ignore_end: bool = typer.Option(False, "--ignore-end", help="Go on after the model's end token."),
-    draft: str = typer.Option(
-        None, help="Draft with this model, a folder or hub id, and check several tokens at once."
-    ),
-    self_draft: bool = typer.Option(False, "--self-draft", help="Draft with the model's own first layers."),
-    lookup: bool = typer.Option(False, "--lookup", help="Draft with what followed the same words before."),
-    draft_tokens: str = typer.Option("auto", help="Tokens drafted at a time, 1 to 16; auto measures what is fastest."),
-    draft_layers: int = typer.Option(None, help="Layers that --self-draft goes through; a quarter if not given."),
+    draft: str = Draft,
+    self_draft: bool = SelfDraft,
+    lookup: bool = Lookup,
+    draft_tokens: str = DraftTokens,
+    draft_layers: int = DraftLayers,
     preflight: bool = typer.Option(True, help="Measure first, and do not draft where that would be slower."),
     exit: str = Exit,
     exit_threshold: float = ExitThreshold,
@@ -84,7 +82,7 @@ def generate(
         },
         {name: f"--{name.replace('_', '-')}" for name in SamplingOptions.model_fields} | {"max_tokens": "--tokens"},
     )
-    speculation = _speculation(draft, self_draft, lookup, draft_tokens, draft_layers, preflight)
+    speculative = speculation(draft, self_draft, lookup, draft_tokens, draft_layers, preflight)
     early = early_exit(exit, exit_threshold, exit_risk, exit_text, exit_layers, exit_trace)
     text = _prompt(prompt, prompt_file)
     from hayless.core.registry import method_of
@@ -96,7 +94,7 @@ def generate(
         words = load_tokenizer(tokenizer or model)
         loaded = load_model(model, device=device, dtype=dtype)
         check_tokenizer(loaded, words)
-        part = method_of(speculation).load()(speculation, loaded, words, say=_remark) if speculation else None
+        part = method_of(speculative).load()(speculative, loaded, words, say=_remark) if speculative else None
         leaving: EarlyExit | None = method_of(early).load()(early, loaded, words, say=_remark) if early else None
         engine = Engine(loaded, words, backend=backend, draft=part, exit=leaving)  # type: ignore[arg-type]
         ids = engine.encode(text)
@@ -120,30 +118,6 @@ def generate(
         table(["", ""], [*made.rows(), *rows], console=err)
     if made.finish == "interrupted":
         raise typer.Exit(_INTERRUPTED)
-
-
-def _speculation(
-    draft: str | None, self_draft: bool, lookup: bool, tokens: str, layers: int | None, preflight: bool
-) -> SpeculativeConfig | None:
-    """What was asked for about drafts; None where there are none."""
-    from hayless.core.errors import RequestError
-    from hayless.core.options import checked
-    from hayless.methods.decoding.speculative.config import LOOKUP, SELF, SpeculativeConfig
-
-    asked = [name for name in (draft, SELF if self_draft else None, LOOKUP if lookup else None) if name is not None]
-    if len(asked) > 1:
-        raise RequestError("--draft, --self-draft and --lookup exclude each other.", hint="Give one of them.")
-    given = {"--draft-tokens": tokens != "auto", "--draft-layers": layers is not None, "--no-preflight": not preflight}
-    if not asked:
-        for name, there in given.items():
-            if there:
-                raise RequestError(f"{name} is given without a draft.", hint="Add --draft, --self-draft or --lookup.")
-        return None
-    if layers is not None and not self_draft:
-        raise RequestError("--draft-layers goes with --self-draft.", hint="Leave it out, or draft with --self-draft.")
-    values = {"draft": asked[0], "tokens": tokens, "layers": layers, "preflight": preflight}
-    names = {"tokens": "--draft-tokens", "layers": "--draft-layers", "draft": "--draft"}
-    return checked(SpeculativeConfig, values, names)
 
 
 def _share_of_limit(engine: Engine, made: _Made) -> float | None:

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from hayless.cli.drafts import Draft, DraftLayers, DraftTokens, Lookup, SelfDraft, speculation
 from hayless.cli.output import Device, Dtype, Json, Model, emit, err
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from hayless.methods.decoding.speculative.config import SpeculativeConfig
     from hayless.serve.settings import ServeSettings
 
 _LOOPBACK = {"127.0.0.1", "::1", "localhost"}
@@ -36,6 +38,11 @@ def serve(
     token_file: str = typer.Option(
         None, help=f"File with the bearer token that requests must have; {_TOKEN} in the environment does the same."
     ),
+    draft: str = Draft,
+    self_draft: bool = SelfDraft,
+    lookup: bool = Lookup,
+    draft_tokens: str = DraftTokens,
+    draft_layers: int = DraftLayers,
     backend: str = typer.Option("auto", help="How the model is run: auto, modules, program or graphs."),
     tokenizer: str = typer.Option(None, help="Folder or hub id of the tokenizer; the model's own if not given."),
     device: str = Device,
@@ -50,6 +57,12 @@ def serve(
     from hayless.core.options import checked
     from hayless.serve.settings import ServeSettings
 
+    drafts = speculation(draft, self_draft, lookup, draft_tokens, draft_layers, preflight=True)
+    if self_draft and adapters is not None:
+        raise RequestError(
+            "--self-draft and --adapters exclude each other: a model with an adapter runs through its modules.",
+            hint="Use --lookup, or --draft with a model.",
+        )
     given = {"rows": rows, "tokens": tokens, "queue": queue, "timeout": timeout, "grace": grace}
     settings = checked(ServeSettings, given, {field: f"--{field}" for field in given})
     token = _token(token_file)
@@ -57,7 +70,7 @@ def serve(
         import uvicorn
     except ImportError:
         raise MissingExtra("uvicorn", "serve", "hayless serve") from None
-    app, called = _app(model, adapters, name, tokenizer, backend, device, dtype, settings, token)
+    app, called = _app(model, adapters, name, tokenizer, drafts, backend, device, dtype, settings, token)
     if host not in _LOOPBACK and token is None:
         err.print(f"[yellow]Whoever reaches {host}:{port} can use the model: there is no bearer token.[/yellow]")
     try:
@@ -95,6 +108,7 @@ def _app(
     folder: str | None,
     name: str | None,
     tokenizer: str | None,
+    drafts: SpeculativeConfig | None,
     backend: str,
     device: str,
     dtype: str | None,
@@ -103,6 +117,7 @@ def _app(
 ) -> tuple[FastAPI, list[str]]:
     """The application, and what its models are called."""
     from hayless.core.errors import RequestError
+    from hayless.core.registry import method_of
     from hayless.decode.engine import Engine
     from hayless.model.load import check_tokenizer, load_model, load_tokenizer
     from hayless.model.source import local_folder
@@ -123,7 +138,8 @@ def _app(
         raise RequestError(
             f"The model and an adapter are both called {called!r}.", hint="Give the model another --name."
         )
-    engine = Engine(loaded, words, backend=backend)  # type: ignore[arg-type]
+    part = method_of(drafts).load()(drafts, loaded, words) if drafts else None
+    engine = Engine(loaded, words, backend=backend, draft=part)  # type: ignore[arg-type]
     err.print(f"{called}: {engine.path.backend} on {loaded.device} ({engine.path.reason})")
     server = Server(Service(engine, found, settings), called, words)
     return create_app(server, token), server.models

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hayless.decode.readers import Reader
-from hayless.decode.request import Request
+from hayless.decode.request import Chosen, Request, Top, top_of
 from hayless.decode.sampling import distribution, draw
 
 
@@ -36,10 +36,12 @@ class EagerBatch:
         self.active += requests
         self._joining += requests
 
-    def next(self) -> list[list[tuple[int, float]]]:
-        """The next token of each active request, and its log-probability."""
-        self._tokens_b, logprobs_b = choose(self._logits(), self.active)
-        return [[one] for one in zip(self._tokens_b.tolist(), logprobs_b.tolist(), strict=True)]
+    def next(self) -> list[list[Chosen]]:
+        """The next token of each active request."""
+        self._tokens_b, logprobs_bv = choose(self._logits(), self.active)
+        logprobs_b = logprobs_bv.gather(-1, self._tokens_b[:, None])[:, 0]
+        rows = zip(self._tokens_b.tolist(), logprobs_b.tolist(), tops(logprobs_bv, self.active), strict=True)
+        return [[Chosen(*row)] for row in rows]
 
     def drop_ended(self) -> None:
         """Let requests with a `finish` leave; the others go on from the tokens they got."""
@@ -62,11 +64,22 @@ class EagerBatch:
 
 @torch.inference_mode()
 def choose(logits_bv: Tensor, requests: Sequence[Request]) -> tuple[Tensor, Tensor]:
-    """The next token (b,) of each request, and its log-probability (b,) under the model as it is."""
+    """The next token (b,) of each request, and all log-probabilities (b, v) under the model as it is."""
     tokens_b = logits_bv.max(-1).indices  # twice as fast as argmax on a CPU
     for options in dict.fromkeys(request.options for request in requests if request.options.temperature > 0):
         rows = [row for row, request in enumerate(requests) if request.options == options]
         probs_bv = distribution(logits_bv[rows], options)
         tokens_b[rows] = draw(probs_bv, [requests[row].generator for row in rows])
-    logprobs_b = logits_bv.log_softmax(-1).gather(-1, tokens_b[:, None]).squeeze(1)
-    return tokens_b, logprobs_b
+    return tokens_b, logits_bv.log_softmax(-1)
+
+
+def tops(logprobs_bv: Tensor, requests: Sequence[Request]) -> list[Top]:
+    """The likeliest tokens of each row, as many as its request asks for, from log-probabilities (b, v)."""
+    most = min(max(request.options.top_logprobs for request in requests), logprobs_bv.shape[-1])
+    if not most:
+        return [()] * len(requests)
+    values_bn, tokens_bn = logprobs_bv.topk(most)
+    return [
+        top_of(tokens, values, request)
+        for tokens, values, request in zip(tokens_bn.tolist(), values_bn.tolist(), requests, strict=True)
+    ]

@@ -201,8 +201,8 @@ class Engine:
             chosen = batch.next()
             elapsed = time.perf_counter() - start
             for request, tokens in zip(list(batch.active), chosen, strict=True):
-                for token, logprob in tokens:
-                    yield request.take(token, logprob, elapsed)
+                for token in tokens:
+                    yield request.take(token, elapsed)
                     if request.finish is not None:
                         break
             batch.drop_ended()

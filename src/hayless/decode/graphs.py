@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from itertools import product
 from typing import Literal
 
 import torch
@@ -17,9 +18,9 @@ from torch import Tensor
 
 from hayless.decode.cache import StaticCache
 from hayless.decode.kernel_pass import KernelPass, captured
-from hayless.decode.options import SamplingOptions
+from hayless.decode.options import MOST_TOP, SamplingOptions
 from hayless.decode.program import Program
-from hayless.decode.request import Request
+from hayless.decode.request import Chosen, Request, top_of
 from hayless.decode.sampling import RowOptions, invert
 from hayless.kernels.choose import likeliest
 
@@ -32,6 +33,8 @@ CAPACITY_STEP = 256
 PREFILL_TOKENS = 16384
 _GREEDY = SamplingOptions()
 CHOICES: tuple[Choice, ...] = ("greedy", "sampled", "filtered")
+RAW = 3 + 2 * MOST_TOP
+"""Numbers of 32 bits that the host reads of each token."""
 _SESSIONS = 2
 
 
@@ -47,7 +50,7 @@ class Graphs:
         """Start a batch on a session that has room for it."""
         start = time.perf_counter()
         session = self._session(bucket(len(requests)), max(request.tokens for request in requests) + _SLOTS)
-        session.capture(choice_of(requests))
+        session.capture(choice_of(requests), wants_top(requests))
         batch = GraphBatch(session)
         batch.join(requests)
         self.warmup_seconds = time.perf_counter() - start
@@ -59,8 +62,8 @@ class Graphs:
         start = time.perf_counter()
         session = self._session(bucket(rows), tokens + _SLOTS)
         self._sessions.remove(session)
-        for choice in CHOICES:
-            session.capture(choice)
+        for choice, top in product(CHOICES, (False, True)):
+            session.capture(choice, top)
         self.warmup_seconds = time.perf_counter() - start
         return GraphBatch(session)
 
@@ -86,39 +89,41 @@ class Session:
         self.cache = StaticCache(dims, rows, capacity, dtype, device)
         self.lengths_b = torch.zeros(rows, dtype=torch.int32, device=device)
         self.active_b = torch.zeros(rows, dtype=torch.int32, device=device)
-        # Tokens (int64) and log-probabilities (float32) in one piece, so that one copy brings both to the host.
-        self.raw = torch.zeros(3 * rows, dtype=torch.int32, device=device)
-        self.tokens_b, self.logprobs_b = split_raw(self.raw)
+        # What the host reads lies in one piece, so that one copy brings all of it.
+        self.raw = torch.zeros(RAW * rows, dtype=torch.int32, device=device)
+        self.tokens_b, self.logprobs_b, self.top_bn, self.top_logprobs_bn = split_raw(self.raw)
         self.options = RowOptions(rows, device)
         self.uniforms_bn = torch.zeros(rows, capacity, dtype=torch.float64, device=device)
         self.draws_b = torch.zeros(rows, dtype=torch.long, device=device)
-        self.host = [torch.zeros(3 * rows, dtype=torch.int32, pin_memory=True) for _ in range(_SLOTS)]
+        self.host = [torch.zeros(RAW * rows, dtype=torch.int32, pin_memory=True) for _ in range(_SLOTS)]
         self.events = [torch.cuda.Event() for _ in range(_SLOTS)]
         self.forward = KernelPass(program, self.cache, self.lengths_b)
         self.logits_bv = self.forward.logits_nv
-        self._graphs: dict[Choice, torch.cuda.CUDAGraph] = {}
+        self._graphs: dict[tuple[Choice, bool], torch.cuda.CUDAGraph] = {}
 
-    def replay(self, choice: Choice) -> None:
+    def replay(self, choice: Choice, top: bool = False) -> None:
         """Queue one captured step."""
-        self._graphs[choice].replay()
+        self._graphs[choice, top].replay()
 
     @torch.inference_mode()
-    def capture(self, choice: Choice) -> None:
+    def capture(self, choice: Choice, top: bool = False) -> None:
         """Compile and capture a step where that is not done yet. Only between batches: it writes to the cache."""
-        if choice in self._graphs:
+        if (choice, top) in self._graphs:
             return
         for tensor in (self.lengths_b, self.active_b, self.tokens_b):
             tensor.zero_()
-        self._graphs[choice] = captured(lambda: self.step(choice), self.program.device)
+        self._graphs[choice, top] = captured(lambda: self.step(choice, top), self.program.device)
 
-    def step(self, choice: Choice) -> None:
-        """Launch one step: the rows' last tokens in, their next ones out."""
+    def step(self, choice: Choice, top: bool) -> None:
+        """Launch one step: the rows' last tokens in, their next ones out, and with `top` the likeliest."""
         self.forward.launch(self.tokens_b)
-        self.choose(choice)
+        self.choose(choice, top)
         self.lengths_b.add_(self.active_b)
 
-    def choose(self, choice: Choice) -> None:
+    def choose(self, choice: Choice, top: bool) -> None:
         """From logits to the next tokens and their log-probabilities."""
+        if top:
+            write_top(self.logits_bv, self.top_bn, self.top_logprobs_bn)
         if choice == "greedy":
             likeliest(self.logits_bv, self.tokens_b, self.logprobs_b, overlap=self.forward.overlap)
             return
@@ -130,12 +135,11 @@ class Session:
         self.logprobs_b.copy_(logprobs_bv.gather(-1, self.tokens_b[:, None])[:, 0])
         self.draws_b.add_(1).clamp_(max=self.uniforms_bn.shape[1] - 1)
 
-    def choose_for(self, rows: Tensor, choice: Choice) -> None:
+    def choose_for(self, rows: Tensor, choice: Choice, top: bool) -> None:
         """`choose` for some rows; what the others chose stays."""
-        raw, draws_b = self.raw.clone(), self.draws_b.clone()
-        self.choose(choice)
-        tokens_b, logprobs_b = split_raw(raw)
-        for kept, chosen in ((tokens_b, self.tokens_b), (logprobs_b, self.logprobs_b), (draws_b, self.draws_b)):
+        before = [*split_raw(self.raw.clone()), self.draws_b.clone()]
+        self.choose(choice, top)
+        for kept, chosen in zip(before, (*split_raw(self.raw), self.draws_b), strict=True):
             kept[rows] = chosen[rows]
             chosen.copy_(kept)
 
@@ -155,6 +159,7 @@ class GraphBatch:
         self._rows: list[int] = []
         self._joining: list[Request] = []
         self._choice: Choice = "greedy"
+        self._top = False
         self._launched = self._read = 0
         for tensor in (session.lengths_b, session.active_b, session.draws_b):
             tensor.zero_()
@@ -164,8 +169,8 @@ class GraphBatch:
         self._joining += requests
         assert len(self.active) + len(self._joining) <= self._session.rows
 
-    def next(self) -> list[list[tuple[int, float]]]:
-        """The next token of each active request, and its log-probability."""
+    def next(self) -> list[list[Chosen]]:
+        """The next token of each active request."""
         session = self._session
         if self._joining and self._launched == self._read:
             self._launch()
@@ -175,9 +180,14 @@ class GraphBatch:
                 self._launch()
         slot = self._read % _SLOTS
         session.events[slot].synchronize()
-        tokens_b, logprobs_b = (tensor.tolist() for tensor in split_raw(session.host[slot]))
+        tokens_b, logprobs_b, *top = split_raw(session.host[slot])
+        tokens, logprobs = tokens_b.tolist(), logprobs_b.tolist()
+        likeliest, values = (tensor.tolist() if self._top else [()] * len(tokens) for tensor in top)
         self._read += 1
-        return [[(tokens_b[row], logprobs_b[row])] for row in self._rows]
+        return [
+            [Chosen(tokens[row], logprobs[row], top_of(likeliest[row], values[row], request))]
+            for row, request in zip(self._rows, self.active, strict=True)
+        ]
 
     @torch.inference_mode()
     def drop_ended(self) -> None:
@@ -197,7 +207,7 @@ class GraphBatch:
         """Queue a step of the rows there are, and after it the prompts of those that join."""
         session, slot = self._session, self._launched % _SLOTS
         if self.active:
-            session.replay(self._choice)
+            session.replay(self._choice, self._top)
         if self._joining:
             self._admit()
         session.host[slot].copy_(session.raw, non_blocking=True)
@@ -209,7 +219,7 @@ class GraphBatch:
         session, requests = self._session, self._joining
         free = [row for row in range(session.rows) if row not in self._rows][: len(requests)]
         self.active, self._rows, self._joining = [*self.active, *requests], [*self._rows, *free], []
-        self._choice = choice_of(self.active)
+        self._choice, self._top = choice_of(self.active), wants_top(self.active)
         self._set_options(dict(zip(free, requests, strict=True)))
         for rows in runs(free):
             prompts = [requests[free.index(row)].prompt for row in rows]
@@ -219,7 +229,7 @@ class GraphBatch:
         at = torch.tensor(free, device=session.raw.device)
         session.lengths_b[at] = torch.tensor([len(one.prompt) for one in requests], dtype=torch.int32, device=at.device)
         session.active_b[at] = 1
-        session.choose_for(at, self._choice)
+        session.choose_for(at, self._choice, self._top)
 
     def _set_options(self, joining: dict[int, Request]) -> None:
         session = self._session
@@ -233,10 +243,25 @@ class GraphBatch:
             session.draws_b[row] = 0
 
 
-def split_raw(raw: Tensor) -> tuple[Tensor, Tensor]:
-    """Tokens (b,) int64 and log-probabilities (b,) float32 as views of one int32 buffer (3b,)."""
-    rows = len(raw) // 3
-    return raw[: 2 * rows].view(torch.int64), raw[2 * rows :].view(torch.float32)
+def split_raw(raw: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Tokens (b,) int64, their log-probabilities (b,) float32, the likeliest tokens (b, MOST_TOP) int32 and their
+    log-probabilities (b, MOST_TOP) float32, as views of one int32 buffer (RAW·b,)."""
+    rows = len(raw) // RAW
+    tokens, logprobs, top, values = raw.split([2 * rows, rows, MOST_TOP * rows, MOST_TOP * rows])
+    return (
+        tokens.view(torch.int64),
+        logprobs.view(torch.float32),
+        top.view(rows, MOST_TOP),
+        values.view(torch.float32).view(rows, MOST_TOP),
+    )
+
+
+def write_top(logits_bv: Tensor, top_bn: Tensor, logprobs_bn: Tensor) -> None:
+    """The likeliest tokens of each row and their log-probabilities, from logits (b, v); as many as there are."""
+    count = min(MOST_TOP, logits_bv.shape[-1])
+    values_bn, tokens_bn = logits_bv.log_softmax(-1).topk(count)
+    top_bn[:, :count].copy_(tokens_bn)
+    logprobs_bn[:, :count].copy_(values_bn)
 
 
 def runs(rows: Sequence[int]) -> list[list[int]]:
@@ -253,6 +278,11 @@ def runs(rows: Sequence[int]) -> list[list[int]]:
 def bucket(requests: int) -> int:
     """Rows of the session for so many requests: a power of 2 up to 8, then multiples of 8."""
     return 1 << (requests - 1).bit_length() if requests <= 8 else -(-requests // 8) * 8
+
+
+def wants_top(requests: Sequence[Request]) -> bool:
+    """Whether any of these asks for the likeliest tokens."""
+    return any(request.options.top_logprobs for request in requests)
 
 
 def choice_of(requests: Sequence[Request]) -> Choice:

@@ -8,6 +8,9 @@ from pydantic import Field, model_validator
 
 from hayless.core.options import Count, Options
 
+MOST_TOP = 20
+"""Likeliest tokens that can be asked for at each place: what OpenAI's API allows."""
+
 
 class SamplingOptions(Options):
     """How tokens are chosen and when a text ends.
@@ -28,6 +31,9 @@ class SamplingOptions(Options):
     )
     seed: int = Field(
         0, ge=0, lt=2**63, description="Seeds this request's draws, whatever else is generated beside it."
+    )
+    top_logprobs: int = Field(
+        0, ge=0, le=MOST_TOP, description="Also give the log-probabilities of so many likeliest tokens at each place."
     )
     stop: tuple[str, ...] = Field((), description="Strings that end the text; they are not part of it.")
     max_tokens: Count = Field(128, ge=1, description="Tokens generated at most.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -18,17 +18,31 @@ Finish = Literal["stop", "length", "end", "context", "cancelled"]
 nobody wants it any more."""
 
 
+Top = tuple[tuple[int, float], ...]
+"""The likeliest tokens at a place and their log-probabilities, the likeliest first."""
+
+
+class Chosen(NamedTuple):
+    """A token that a batch chose for a request, its log-probability, and as many of the likeliest as were asked for."""
+
+    token: int
+    logprob: float
+    top: Top = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Piece:
     """One generated token: the text that it makes certain (often empty, never half a character), its log-probability.
 
-    `logprob` is in nats, under the model as it is: before temperature and filters. `finish` is set on the last piece.
+    `logprob` and those of `top` are in nats, under the model as it is: before temperature and filters. `finish` is set
+    on the last piece.
     """
 
     text: str
     token: int
     logprob: float
     finish: Finish | None
+    top: Top = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +55,7 @@ class Generation:
     text: str
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
+    tops: tuple[Top, ...]
     finish: Finish
     prompt_tokens: int
     times: tuple[float, ...]
@@ -90,8 +105,9 @@ class Request:
         """Tokens of prompt and continuation at most."""
         return len(self.prompt) + self.budget
 
-    def take(self, token: int, logprob: float, seconds: float) -> Piece:
+    def take(self, chosen: Chosen, seconds: float) -> Piece:
         """Add a token; decide whether the text has ended."""
+        token, logprob, top = chosen
         if logprob != logprob or abs(logprob) == float("inf"):
             raise WorkError(
                 f"The model's output after {len(self.prompt) + len(self._pieces)} tokens is not finite.",
@@ -101,7 +117,7 @@ class Request:
         self.finish = self._ended(token, stopped)
         if self.finish and not stopped:
             text += self._flush()
-        piece = Piece(text, token, logprob, self.finish)
+        piece = Piece(text, token, logprob, self.finish, top)
         self._pieces.append(piece)
         self._times.append(seconds)
         return piece
@@ -113,6 +129,7 @@ class Request:
             text="".join(piece.text for piece in self._pieces),
             tokens=tuple(piece.token for piece in self._pieces),
             logprobs=tuple(piece.logprob for piece in self._pieces),
+            tops=tuple(piece.top for piece in self._pieces),
             finish=self.finish,
             prompt_tokens=len(self.prompt),
             times=tuple(self._times),
@@ -140,6 +157,12 @@ class Request:
         return text if stopped else text + self._stop.finish()
 
 
+def top_of(tokens: Sequence[int], logprobs: Sequence[float], request: Request) -> Top:
+    """As many of the likeliest tokens as a request asks for."""
+    wanted = request.options.top_logprobs
+    return tuple(zip(tokens[:wanted], logprobs[:wanted], strict=True))
+
+
 class Batch(Protocol):
     """Requests that run side by side."""
 
@@ -152,8 +175,8 @@ class Batch(Protocol):
     def join(self, requests: Sequence[Request]) -> None:
         """Let requests join those that run; never between `next` and `drop_ended`."""
 
-    def next(self) -> list[list[tuple[int, float]]]:
-        """The next tokens of each active request, at least one, and their log-probabilities."""
+    def next(self) -> list[list[Chosen]]:
+        """The next tokens of each active request, at least one."""
 
     def drop_ended(self) -> None:
         """Let requests with a `finish` leave."""

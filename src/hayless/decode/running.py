@@ -61,11 +61,11 @@ class Running:
         elapsed = time.perf_counter() - self._start
         made: list[tuple[Request, Piece | WorkError]] = []
         for request, tokens in zip(list(self._batch.active), chosen, strict=True):
-            for token, logprob in tokens:
+            for token in tokens:
                 if request.finish is not None:
                     break
                 try:
-                    made.append((request, request.take(token, logprob, elapsed)))
+                    made.append((request, request.take(token, elapsed)))
                 except WorkError as error:
                     request.finish = "cancelled"
                     made.append((request, error))

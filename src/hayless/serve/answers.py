@@ -8,7 +8,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from transformers import PreTrainedTokenizerBase
 
@@ -87,9 +87,20 @@ class Answer:
     def _logprobs(self, pieces: Sequence[Piece]) -> dict[str, Any] | None:
         if not self.logprobs:
             return None
-        words = [self.tokenizer.decode([piece.token]) for piece in pieces]
-        assert all(isinstance(word, str) for word in words)
-        return self.kind.logprobs([str(word) for word in words], [piece.logprob for piece in pieces])
+        return self.kind.logprobs(
+            [self._word(piece.token, piece.logprob) for piece in pieces],
+            [[self._word(*one) for one in piece.top] for piece in pieces],
+        )
+
+    def _word(self, token: int, logprob: float) -> Word:
+        return Word(str(self.tokenizer.decode([token])), logprob)
+
+
+class Word(NamedTuple):
+    """A token in letters, and its log-probability."""
+
+    text: str
+    logprob: float
 
 
 class Kind(Protocol):
@@ -106,8 +117,9 @@ class Kind(Protocol):
     def delta(self, text: str) -> dict[str, Any]:
         """What holds a piece of it."""
 
-    def logprobs(self, words: Sequence[str], values: Sequence[float]) -> dict[str, Any]:
-        """Log-probabilities of the tokens that were taken."""
+    def logprobs(self, words: Sequence[Word], tops: Sequence[Sequence[Word]]) -> dict[str, Any]:
+        """Log-probabilities of the tokens that were taken, and of the likeliest at each place, where they were asked
+        for."""
 
 
 class Completion:
@@ -123,10 +135,18 @@ class Completion:
 
     delta = choice
 
-    def logprobs(self, words: Sequence[str], values: Sequence[float]) -> dict[str, Any]:
-        """Log-probabilities of the tokens that were taken."""
-        offsets = [len("".join(words[:number])) for number in range(len(words))]
-        return {"tokens": words, "token_logprobs": values, "top_logprobs": None, "text_offset": offsets}
+    def logprobs(self, words: Sequence[Word], tops: Sequence[Sequence[Word]]) -> dict[str, Any]:
+        """Of the tokens that were taken, which join the likeliest where they are not among them."""
+        texts = [word.text for word in words]
+        likeliest = None
+        if any(tops):
+            likeliest = [_by_text([*top, word]) for word, top in zip(words, tops, strict=True)]
+        return {
+            "tokens": texts,
+            "token_logprobs": [word.logprob for word in words],
+            "top_logprobs": likeliest,
+            "text_offset": [len("".join(texts[:number])) for number in range(len(texts))],
+        }
 
 
 class Chat:
@@ -144,13 +164,24 @@ class Chat:
         """What holds a piece of it."""
         return {"delta": {"content": text} if text else {}}
 
-    def logprobs(self, words: Sequence[str], values: Sequence[float]) -> dict[str, Any]:
-        """Log-probabilities of the tokens that were taken."""
+    def logprobs(self, words: Sequence[Word], tops: Sequence[Sequence[Word]]) -> dict[str, Any]:
+        """Of the tokens that were taken, and of the likeliest."""
         content = [
-            {"token": word, "logprob": value, "bytes": list(word.encode()), "top_logprobs": []}
-            for word, value in zip(words, values, strict=True)
+            {**self._entry(word), "top_logprobs": list(map(self._entry, top))}
+            for word, top in zip(words, tops, strict=True)
         ]
         return {"content": content, "refusal": None}
+
+    def _entry(self, word: Word) -> dict[str, Any]:
+        return {"token": word.text, "logprob": word.logprob, "bytes": list(word.text.encode())}
+
+
+def _by_text(words: Sequence[Word]) -> dict[str, float]:
+    """Log-probabilities by tokens in letters; of tokens that look alike, that of the first."""
+    found: dict[str, float] = {}
+    for word in words:
+        found.setdefault(word.text, word.logprob)
+    return found
 
 
 def reason(piece: Piece) -> str | None:

@@ -100,7 +100,7 @@ def create_app(server: Server, token: str | None = None) -> FastAPI:
     @app.post("/v1/completions")
     async def completions(body: CompletionBody, request: Request) -> Response:
         prompts = [service.engine.encode(prompt) for prompt in body.prompts]
-        streams = server.submit(body.model, prompts, body.options(body.max_tokens))
+        streams = server.submit(body.model, prompts, body.options(body.max_tokens, body.logprobs or 0))
         answer = Answer(body.model, streams, Completion(), body.n, server.tokenizer, body.logprobs is not None)
         return await _answered(service, request, answer, body)
 
@@ -108,7 +108,7 @@ def create_app(server: Server, token: str | None = None) -> FastAPI:
     async def chat(body: ChatBody, request: Request) -> Response:
         ids = _chat_tokens(server, body)
         room = max(1, service.tokens - len(ids))
-        streams = server.submit(body.model, [ids], body.options(body.most_tokens or room))
+        streams = server.submit(body.model, [ids], body.options(body.most_tokens or room, body.top_logprobs or 0))
         answer = Answer(body.model, streams, Chat(), body.n, server.tokenizer, bool(body.logprobs))
         return await _answered(service, request, answer, body)
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from hayless.core.options import checked
-from hayless.decode.options import SamplingOptions
+from hayless.decode.options import MOST_TOP, SamplingOptions
 
 Tokens = list[int]
 
@@ -60,7 +60,7 @@ class _Body(BaseModel):
             raise ValueError("stream_options is for stream: true only")
         return self
 
-    def options(self, max_tokens: int) -> list[SamplingOptions]:
+    def options(self, max_tokens: int, top_logprobs: int) -> list[SamplingOptions]:
         """Options of the `n` continuations: choice i draws with seed + i; without a seed, with one nobody knows."""
         first = secrets.randbits(62) if self.seed is None else self.seed
         shared = {
@@ -70,6 +70,7 @@ class _Body(BaseModel):
             "min_p": self.min_p,
             "stop": tuple(self.stop),
             "max_tokens": max_tokens,
+            "top_logprobs": top_logprobs,
             "ignore_end": self.ignore_end,
         }
         # Clients may send any 64-bit number; ours have 63 bits.
@@ -82,7 +83,7 @@ class CompletionBody(_Body):
 
     prompt: str | list[str] | Tokens | list[Tokens]
     max_tokens: int = Field(16, ge=1)
-    logprobs: Literal[0, None] = None
+    logprobs: int | None = Field(None, ge=0, le=5)
     echo: Literal[False, None] = False
     best_of: Literal[1, None] = None
     suffix: None = None
@@ -111,13 +112,19 @@ class ChatBody(_Body):
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = False
-    top_logprobs: Literal[0, None] = None
+    top_logprobs: int | None = Field(None, ge=0, le=MOST_TOP)
     response_format: ResponseFormat | None = None
     tools: list[dict[str, Any]] | None = Field(None, max_length=0)
     tool_choice: Literal["none", None] = None
     parallel_tool_calls: bool | None = None
     metadata: dict[str, str] | None = None
     store: Literal[False, None] = None
+
+    @model_validator(mode="after")
+    def _top_belongs_to_logprobs(self) -> Self:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("top_logprobs is for logprobs: true only")
+        return self
 
     @property
     def most_tokens(self) -> int | None:

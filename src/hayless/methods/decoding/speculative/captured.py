@@ -9,16 +9,28 @@ interpreter. Shapes: b rows, k drafted tokens, s = k + 1 positions, v vocabulary
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 
 import torch
 from torch import Tensor
 
 from hayless.decode.cache import StaticCache
-from hayless.decode.graphs import CAPACITY_STEP, CHOICES, Choice, bucket, choice_of, runs
+from hayless.decode.graphs import (
+    CAPACITY_STEP,
+    CHOICES,
+    RAW,
+    Choice,
+    bucket,
+    choice_of,
+    runs,
+    split_raw,
+    wants_top,
+    write_top,
+)
 from hayless.decode.kernel_pass import KernelPass, captured
 from hayless.decode.options import SamplingOptions
 from hayless.decode.program import Program
-from hayless.decode.request import Request
+from hayless.decode.request import Chosen, Request, top_of
 from hayless.kernels.choose import likeliest
 from hayless.kernels.drafted import settle
 from hayless.methods.decoding.speculative.accept import Accept, accept
@@ -54,16 +66,16 @@ class Session:
         self.cache = StaticCache(program.dims, rows, capacity, program.dtype, device)
         self.drafter = self._drafter()
         self._check = KernelPass(program, self.cache, self.rows.lengths_b, positions=count + 1)
-        # Tokens (int64), log-probabilities (float32) and how many drafted ones are kept (int32) in one piece.
-        self._raw = torch.zeros(rows * (3 * (count + 1) + 1), dtype=torch.int32, device=device)
-        self._chosen_bs, self._logprobs_bs, self._kept_b = self._split(self._raw)
+        # What the host reads lies in one piece: of each token as in a step, and how many drafted ones a row keeps.
+        self._raw = torch.zeros(rows * (RAW * (count + 1) + 1), dtype=torch.int32, device=device)
+        self._chosen_bs, self._logprobs_bs, self._top_bsn, self._top_logprobs_bsn, self._kept_b = self._split(self._raw)
         self._cuda = device.type == "cuda"
         size, pinned = len(self._raw), self._cuda
         self._host = [torch.zeros(size, dtype=torch.int32, pin_memory=pinned) for _ in range(_SLOTS)]
         self._events = [
             [torch.cuda.Event(enable_timing=True) for _ in range(3)] if self._cuda else [] for _ in self._host
         ]
-        self._graphs: dict[Choice, tuple[torch.cuda.CUDAGraph, torch.cuda.CUDAGraph]] = {}
+        self._graphs: dict[tuple[Choice, bool], tuple[torch.cuda.CUDAGraph, torch.cuda.CUDAGraph]] = {}
 
     def serves(self, program: Program, source: Source, rows: int, count: int, needed: int) -> bool:
         """Whether it does what is asked for."""
@@ -79,25 +91,25 @@ class Session:
         return ProgramDrafter(source, self.rows, self.cache.capacity, self.program.dims.vocab_size)
 
     @torch.inference_mode()
-    def capture(self, choice: Choice) -> None:
+    def capture(self, choice: Choice, top: bool) -> None:
         """Compile and capture a pass where that is not done yet. Only between batches: it writes to the caches."""
-        if not self._cuda or choice in self._graphs:
+        if not self._cuda or (choice, top) in self._graphs:
             return
         rows = self.rows
         for tensor in (rows.lengths_b, rows.active_b, rows.places_b, rows.tokens_bs, rows.fed_b2, rows.text_bn):
             tensor.zero_()
         draft = captured(lambda: self.drafter.launch(rows, choice), self.program.device)
-        self._graphs[choice] = draft, captured(lambda: self.check(choice), self.program.device)
+        self._graphs[choice, top] = draft, captured(lambda: self.check(choice, top), self.program.device)
 
     @torch.inference_mode()
-    def launch(self, choice: Choice, slot: int) -> None:
+    def launch(self, choice: Choice, top: bool, slot: int) -> None:
         """Queue a pass, whose outcome goes to a slot of the host."""
         if not self._cuda:
             self.drafter.launch(self.rows, choice)
-            self.check(choice)
+            self.check(choice, top)
             self._host[slot].copy_(self._raw)
             return
-        (draft, check), (start, middle, end) = self._graphs[choice], self._events[slot]
+        (draft, check), (start, middle, end) = self._graphs[choice, top], self._events[slot]
         start.record()
         draft.replay()
         middle.record()
@@ -105,20 +117,23 @@ class Session:
         self._host[slot].copy_(self._raw, non_blocking=True)
         end.record()
 
-    def read(self, slot: int) -> tuple[list[list[int]], list[list[float]], list[int], float]:
-        """The outcome of a pass: tokens and log-probabilities (b, s), drafted tokens kept (b,), seconds of drafting."""
+    def read(self, slot: int) -> tuple[tuple[Tensor, ...], list[int], float]:
+        """The outcome of a pass: tokens and log-probabilities (b, s), the likeliest tokens and theirs (b, s, n),
+        drafted tokens kept (b,), seconds of drafting."""
         seconds = 0.0
         if self._cuda:
             start, middle, end = self._events[slot]
             end.synchronize()
             seconds = start.elapsed_time(middle) / 1e3
-        tokens_bs, logprobs_bs, kept_b = (tensor.tolist() for tensor in self._split(self._host[slot]))
-        return tokens_bs, logprobs_bs, kept_b, seconds
+        *chosen, kept_b = self._split(self._host[slot])
+        return tuple(chosen), kept_b.tolist(), seconds
 
-    def check(self, choice: Choice) -> None:
+    def check(self, choice: Choice, top: bool) -> None:
         """Read the drafted tokens, keep what may be kept, and move the rows on."""
         rows, count = self.rows, self.rows.count
         logits_nv = self._check.launch(rows.tokens_bs.flatten())
+        if top:
+            write_top(logits_nv, self._top_bsn.flatten(0, 1), self._top_logprobs_bsn.flatten(0, 1))
         by_likelihood = choice == "greedy" and self.rule is accept
         if by_likelihood:
             likeliest(logits_nv, self._chosen_bs.view(-1), self._logprobs_bs.view(-1), overlap=self._check.overlap)
@@ -153,11 +168,10 @@ class Session:
         logprobs_nv = logits_nv.log_softmax(-1)
         self._logprobs_bs.view(-1, 1).copy_(logprobs_nv.gather(-1, self._chosen_bs.view(-1, 1)))
 
-    def _split(self, raw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        tokens = len(self.rows.tokens_bs.flatten())
-        chosen, logprobs, kept = raw.split([2 * tokens, tokens, len(raw) - 3 * tokens])
-        shape = self.rows.tokens_bs.shape
-        return chosen.view(torch.int64).view(shape), logprobs.view(torch.float32).view(shape), kept
+    def _split(self, raw: Tensor) -> tuple[Tensor, ...]:
+        rows, positions = self.rows.tokens_bs.shape
+        tokens = RAW * rows * positions
+        return *(tensor.unflatten(0, (rows, positions)) for tensor in split_raw(raw[:tokens])), raw[tokens:]
 
 
 class CapturedRounds:
@@ -175,6 +189,7 @@ class CapturedRounds:
         self._rows: list[int] = []
         self._joining: list[Request] = []
         self._choice: Choice = "greedy"
+        self._top = False
         self._launched = self._read = 0
         for tensor in (session.rows.lengths_b, session.rows.active_b, session.rows.places_b):
             tensor.zero_()
@@ -184,24 +199,30 @@ class CapturedRounds:
         self._joining += requests
         assert len(self.active) + len(self._joining) <= len(self._session.rows.lengths_b)
 
-    def next(self) -> list[list[tuple[int, float]]]:
-        """The next tokens of each active request, and their log-probabilities."""
+    def next(self) -> list[list[Chosen]]:
+        """The next tokens of each active request."""
         if self._joining and self._launched == self._read:
             self._admit()
         if not self._joining:
             ahead = min(1 + _AHEAD, max(request.budget - request.made for request in self.active))
             while self._launched < self._read + ahead:
-                self._session.launch(self._choice, self._launched % _SLOTS)
+                self._session.launch(self._choice, self._top, self._launched % _SLOTS)
                 self._launched += 1
-        tokens_bs, logprobs_bs, kept_b, seconds = self._session.read(self._read % _SLOTS)
+        outcome, kept_b, seconds = self._session.read(self._read % _SLOTS)
         self._read += 1
         kept = [kept_b[row] for row in self._rows]
         count = self._session.rows.count
         self._tally.add(count, kept)
         self._tally.drafting.append(seconds / count)
+        tokens, logprobs = (tensor.tolist() for tensor in outcome[:2])
+        nothing = [[()] * (count + 1)] * len(tokens)
+        likeliest, values = (tensor.tolist() if self._top else nothing for tensor in outcome[2:])
         return [
-            list(zip(tokens_bs[row][: n + 1], logprobs_bs[row][: n + 1], strict=True))
-            for row, n in zip(self._rows, kept, strict=True)
+            [
+                Chosen(tokens[row][place], logprobs[row][place], top_of(likeliest[row][place], values[row][place], one))
+                for place in range(n + 1)
+            ]
+            for row, n, one in zip(self._rows, kept, self.active, strict=True)
         ]
 
     @torch.inference_mode()
@@ -236,7 +257,7 @@ class CapturedRounds:
         # Before a text of one token stands that token again: it only lets its first draft be a worse one.
         rows.fed_b2[at] = torch.tensor([[*text[-1:], *text][-2:] for text in texts], device=device)
         self.active, self._rows, self._joining = [*self.active, *requests], [*self._rows, *free], []
-        self._choice = choice_of(self.active)
+        self._choice, self._top = choice_of(self.active), wants_top(self.active)
         if self._choice != "greedy" or session.rule is not accept:
             self._set_options(dict(zip(free, requests, strict=True)))
 
@@ -268,7 +289,7 @@ class Sessions:
             del self._sessions[:-1]
             found = self._new(program, source, rows, count, needed)
             self._sessions.append(found)
-        found.capture(choice_of(requests))
+        found.capture(choice_of(requests), wants_top(requests))
         batch = CapturedRounds(found, tally)
         batch.join(requests)
         return batch
@@ -279,8 +300,8 @@ class Sessions:
         """A batch without requests, with room for `rows` at once, whatever their options; prompt and continuation of
         each have at most `tokens`. Its session is its own."""
         session = self._new(program, source, bucket(rows), count, _needed(tokens, count))
-        for choice in CHOICES:
-            session.capture(choice)
+        for choice, top in product(CHOICES, (False, True)):
+            session.capture(choice, top)
         return CapturedRounds(session, tally)
 
     def _new(self, program: Program, source: Source, rows: int, count: int, needed: int) -> Session:

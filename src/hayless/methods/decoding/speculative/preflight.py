@@ -150,8 +150,8 @@ def _timed(
 def _take(batch: Batch) -> None:
     chosen = batch.next()
     for request, several in zip(list(batch.active), chosen, strict=True):
-        for token, logprob in several:
-            request.take(token, logprob, 0.0)
+        for token in several:
+            request.take(token, 0.0)
             if request.finish is not None:
                 break
     batch.drop_ended()

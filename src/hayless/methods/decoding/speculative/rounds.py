@@ -13,8 +13,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from hayless.decode.eager import tops
 from hayless.decode.readers import Reader
-from hayless.decode.request import Request
+from hayless.decode.request import Chosen, Request
 from hayless.decode.sampling import distribution, invert, precise
 from hayless.methods.decoding.speculative.accept import Accept, accept, accept_likeliest
 from hayless.methods.decoding.speculative.drafts import Draft, Proposal
@@ -56,8 +57,8 @@ class Rounds:
         self._joining += requests
 
     @torch.inference_mode()
-    def next(self) -> list[list[tuple[int, float]]]:
-        """The next tokens of each active request, and their log-probabilities."""
+    def next(self) -> list[list[Chosen]]:
+        """The next tokens of each active request."""
         start = None if self._joining else self._now()
         self._admit()
         asked = self._pace.count(len(self.active))
@@ -70,16 +71,20 @@ class Rounds:
         logits_bkv = self._reader.read(torch.cat([last_b1, proposal.tokens_bk], 1))
         kept_b, last_b = self._settle(logits_bkv, proposal)
         chosen_bk = torch.cat([proposal.tokens_bk, last_b[:, None]], 1).scatter(1, kept_b[:, None], last_b[:, None])
-        logprobs_bk = logits_bkv.log_softmax(-1).gather(-1, chosen_bk[..., None])[..., 0]
+        logprobs_bkv = logits_bkv.log_softmax(-1)
+        logprobs_bk = logprobs_bkv.gather(-1, chosen_bk[..., None])[..., 0]
+        places = [tops(logprobs_bkv[:, place], self.active) for place in range(drafted + 1)]
         kept = kept_b.tolist()
         if min(kept) < drafted:
             self._reader.truncate([held + 1 + count for held, count in zip(before, kept, strict=True)])
         found = [
-            list(zip(tokens[: count + 1], logprobs[: count + 1], strict=True))
-            for tokens, logprobs, count in zip(chosen_bk.tolist(), logprobs_bk.tolist(), kept, strict=True)
+            list(map(Chosen, tokens[: count + 1], logprobs[: count + 1], top))
+            for tokens, logprobs, count, top in zip(
+                chosen_bk.tolist(), logprobs_bk.tolist(), kept, zip(*places, strict=True), strict=True
+            )
         ]
         for text, several in zip(self._texts, found, strict=True):
-            text += [token for token, _ in several]
+            text += [one.token for one in several]
         if asked:
             self._tally.add(drafted, kept)
         if drafted:
