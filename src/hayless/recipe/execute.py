@@ -7,10 +7,11 @@ goes on from its last checkpoint, and finished training gives its weights back. 
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
@@ -21,6 +22,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hayless.core import atomic
 from hayless.core.errors import HaylessError, NotSupported, RequestError
 from hayless.core.measurement import Measurement
+from hayless.core.method import MethodConfig, Need
+from hayless.core.registry import method_of
 from hayless.data.corpus import Kind
 from hayless.measure.machine import describe
 from hayless.measure.memory import MemoryMeter
@@ -28,6 +31,7 @@ from hayless.measure.saved import measure_saved
 from hayless.measure.weights import parameter_rows
 from hayless.model.save import save_model
 from hayless.model.transform import Change, Context, apply, merge_adapters
+from hayless.recipe.calibrate import calibration
 from hayless.recipe.folder import RunFolder, digest
 from hayless.recipe.learn import TrainFigures, data_kind, learn, rehearse, training_rows
 from hayless.recipe.prediction import Prediction, predict
@@ -98,8 +102,7 @@ class _Execution:
             if self.by is not None:
                 rows = self.by.make(start, self.place, self.console) + self._measured(start)
             else:
-                words = _tokenizer(start)
-                rows = self._own(start, Context(tokenizer=words, seed=self.recipe.seed, progress=progress))
+                rows = self._own(start, Context(seed=self.recipe.seed, progress=progress))
             content = {
                 "machine": describe().model_dump(mode="json"),
                 "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -134,7 +137,8 @@ class _Execution:
             if position < len(start.packers):
                 continue
             if isinstance(step, ApplyStep):
-                self._tell(apply(model, [step.apply], context))
+                own = self._for_method(step.apply, model, start, position, context)
+                self._tell(apply(model, [step.apply], own))
             elif isinstance(step, TrainStep):
                 model.to(start.device)  # type: ignore[arg-type]
                 figures = learn(
@@ -148,6 +152,7 @@ class _Execution:
                 )
                 trained.append(figures)
         self._save(model, start)
+        shutil.rmtree(self.place.blocks, ignore_errors=True)
         rows = training_rows(trained) + parameter_rows(model)
         # Measuring needs the memory: the model is loaded again, in another process.
         del model
@@ -159,6 +164,15 @@ class _Execution:
             self._say(f"{change.method}: {len(change.changed)} modules" + (f"; {figures}" if figures else ""))
             for path, reason in change.skipped.items():
                 self._say(f"{change.method}: {path} left out: {reason}")
+
+    def _for_method(
+        self, config: MethodConfig, model: PreTrainedModel, start: Start, position: int, context: Context
+    ) -> Context:
+        """The context of one method: with text where it needs some, and a folder where it keeps what is finished."""
+        if Need.CALIBRATION not in method_of(config).needs:
+            return context
+        text = calibration(start, model, context.progress, self._say)
+        return replace(context, calibration=text, folder=self.place.blocks / f"step-{position}")
 
     def _save(self, model: PreTrainedModel, start: Start) -> None:
         saving = self.recipe.saving

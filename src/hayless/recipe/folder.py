@@ -55,6 +55,11 @@ class RunFolder:
         """Where data and tokenizers prepared for this run (or its study) are kept."""
         return self.path.parent / "data"
 
+    @property
+    def blocks(self) -> Path:
+        """Where methods keep the blocks that they have finished, until the model is saved."""
+        return self.path / "blocks"
+
     def training(self, step: int) -> Path:
         """Where the training at position `step` of the recipe keeps its checkpoints, metrics and result."""
         return self.path / "checkpoints" / f"step-{step}"

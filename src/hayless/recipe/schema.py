@@ -14,9 +14,9 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator
 
 from hayless.core.compose import check_order
 from hayless.core.errors import RequestError
-from hayless.core.method import MethodConfig, Part
-from hayless.core.options import Options
-from hayless.core.registry import configure, methods
+from hayless.core.method import MethodConfig, Need, Part
+from hayless.core.options import Count, Options
+from hayless.core.registry import configure, method_of, methods
 from hayless.data.config import DataConfig
 from hayless.measure.settings import MeasureSettings
 from hayless.model.new_tokens import NewTokens
@@ -61,6 +61,21 @@ class TokenizerSection(Options):
 
     level: Literal["char", "word", "bpe", "unigram"] = Field("bpe", description="What a token is.")
     vocab_size: int = Field(4096, ge=_SMALLEST, le=1_000_000, description="Entries, special and new tokens included.")
+
+
+class Calibration(Options):
+    """Text that methods are calibrated on, for recipes that apply such a method."""
+
+    path: str | None = Field(
+        None, description="A file or folder of text or examples; the recipe's training documents if not given."
+    )
+    tokens: Count = Field(131_072, ge=1, description="How many tokens, `131k` also; documents in a seeded order.")
+    sequence_length: int = Field(
+        1024,
+        ge=2,
+        description="Tokens a row; fewer where the model's own limit is lower. Rows are read each by itself.",
+    )
+    seed: int = Field(0, ge=0, description="Seeds the order of the documents.")
 
 
 class ModelSection(Options):
@@ -206,6 +221,9 @@ class Recipe(Options):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="Names the run's folder.")
     model: ModelSection = Field(description="What the recipe starts from; a bare string is its path.")
     data: DataConfig | None = Field(None, description="Text to train and measure on.")
+    calibration: Calibration | None = Field(
+        None, description="Text for methods that need some; training documents at the defaults if not given."
+    )
     steps: tuple[Step, ...] = Field(description="apply, train, decode, measure and save steps, in order.")
     device: str = Field(
         "auto",
@@ -236,6 +254,7 @@ class Recipe(Options):
             what = f"a {uses_data[0]} step" if uses_data[0] in STEPS else "a tokenizer to train"
             raise ValueError(f"{what} needs data: add a data section")
         self._check_only()
+        self._check_calibration()
         return self
 
     @property
@@ -276,6 +295,14 @@ class Recipe(Options):
                 raise ValueError(
                     f"steps.{position}.train.only is new_tokens, and there are none: name them in model.new_tokens"
                 )
+
+    def _check_calibration(self) -> None:
+        """Methods that need text have some, and text has methods that need it."""
+        calibrated = [config.method for config in self.transforms if Need.CALIBRATION in method_of(config).needs]
+        if calibrated and self.data is None and (self.calibration is None or self.calibration.path is None):
+            raise ValueError(f"{calibrated[0]} is calibrated on text: add a data section, or calibration.path")
+        if self.calibration is not None and not calibrated:
+            raise ValueError("calibration is for methods that need text, and no step applies one")
 
     def _check_ending(self) -> None:
         """There is one saved model a run, and what is measured is that one: both come last, once."""

@@ -145,7 +145,8 @@ class Start:
     def uses_text(self) -> bool:
         """Whether anything in the recipe reads text, so that there must be a tokenizer."""
         section = self.recipe.model
-        return self.recipe.data is not None or section.config is not None or section.new_tokens is not None
+        named = (self.recipe.data, self.recipe.calibration, section.config, section.new_tokens)
+        return any(each is not None for each in named)
 
 
 def _capacity(device: torch.device) -> int | None:
