@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from hayless.cli.generate import _prompt, generate
+from hayless.cli.serve import serve
 from hayless.core.errors import RequestError
 from hayless.decode import engine
 from hayless.decode.options import SamplingOptions
@@ -202,6 +203,8 @@ def test_what_is_wrong_about_drafts_is_said(folder: str) -> None:
     ):
         with pytest.raises(RequestError, match=words):
             raised(run(generate, folder, "--prompt", PROMPT, *arguments))
+    with pytest.raises(RequestError, match="--self-draft and --adapters exclude each other"):
+        raised(run(serve, folder, "--self-draft", "--adapters", folder))
 
 
 def test_tokens_leave_early_and_their_layers_are_drawn(folder: str, tmp_path: Path) -> None:
