@@ -108,6 +108,7 @@ def _decode_step(tokens: int) -> Work:
         step.contender("hayless nf4, double", packed.nf4(double=True), ("triton",), _times(cublas=nf4)),
         step.contender("hayless nf4, Triton", packed.nf4(triton=True), ("triton",)),
         step.contender("hayless int8", packed.integers(8), ("triton",), _times(cublas=int8)),
+        step.contender("hayless int8, Triton", packed.integers(8, triton=True), ("triton",)),
     ]
     return step.work(
         f"a layer's products at Llama-7B's shape, {tokens} token{'s' if tokens > 1 else ''}, 8 layers in turn",

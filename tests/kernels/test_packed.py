@@ -15,7 +15,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 from hayless.core.errors import NotSupported, RequestError
 from hayless.kernels.packed import formats
 from hayless.kernels.packed.dequantize import dequantize
-from hayless.kernels.packed.gemm import gemm
+from hayless.kernels.packed.gemm import BF16_NIBBLES, FP16_NIBBLES, gemm
 from hayless.kernels.packed.gemv import gemv
 from hayless.kernels.packed.linear import kernel_for, linear
 from hayless.kernels.packed.tiles import MatrixTiles, VectorTiles
@@ -101,6 +101,53 @@ def test_packing_is_undone(bits):
     stream = formats.packed(codes, bits)
     assert stream.shape == (3, -(-11 * bits // 8))
     assert torch.equal(formats.unpacked(stream, bits)[:, :11], codes)
+
+
+def _ptx(text: str, registers: dict[str, int]) -> dict[str, int]:
+    """Registers after the instructions that packed products use of PTX, as its manual describes them."""
+    floats = {"f16": torch.float16, "bf16": torch.bfloat16}
+
+    def value(name: str) -> int:
+        return registers[name] if name in registers else int(name, 0)
+
+    def halves(name: str, kind: str) -> torch.Tensor:
+        number = value(name)
+        pair = torch.tensor([number & 0xFFFF, number >> 16], dtype=torch.int32).to(torch.uint16)
+        return pair.view(floats[kind]).float()
+
+    for line in text.replace("{", "").replace("}", "").split(";"):
+        operation, _, rest = line.strip().partition(" ")
+        if not operation or operation.startswith(".reg"):
+            continue
+        to, *names = [name.strip() for name in rest.split(",")]
+        if operation == "mov.b32":
+            found = value(names[0])
+        elif operation == "shr.b32":
+            found = value(names[0]) >> value(names[1])
+        elif operation == "prmt.b32":
+            both = value(names[0]) | value(names[1]) << 32
+            found = sum((both >> 8 * (value(names[2]) >> 4 * i & 7) & 255) << 8 * i for i in range(4))
+        elif operation == "lop3.b32":
+            assert names[3] == "0xEA", "(a & b) | c"
+            found = value(names[0]) & value(names[1]) | value(names[2])
+        else:
+            name, _, kind = operation.partition(".rn.")
+            a, b, *c = [halves(one, kind.removesuffix("x2")) for one in names]
+            result = {"fma": lambda: a * b + c[0], "sub": lambda: a - b}[name]()  # noqa: B023
+            low, high = result.to(floats[kind.removesuffix("x2")]).view(torch.uint16).tolist()
+            found = low | high << 16
+        registers[to] = found
+    return registers
+
+
+@pytest.mark.parametrize(("text", "dtype"), [(BF16_NIBBLES, torch.bfloat16), (FP16_NIBBLES, torch.float16)])
+def test_the_assembly_of_nibbles(text, dtype):
+    for words in ((0x76543210, 0xFEDCBA98), (0x0F1E2D3C, 0x89ABCDEF)):
+        registers = _ptx(text.value, {"$8": words[0], "$9": words[1]})
+        for place in range(8):
+            pair = torch.tensor([registers[f"${place}"] & 0xFFFF, registers[f"${place}"] >> 16], dtype=torch.int32)
+            expected = [(word >> 4 * place & 15) - 8 for word in words]
+            assert pair.to(torch.uint16).view(dtype).tolist() == expected
 
 
 def test_linear_takes_any_shape_and_kernel():

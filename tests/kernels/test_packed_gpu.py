@@ -29,6 +29,10 @@ def _forms(dtype: torch.dtype) -> list[formats.Integers | formats.Table]:
         integers(48, 192, 4, 3, zero=True, dtype=dtype),
         integers(21, 352, 4, 11, zero=True, twos_complement=True, dtype=dtype),
         integers(4096, 4096, 4, 32, twos_complement=True, dtype=dtype),
+        integers(33, 192, 8, 1),
+        integers(40, 320, 8, 5, zero=True, twos_complement=True, dtype=dtype),
+        integers(40, 512, 2, 4, twos_complement=True, dtype=dtype),
+        integers(4096, 11008, 8, 1),
         table(33, 320, 64),
         table(18, 416, 32, nested=True),
         table(17, 512, 128),
@@ -55,7 +59,7 @@ def test_tensor_cores(tokens, dtype):
 
 @pytest.mark.parametrize("tiles", [tiles for tiles in CORE_CANDIDATES if fits(16, tiles)], ids=str)
 def test_every_candidate(tiles):
-    for weight in (integers(150, 640, 4, 5, dtype=torch.bfloat16), table(150, 640, 64)):
+    for weight in (integers(150, 640, 4, 5, dtype=torch.bfloat16), integers(150, 640, 8, 1), table(150, 640, 64)):
         x = random(16, 640, dtype=torch.bfloat16)
         found = multiply(x, weight, None, poisoned(16, 150, dtype=torch.bfloat16), tiles=tiles)
         assert_near(found, formats.linear_reference(x.float(), weight))

@@ -1,9 +1,10 @@
-// y = Wx for 1 to 64 tokens and weights of four bits, in tensor cores. Compiled at run time (see tensor_cores.py), which
+// y = Wx for 1 to 64 tokens and weights of 2, 4 or 8 bits, in tensor cores. Compiled at run time (see tensor_cores.py), which
 // puts these definitions before it:
 //   KIND      0: integers with a scale (and zero point) a group; 1: sixteen values times a scale a block
+//   BITS      2, 4 or 8; tables have 4
 //   BF16      1: x and y are bf16; 0: fp16
 //   GROUP     columns that share a scale, a multiple of SPAN; 0: a row
-//   SPAN      columns that the four lanes of a row read side by side: 32, 64 or 128
+//   SPAN      columns that the four lanes of a row read side by side, in 4, 8 or 16 bytes each
 //   SCALE     dtype of scales: 0 fp32, 1 fp16, 2 bf16, 3 codes of double quantization
 //   ZERO, TWOS                    zero points; two's complement
 //   BANDS, TILES, WARPS, DEPTH    16 rows each, 8 tokens each, warps that share columns, steps loaded together
@@ -16,7 +17,10 @@ typedef unsigned int u32;
 typedef unsigned short u16;
 typedef unsigned char u8;
 
-struct Words { u32 w[SPAN / 32]; };
+#define WORDS (SPAN * BITS / 128)  // that a lane reads of a row at a time
+#define PER (32 / BITS)            // columns of a word
+
+struct Words { u32 w[WORDS]; };
 
 // -- instructions
 #if BF16
@@ -34,10 +38,10 @@ __device__ __forceinline__ void mma(float* c, u32 a0, u32 a1, u32 a2, u32 a3, u3
 // What is read once: past the first cache, lines of 128 bytes in the second.
 __device__ __forceinline__ Words stream(const u8* at) {
     Words r;
-#if SPAN == 128
+#if WORDS == 4
     asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0,%1,%2,%3}, [%4];"
                  : "=r"(r.w[0]), "=r"(r.w[1]), "=r"(r.w[2]), "=r"(r.w[3]) : "l"(at));
-#elif SPAN == 64
+#elif WORDS == 2
     asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v2.u32 {%0,%1}, [%2];" : "=r"(r.w[0]), "=r"(r.w[1]) : "l"(at));
 #else
     asm volatile("ld.global.nc.L1::no_allocate.L2::128B.u32 %0, [%1];" : "=r"(r.w[0]) : "l"(at));
@@ -51,16 +55,40 @@ __device__ __forceinline__ u32 bytes(u32 a, u32 b, u32 chosen) {
     return r;
 }
 
-// Two codes (bits 0 to 3 and 16 to 19) in the mantissas of 2^7 (bf16) or 2^10 (fp16), less `base`, which is that and
-// the zero point.
-__device__ __forceinline__ u32 centred(u32 w, u32 base) {
+// Two codes, from bit 0 and 16 on, in the mantissas of 2^7 (bf16, which has room for 7 bits) or 2^10 (fp16).
+#if BITS == 2
+#define MASK "0x00030003"
+#elif BITS == 4
+#define MASK "0x000F000F"
+#elif BF16
+#define MASK "0x007F007F"
+#else
+#define MASK "0x00FF00FF"
+#endif
+__device__ __forceinline__ u32 mantissas(u32 w) {
     u32 r;
 #if BF16
-    asm("lop3.b32 %0, %1, 0x000F000F, 0x43004300, 0xEA;" : "=r"(r) : "r"(w));
-    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(r), "r"(0x3F803F80), "r"(base));
+    asm("lop3.b32 %0, %1, " MASK ", 0x43004300, 0xEA;" : "=r"(r) : "r"(w));
 #else
-    asm("lop3.b32 %0, %1, 0x000F000F, 0x64006400, 0xEA;" : "=r"(r) : "r"(w));
-    asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(r) : "r"(r), "r"(base));
+    asm("lop3.b32 %0, %1, " MASK ", 0x64006400, 0xEA;" : "=r"(r) : "r"(w));
+#endif
+    return r;
+}
+
+// -2^8 in bf16 where bit 7 (and 23) is 0, -2^7 where it is 1.
+__device__ __forceinline__ u32 by_highest_bit(u32 w) {
+    u32 r;
+    asm("lop3.b32 %0, %1, 0x00800080, 0xC380C380, 0x6A;" : "=r"(r) : "r"(w));
+    return r;
+}
+
+// Two sums of 16-bit floats.
+__device__ __forceinline__ u32 plus(u32 a, u32 b) {
+    u32 r;
+#if BF16
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(0x3F803F80), "r"(b));
+#else
+    asm("add.rn.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
 #endif
     return r;
 }
@@ -88,9 +116,35 @@ __device__ __forceinline__ float widened(u16 v) {
 #endif
 }
 
-#define COLUMNS 128
+// Two codes less their zero point: as mantissas they are too large by 2^7 or 2^10, which `base` takes off with the zero
+// point. Where bf16 has no room for a code's highest bit, that says whether 2^7 or 2^8 is too much, which leaves code - 128,
+// and `base` is 128 less the zero point.
+__device__ __forceinline__ u32 centred(u32 w, u32 base) {
+#if BF16 && BITS == 8
+    const u32 around_zero = plus(mantissas(w), by_highest_bit(w));
+    return ZERO ? plus(around_zero, base) : around_zero;
+#else
+    return plus(mantissas(w), base);
+#endif
+}
+
+__device__ __forceinline__ u32 base_of(u32 zero) {
+#if BF16 && BITS == 8
+    return narrow(128.0f - (float)zero) * 0x00010001;
+#else
+    return ((BF16 ? 0xC300 : 0xE400) | zero) * 0x00010001;
+#endif
+}
+
+#define COLUMNS (512 / BITS)  // of a step: 16 bytes a lane
 #define PARTS (COLUMNS / SPAN)
-#define WORDS (SPAN / 32)
+#if BITS == 2
+#define HIGHEST_BITS 0xAAAAAAAA
+#elif BITS == 4
+#define HIGHEST_BITS 0x88888888
+#else
+#define HIGHEST_BITS 0x80808080
+#endif
 #define ROWS (16 * BANDS)
 #define TOKENS (8 * TILES)
 #define PITCH (ROWS + 4)  // four lanes of a row, 2 tokens apart, then write to different banks
@@ -169,7 +223,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) packed_linear(
 #pragma unroll
                 for (int h = 0; h < 2; h++) {
                     const size_t row = rows[b][h];
-                    words[d][p][b][h] = stream(codes + row * (width / 2) + (column + t * (SPAN / 4)) / 2);
+                    words[d][p][b][h] = stream(codes + row * (width * BITS / 8) + (column + t * (SPAN / 4)) * BITS / 8);
                     const size_t at = row * groups + GROUP_OF(column);
                     scales[d][p][b][h] = scale[at];
 #if ZERO
@@ -190,29 +244,36 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) packed_linear(
 #pragma unroll
                 for (int h = 0; h < 2; h++) {
 #if ZERO
-                    const u32 z = zeros[d][p][b][h];
+                    base[b][h] = base_of(zeros[d][p][b][h]);
 #else
-                    const u32 z = 8;
+                    base[b][h] = base_of(1 << (BITS - 1));
 #endif
-                    base[b][h] = (BF16 ? 0xC300C300 : 0x64006400) | z | z << 16;
                 }
 #pragma unroll
             for (int i = 0; i < WORDS; i++) {
-                u32 q[TILES][4];
+                u32 q[TILES][PER / 2];
 #pragma unroll
                 for (int j = 0; j < TILES; j++) {
                     const size_t token = min(8 * j + g, m - 1);
-                    const uint4 v = *(const uint4*)(x + token * width + column + t * (SPAN / 4) + 8 * i);
-#if KIND == 1
-                    q[j][0] = v.x, q[j][1] = v.y, q[j][2] = v.z, q[j][3] = v.w;
+                    const u16* at = x + token * width + column + t * (SPAN / 4) + PER * i;
+                    u32 v[PER / 2];
+#if PER == 4
+                    *(uint2*)v = *(const uint2*)at;
 #else
-                    q[j][0] = bytes(v.x, v.z, 0x5410), q[j][1] = bytes(v.x, v.z, 0x7632);
-                    q[j][2] = bytes(v.y, v.w, 0x5410), q[j][3] = bytes(v.y, v.w, 0x7632);
+#pragma unroll
+                    for (int k = 0; k < PER / 8; k++) ((uint4*)v)[k] = ((const uint4*)at)[k];
+#endif
+#pragma unroll
+                    for (int k = 0; k < PER / 2; k++)
+#if KIND == 1
+                        q[j][k] = v[k];
+#else
+                        q[j][k] = bytes(v[k / 2], v[k / 2 + PER / 4], k % 2 ? 0x7632 : 0x5410);
 #endif
                 }
 #pragma unroll
                 for (int b = 0; b < BANDS; b++) {
-                    u32 a[2][4];
+                    u32 a[2][PER / 2];
 #pragma unroll
                     for (int h = 0; h < 2; h++) {
                         u32 w = words[d][p][b][h].w[i];
@@ -223,17 +284,17 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) packed_linear(
                         a[h][3] = *(const u32*)(shared + (w >> 17 & 0x7F80 | 4 * lane));
 #else
 #if TWOS
-                        w ^= 0x88888888;
+                        w ^= HIGHEST_BITS;
 #endif
 #pragma unroll
-                        for (int k = 0; k < 4; k++) a[h][k] = centred(w >> 4 * k, base[b][h]);
+                        for (int k = 0; k < PER / 2; k++) a[h][k] = centred(w >> BITS * k, base[b][h]);
 #endif
                     }
 #pragma unroll
-                    for (int j = 0; j < TILES; j++) {
-                        mma(sums[b][j], a[0][0], a[1][0], a[0][1], a[1][1], q[j][0], q[j][1]);
-                        mma(sums[b][j], a[0][2], a[1][2], a[0][3], a[1][3], q[j][2], q[j][3]);
-                    }
+                    for (int j = 0; j < TILES; j++)
+#pragma unroll
+                        for (int k = 0; k < PER / 2; k += 2)
+                            mma(sums[b][j], a[0][k], a[1][k], a[0][k + 1], a[1][k + 1], q[j][k], q[j][k + 1]);
                 }
             }
 #pragma unroll

@@ -1,4 +1,4 @@
-"""y = Wx for 1 to 64 tokens and four bits a weight, in CUDA C++ (tensor_cores.cu): the second design.
+"""y = Wx for 1 to 64 tokens and 2, 4 or 8 bits a weight, in CUDA C++ (tensor_cores.cu): the second design.
 
 Triton's product for one token is compiled to about five instructions a weight, and its matrix product needs x laid
 out anew in shared memory. Here tensor cores multiply even for one token, at 2.5 instructions a weight for integers and
@@ -29,15 +29,15 @@ def unsupported(x: Tensor, weight: Packed) -> str:
     """Why the kernel cannot multiply x (tokens, in) and `weight`, in words; empty where it can."""
     if not x.is_cuda or torch.version.cuda is None or torch.cuda.get_device_capability(x.device) < (8, 0):
         return "it needs an NVIDIA GPU of compute capability 8.0 or newer"
-    if isinstance(weight, Palette) or (isinstance(weight, Integers) and weight.bits != 4):
-        return "it reads integers of four bits and tables of sixteen values"
+    if isinstance(weight, Palette):
+        return "it reads integers and tables of sixteen values"
     if x.dtype not in (torch.float16, torch.bfloat16):
         return f"it multiplies in fp16 and bf16, not {x.dtype}"
     if x.shape[0] > MOST_TOKENS:
         return f"it takes up to {MOST_TOKENS} tokens, not {x.shape[0]}"
-    width = weight.shape[1]
-    if (width // weight.groups) % 32:
-        return f"groups of {width // weight.groups} columns are not whole times 32"
+    group, word = weight.shape[1] // weight.groups, 128 // _bits(weight)
+    if group % word:
+        return f"groups of {group} columns are not whole times {word}, which the lanes of a row read"
     if x.data_ptr() % 16 or weight.codes.data_ptr() % 16:
         return "x and codes must start at multiples of 16 bytes"
     return ""
@@ -82,13 +82,13 @@ def tensors(weight: Integers | Table) -> list[Tensor]:
 
 def definitions(x: Tensor, weight: Integers | Table, tiles: CoreTiles) -> dict[str, int]:
     """What the source is compiled for."""
-    group = weight.shape[1] // weight.groups
-    integers = isinstance(weight, Integers)
+    group, bits = weight.shape[1] // weight.groups, _bits(weight)
     return {
-        "KIND": int(not integers),
+        "KIND": int(isinstance(weight, Table)),
+        "BITS": bits,
         "BF16": int(x.dtype is torch.bfloat16),
         "GROUP": group if weight.groups > 1 else 0,
-        "SPAN": next(span for span in (128, 64, 32) if group % span == 0),
+        "SPAN": next(span for span in (512 // bits, 256 // bits, 128 // bits) if group % span == 0),
         "SCALE": _SCALES[weight.scale.dtype if isinstance(weight, Integers) else weight.absmax.dtype],
         "ZERO": int(isinstance(weight, Integers) and weight.zero is not None),
         "TWOS": int(isinstance(weight, Integers) and weight.twos_complement),
@@ -98,6 +98,10 @@ def definitions(x: Tensor, weight: Integers | Table, tiles: CoreTiles) -> dict[s
         "DEPTH": tiles.depth,
         "SPLITS": tiles.splits,
     }
+
+
+def _bits(weight: Integers | Table) -> int:
+    return weight.bits if isinstance(weight, Integers) else 4
 
 
 def fits(tokens: int, tiles: CoreTiles) -> bool:
