@@ -4,65 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Literal
 
-from hayless.core.attention import Attention
 from hayless.core.dtypes import item_bytes
 from hayless.core.families import family_of
 from hayless.core.ledger import Layout, Ledger, Row
 from hayless.core.new_rows import NAME as NEW_ROWS
 from hayless.core.roles import Role
-from hayless.core.tape import Kept, Packed, Tape, Tensor, wider
+from hayless.core.run_shape import RunShape
+from hayless.core.tape import Packed, Tape, Tensor, wider
 
 SCALE_IN, SCALE_OUT = "scale_in", "scale_out"
 """What a module calls a trained vector that its inputs, or its outputs, are multiplied by."""
 VIRTUAL = "virtual_tokens"
 """The module of virtual tokens, which every block attends to before the text."""
-
-
-@dataclass(frozen=True, slots=True)
-class RunShape:
-    """One run of a model: `batch` rows of `sequence` tokens.
-
-    `arithmetic`: autocast's dtype, if any. `masked`: documents are packed, and kept apart by an explicit mask, or under
-    `varlen` attention by their lengths.
-    `checkpoint_every` n computes every n-th block again backward, of those only the first `checkpoint_blocks` if it is
-    not 0; 0 none; `checkpoint_keeps` is what those keep; `offload`: what enters them lies
-    in the host's memory meanwhile.
-    `loss_chunk`: tokens whose logits exist at once where it trains; 0 all of them.
-    `fused_kernels`: norms, rotations and gates are one kernel each.
-    `float8`: the linear layers of blocks multiply 8-bit floats.
-    `logits`: positions at the end whose logits are computed; 0 all. `exits`: the states behind so
-    many layers go through the head too, with a loss each.
-    """
-
-    batch: int
-    sequence: int
-    training: bool = True
-    arithmetic: str | None = None
-    attention: Attention = "sdpa"
-    masked: bool = False
-    checkpoint_every: int = 0
-    checkpoint_blocks: int = 0
-    checkpoint_keeps: Kept = "nothing"
-    offload: bool = False
-    loss_chunk: int = 0
-    fused_kernels: bool = False
-    float8: bool = False
-    logits: int = 0
-    exits: tuple[int, ...] = ()
-    device: Literal["cuda", "cpu"] = "cuda"
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of the whole batch."""
-        return self.batch * self.sequence
-
-    def recomputes(self, block: int) -> bool:
-        """Whether the block of this number is computed again backward."""
-        every, first = self.checkpoint_every, self.checkpoint_blocks
-        return every > 0 and block % every == 0 and not 0 < first <= block // every
 
 
 class Run:
@@ -131,8 +85,7 @@ class Run:
         backward = tokens * out + out * width + 4 * (tokens + width) + weight.bytes
         x = tape.cast(x, self.shape.arithmetic or x.dtype)
         with tape.unfused():
-            packed = Packed(forward, backward, numbers="float8_e4m3fn")
-            return tape.linear(x, weight, bias, tokens, shape, packed)
+            return tape.linear(x, weight, bias, tokens, shape, Packed(forward, backward, numbers="float8_e4m3fn"))
 
     def _scaled(self, x: Tensor, module: str, parameter: str, layer: int) -> Tensor:
         """`x` times a trained vector of the module, in x's dtype; `x` where there is none."""
@@ -383,11 +336,10 @@ class Run:
         tape, tokens, chunk = self.tape, self.shape.tokens, self.shape.loss_chunk
         weight, bias = self.weight(head.module, "weight"), self.weight(head.module, "bias")
         assert weight is not None
-        scales = [self.weight(head.module, parameter) for parameter in (SCALE_IN, SCALE_OUT)]
-        more = self._branches.get(head.module) or unpacked_bytes(head) > 0
-        if not more and all(extra is None for extra in (*scales, self._new_rows(head))):
-            shape = (head.out_features, head.in_features)
-            found = tape.linear_cross_entropy(hidden, weight, bias, tape.constant(tokens, "int64"), shape, chunk)
+        more = [self.weight(head.module, parameter) for parameter in (SCALE_IN, SCALE_OUT)] + [self._new_rows(head)]
+        if not (self._branches.get(head.module) or unpacked_bytes(head) or any(extra is not None for extra in more)):
+            shape, targets = (head.out_features, head.in_features), tape.constant(tokens, "int64")
+            found = tape.linear_cross_entropy(hidden, weight, bias, targets, shape, chunk)
             tape.hold(hidden)
             return found
         sizes = [min(chunk, tokens - start) for start in range(0, tokens, chunk)]
@@ -395,8 +347,8 @@ class Run:
         losses = []
         for place in range(len(sizes)):
             with tape.block(checkpointed=True):
-                logits = self._logits(parts[place], head)
-                losses.append(tape.cross_entropy(logits, tape.constant(sizes[place], "int64")))
+                logits, targets = self._logits(parts[place], head), tape.constant(sizes[place], "int64")
+                losses.append(tape.cross_entropy(logits, targets))
                 tape.hold(logits)
         return tape.unary(tape.join(*losses), "nothing", 1)
 

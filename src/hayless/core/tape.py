@@ -280,9 +280,8 @@ class Tape:
 
     def rms_norm(self, x: Tensor, weight: Tensor, rows: int, dtype: str) -> Tensor:
         """RMSNorm of `rows` rows in one kernel: saves its input and a float32 a row."""
-        inverse = self._new(rows, "float32", False)
-        # Programs that share the rows have a part of the gain's gradient each (`hayless.kernels.fused_kernels`).
-        parts = 4 * weight.elements * min(rows, 512)
+        # 512 programs at most share the rows backward, and have a part of the gain's gradient each.
+        parts, inverse = 4 * weight.elements * min(rows, 512), self._new(rows, "float32", False)
         return self._record((x, weight), x.elements, dtype, (x, inverse), scratch_back=parts)
 
     def rotary(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -43,6 +43,8 @@ def _cross_entropy(
     at = tl.arange(0, BLOCK)
     target = tl.load(targets_ptr + row)
     counts = target != IGNORE
+    # Read before the reductions below, where all warps wait for each other: later, one may have written over it.
+    mine = _capped(tl.load(base + target, mask=counts, other=0.0).to(tl.float32), softcap, CAPPED)
     best = tl.full((BLOCK,), float("-inf"), tl.float32)
     where = tl.zeros((BLOCK,), tl.int32)
     total = tl.zeros((BLOCK,), tl.float32)
@@ -61,7 +63,6 @@ def _cross_entropy(
     likeliest = tl.min(tl.where(best == top, where, entries), 0)
     sums = tl.sum(tl.where(best == float("-inf"), total, total * tl.exp(best - top)), 0)
     log_sum = top + tl.log(sums)
-    mine = _capped(tl.load(base + target, mask=counts, other=0.0).to(tl.float32), softcap, CAPPED)
     tl.store(losses_ptr + row, tl.where(counts, log_sum - mine, 0.0))
     tl.store(right_ptr + row, (likeliest == target).to(tl.int8))
     if GRADIENT:

@@ -210,4 +210,4 @@ def swiglu_backward(gradient: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor,
 
 
 def _warps(padded: int) -> int:
-    return min(16, max(1, padded // 512))
+    return min(32, max(1, padded // 256))
