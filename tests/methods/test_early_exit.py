@@ -215,8 +215,8 @@ def test_the_engine_notes_where_tokens_left(backend: Any) -> None:
     model, options = deep("llama"), SamplingOptions(max_tokens=8, ignore_end=True)
     prompts = [[0, 5, 9], [17], [44, 45, 46, 0, 7]]
     plain = Engine(model, backend=backend).generate(prompts, options)
-    for threshold in (0.0, 1.0):
-        part = EarlyExit(EarlyExitConfig(threshold=threshold, least=2), model)
+    for threshold, confidence in ((0.0, "state"), (0.0, "softmax"), (1.0, "softmax")):
+        part = EarlyExit(EarlyExitConfig(confidence=confidence, threshold=threshold, least=2), model)
         found = Engine(model, backend=backend, exit=part).generate(prompts, options, batch_size=2)
         layers = [LAYERS] + [2 if threshold == 0 else LAYERS] * 7
         assert part.traces == [layers] * 3 and part.mean_layer == sum(layers) / 8

@@ -16,7 +16,7 @@ from hayless.data.documents import find_files, read_text
 from hayless.decode.eager import EagerBatch
 from hayless.decode.program import Program
 from hayless.decode.readers import ModuleReader, ProgramReader
-from hayless.decode.request import Batch, Request
+from hayless.decode.request import Batch, Chosen, Request
 from hayless.decode.slots import Target
 from hayless.methods.decoding.early_exit.calibrate import Calibration, calibrate, classifier_from, windows_of
 from hayless.methods.decoding.early_exit.confidence import (
@@ -147,7 +147,7 @@ class EarlyExit:
 
     def _confidence(self, tail: Tail) -> Confidence:
         if self.config.confidence == "state":
-            return state_cosine
+            return ByState()
         if self.config.confidence == "classifier":
             assert self._classifier is not None, "it is learnt first"
             return ByClassifier(self._classifier, tail)
@@ -168,8 +168,8 @@ class _Batch(EagerBatch):
         super().__init__(reader, requests)
         self._watch, self._depth, self._counts, self._traces = reader.watch, depth, counts, traces
 
-    def next(self) -> list[list[tuple[int, float]]]:
-        """The next token of each active request, and its log-probability."""
+    def next(self) -> list[list[Chosen]]:
+        """The next token of each active request."""
         joining = len(self._joining)
         found = super().next()
         layers = [*(self._watch.layers if joining < len(found) else ()), *[self._depth] * joining]
