@@ -20,9 +20,10 @@ from hayless.model.anatomy import dims_of_model
 from hayless.model.build import build_model
 from hayless.model.checksums import NAME, verify
 from hayless.model.load import load_model, load_tokenizer
+from hayless.model.merging import merge_adapters
 from hayless.model.save import save_model
 from hayless.model.tensors import INDEX
-from hayless.model.transform import apply, merge_adapters, record
+from hayless.model.transform import apply, record
 from tests import tiny
 from tests.methods.running import logits, lora_of, losses
 from tests.model.saving import check_same, tokenizer

@@ -32,6 +32,7 @@ from tests.recipe.running import CONFIG, TRAIN, quietly, recipe
 
 KMEANS = {"apply": {"method": "kmeans", "bits": 3}}
 MAGNITUDE = {"apply": {"method": "magnitude", "sparsity": 0.5}}
+NF4 = {"apply": {"method": "nf4"}}
 LORA = {"apply": {"method": "lora", "rank": 2}}
 MEASURE = {"measure": {"heldout_tokens": 300, "decode_tokens": 4, "prompt_tokens": 4}}
 
@@ -77,6 +78,8 @@ def test_a_trained_model_is_packed_as_it_is_read(tmp_path: Path) -> None:
         found, changes = began.packed_model(Context())
         assert [change.method for change in changes] == [["nf4", "kmeans"], []][number]
         check_same(expected, found)
+    with pytest.raises(RequestError, match="merge: requantize"):
+        quietly(recipe(tmp_path, nf4, LORA, train(steps=1), {"save": {"merge": True}}, model=model), tmp_path / "never")
     done, said = quietly(recipe(tmp_path, nf4, LORA, train(steps=1), model=model), tmp_path / "run")
     assert said.count("nf4: 8 modules; mean_squared_error") == 1
     assert (done.folder / "model" / "base" / "config.json").is_file()
@@ -91,8 +94,10 @@ def test_a_trained_model_is_packed_as_it_is_read(tmp_path: Path) -> None:
         [train(steps=1, precision="master")],
         [train(steps=1), MAGNITUDE, train(steps=1, precision="autocast"), {"save": {"dtype": "float16"}}],
         [KMEANS, LORA, train(steps=1)],
+        [NF4, LORA, train(steps=1), {"save": {"merge": "requantize"}}],
+        [NF4, LORA, train(steps=1, precision="bf16"), {"save": {"merge": "dequantize"}}],
     ],
-    ids=["kmeans", "lora", "lora merged", "master", "prune and train", "lora on kmeans"],
+    ids=["kmeans", "lora", "lora merged", "master", "prune and train", "lora on kmeans", "packed again", "unpacked"],
 )
 def test_files_are_as_large_as_predicted(tmp_path: Path, steps: list[Any]) -> None:
     wanted = recipe(tmp_path, *steps)

@@ -173,6 +173,22 @@ def install(module: Any, parameter: str, packing: Packing[Format], pieces: Piece
     module.__class__ = _packed_class(original, tuple(module.packings))
 
 
+def uninstall(module: Any, parameter: str) -> Tensor:
+    """The inverse of `install`: the module gets back an ordinary parameter, frozen, of what its pieces stand for in
+    `unpacked_dtype`; returned is a copy of that."""
+    shown, original = module.unpacked(parameter).contiguous(), type(module).original
+    for piece in module.packings[parameter].form.pieces(_name(module.unpacked_dtype)):
+        delattr(module, held_name(parameter, piece.name))
+    module.packings = {name: packing for name, packing in module.packings.items() if name != parameter}
+    if module.packings:
+        module.__class__ = _packed_class(original, tuple(module.packings))
+    else:
+        del module.packings, module.unpacked_dtype
+        module.__class__ = original
+    module.register_parameter(parameter, nn.Parameter(shown, requires_grad=False))
+    return shown.clone()
+
+
 def empty_pieces(form: Format, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
     """Pieces of a format, filled with zeros."""
     return {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from hayless.core.compose import compose
 from hayless.core.method import MethodConfig
 from hayless.core.progress import Progress, no_progress
 from hayless.core.registry import method_of, record_of
+
+if TYPE_CHECKING:
+    from hayless.model.merging import PackedBase
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +82,8 @@ class AdapterTransform(Transform, Protocol):
         """Take the branches off; the base is as it was before them."""
         ...
 
-    def merge(self, model: PreTrainedModel, config: Any) -> Change:
-        """Add the branches into the base weights and remove them."""
+    def merge(self, model: PreTrainedModel, config: Any, base: PackedBase | None = None) -> Change:
+        """Add the branches into the base weights and remove them; `base` opens packed ones, None refuses them."""
         ...
 
 
@@ -116,21 +119,6 @@ def note(model: PreTrainedModel, config: MethodConfig) -> None:
 def forget(model: PreTrainedModel, config: MethodConfig) -> None:
     """Take a transform off the record, after it was undone or merged."""
     _set_record(model, [entry for entry in record(model) if entry != config])
-
-
-def merge_adapters(model: PreTrainedModel) -> list[Change]:
-    """Fold every adapter on the record into the base and take it off the record; an empty list where there is none.
-
-    NotSupported where an adapter cannot be folded (into packed weights, say); that one then stays as it was.
-    """
-    changes = []
-    for config in reversed(record(model)):
-        method = method_of(config)
-        if method.peft_type:
-            with torch.no_grad():
-                changes.append(method.load().merge(model, config))
-            forget(model, config)
-    return changes
 
 
 def as_record(configs: Sequence[MethodConfig]) -> dict[str, Any]:

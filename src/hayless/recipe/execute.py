@@ -29,8 +29,9 @@ from hayless.measure.machine import describe
 from hayless.measure.memory import MemoryMeter
 from hayless.measure.saved import measure_saved
 from hayless.measure.weights import parameter_rows
+from hayless.model.merging import merge_adapters
 from hayless.model.save import save_model
-from hayless.model.transform import Change, Context, apply, merge_adapters
+from hayless.model.transform import Change, Context, apply
 from hayless.recipe.calibrate import calibration
 from hayless.recipe.folder import RunFolder, digest
 from hayless.recipe.learn import TrainFigures, data_kind, learn, rehearse, training_rows
@@ -177,7 +178,7 @@ class _Execution:
     def _save(self, model: PreTrainedModel, start: Start) -> None:
         saving = self.recipe.saving
         if saving.merge:
-            merge_adapters(model)
+            self._tell(merge_adapters(model, None if saving.merge is True else saving.merge))
         tokenizer = _tokenizer(start)
         if tokenizer is None:
             self._say("The model has no tokenizer; none is saved with it.")

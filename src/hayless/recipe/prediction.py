@@ -16,7 +16,7 @@ from hayless.core.errors import NotSupported, RequestError
 from hayless.core.families import dims_of, labels_of, ledger_of, read_config
 from hayless.core.foreign import record_in
 from hayless.core.ledger import Ledger
-from hayless.core.method import MethodConfig
+from hayless.core.method import Aspect, MethodConfig
 from hayless.core.new_rows import only_new_rows, vocabulary_rows
 from hayless.core.registry import method_of
 from hayless.core.roles import Role
@@ -175,7 +175,32 @@ def _dtype_after(ledger: Ledger, train: Train) -> str:
 def _saved(dims: ModelDims, done: Iterable[MethodConfig], save: Save) -> Ledger:
     """The ledger of what is written: adapters merged and dtype changed if the recipe asks for that."""
     kept = [config for config in done if not (save.merge and method_of(config).peft_type)]
+    if save.merge is True:
+        _check_mergeable(done)
+    elif save.merge == "dequantize":
+        kept = [config for config in kept if not _claimed(config, Aspect.STORAGE)]
     return rewrite(ledger_of(dims.with_dtype(save.dtype) if save.dtype else dims), kept)
+
+
+def _check_mergeable(done: Iterable[MethodConfig]) -> None:
+    """RequestError for adapters beside packed weights, before anything is trained that could not be merged."""
+    methods = list(done)
+    for adapter in (config for config in methods if method_of(config).peft_type):
+        for config in methods:
+            shared = _claimed(config, Aspect.STORAGE) & _claimed(adapter, Aspect.BRANCH)
+            if shared:
+                raise RequestError(
+                    f"save.merge = true cannot fold {adapter.method} into what {config.method} packed"
+                    f" ({', '.join(sorted(shared))}).",
+                    hint="Say merge: requantize (packed again, with a new error) or merge: dequantize (an ordinary"
+                    " model), or leave merge out.",
+                )
+
+
+def _claimed(config: MethodConfig, aspect: Aspect) -> frozenset[Role]:
+    """The roles of which a transform changes this aspect."""
+    claims = method_of(config).claims(config)
+    return frozenset(role for claim in claims if claim.aspect is aspect for role in claim.roles)
 
 
 def starting_point(section: ModelSection) -> tuple[ModelDims, list[MethodConfig]]:

@@ -141,7 +141,11 @@ class Measure(MeasureSettings):
 class Save(Options):
     """How the model is written to the run's `model/` folder, which always happens in the end."""
 
-    merge: bool = Field(False, description="Fold adapters into the base weights first.")
+    merge: bool | Literal["requantize", "dequantize"] = Field(
+        False,
+        description="Fold adapters into the base weights first. Where those are packed: requantize packs the sums again"
+        " (small, with a new error, which is said), dequantize makes the base an ordinary model first (large, exact).",
+    )
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
         None, description="Type the weights are written in; as they are in memory if not given."
     )

@@ -51,17 +51,6 @@ def refuse_marked(model: PreTrainedModel, method: str, marks: Sequence[str]) -> 
         raise another(method)
 
 
-def refuse_packed(modules: Iterable[tuple[str, Any]]) -> None:
-    """NotSupported where a module holds its weight in another form, into which no adapter can be merged."""
-    packed = [path for path, module in modules if "weight" not in module._parameters]
-    if packed:
-        raise NotSupported(
-            f"An adapter cannot be merged into packed weights: {packed[0]} and {len(packed) - 1} others hold codes, not"
-            " numbers that can be changed.",
-            hint="Save base and adapter side by side (merge: false).",
-        )
-
-
 def trained(model: PreTrainedModel) -> dict[str, float]:
     """The figure of an adapter: how many parameters are trained."""
     return {"trainable": float(sum(tensor.numel() for tensor in model.parameters() if tensor.requires_grad))}

@@ -25,13 +25,13 @@ from hayless.methods.common.adapting import (
     peft_names,
     peft_task,
     refuse_marked,
-    refuse_packed,
     thaw,
     trained,
 )
 from hayless.methods.common.peft_fields import module_names, refuse_others, required
 from hayless.methods.common.sites import PEFT_PREFIX
 from hayless.methods.common.weights import plain_ledger
+from hayless.model.merging import PackedBase
 from hayless.model.transform import AdapterFiles, Change, Context
 
 
@@ -106,21 +106,22 @@ class Ia3:
         thaw(model, config)
 
     @staticmethod
-    def merge(model: PreTrainedModel, config: Ia3Config) -> Change:
+    def merge(model: PreTrainedModel, config: Ia3Config, base: PackedBase | None = None) -> Change:
         """Rows of W (and its bias), or columns, times the vector, rounded once to W's dtype; the vectors go.
 
-        NotSupported where the base is packed. Zeros stay zeros, so a pruned base stays pruned.
+        NotSupported for packed weights that `base` does not open. Zeros stay zeros, so a pruned base stays pruned.
         """
-        chosen = list(_modules(model, config))
-        refuse_packed((path, module) for path, module, _ in chosen)
+        chosen, base = list(_modules(model, config)), base or PackedBase(model)
+        base.check((path, module) for path, module, _ in chosen)
         with torch.no_grad():
-            for _, module, scaled in chosen:
+            for path, module, scaled in chosen:
                 vector = getattr(module, scaled.parameter)
                 by_rows = scaled.of_inputs == (scaled.target.row.layout is Layout.CONV1D)
-                module.weight.copy_(module.weight.float() * (vector[:, None] if by_rows else vector))
+                with base.opened(path, module):
+                    module.weight.copy_(module.weight.float() * (vector[:, None] if by_rows else vector))
+                    _detach(module, scaled)
                 if not scaled.of_inputs and getattr(module, "bias", None) is not None:
                     module.bias.copy_(module.bias.float() * vector)
-                _detach(module, scaled)
         thaw(model, config)
         return Change(config.method, tuple(path for path, *_ in chosen))
 

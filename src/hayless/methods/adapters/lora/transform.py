@@ -19,6 +19,7 @@ from hayless.methods.adapters.lora.predict import targets_of
 from hayless.methods.common.adapting import fill, freeze, modules_of, peft_names, peft_task, thaw, trained
 from hayless.methods.common.sites import PEFT_PREFIX, Target, another
 from hayless.methods.common.weights import plain_ledger
+from hayless.model.merging import PackedBase
 from hayless.model.transform import AdapterFiles, Change, Context, record
 
 _PARTS = ("lora_A", "lora_B")
@@ -82,19 +83,22 @@ class Lora:
         thaw(model, config)
 
     @staticmethod
-    def merge(model: PreTrainedModel, config: LoraConfig) -> Change:
+    def merge(model: PreTrainedModel, config: LoraConfig, base: PackedBase | None = None) -> Change:
         """W ← W + scaling·BA, rounded once to W's dtype; the branches go, and what is not packed trains again.
 
-        NotSupported where the base is packed or where its values were set by a method whose work this would undo.
+        NotSupported for packed weights that `base` does not open, and for values that a method set whose work would be
+        undone.
         """
-        chosen = list(_modules(model, config))
+        chosen, base = list(_modules(model, config)), base or PackedBase(model)
+        base.check((path, module) for path, module, _ in chosen)
         _refuse_merge(model, config, chosen)
         with torch.no_grad():
-            for _, module, target in chosen:
+            for path, module, target in chosen:
                 delta = layer.update(module, config.scaling)
-                weight = module.weight
-                weight.copy_(weight.float() + (delta.T if target.row.layout is Layout.CONV1D else delta))
-                layer.detach(module)
+                with base.opened(path, module):
+                    weight = module.weight
+                    weight.copy_(weight.float() + (delta.T if target.row.layout is Layout.CONV1D else delta))
+                    layer.detach(module)
         thaw(model, config)
         return Change(config.method, tuple(path for path, *_ in chosen))
 
@@ -116,13 +120,6 @@ def _modules(model: PreTrainedModel, config: LoraConfig) -> Iterator[tuple[str, 
 
 
 def _refuse_merge(model: PreTrainedModel, config: LoraConfig, chosen: list[tuple[str, Any, Target]]) -> None:
-    packed = [path for path, module, _ in chosen if "weight" not in module._parameters]
-    if packed:
-        raise NotSupported(
-            f"A branch cannot be merged into packed weights: {packed[0]} and {len(packed) - 1} others hold indices, not"
-            " numbers that can be added to.",
-            hint="Save base and adapter side by side (merge: false).",
-        )
     roles = {target.row.role for *_, target in chosen}
     for other in record(model):
         claimed = [claim for claim in method_of(other).claims(other) if claim.aspect is Aspect.VALUES]

@@ -18,6 +18,7 @@ from hayless.methods.common.peft_fields import refuse_others, required
 from hayless.methods.common.virtual_rows import KNOWN, PEFT_NAME, harmless, peft_fields
 from hayless.methods.common.virtual_tokens import KeysValues, VirtualTokens, put_on, take_off
 from hayless.methods.common.weights import plain_ledger
+from hayless.model.merging import PackedBase
 from hayless.model.transform import AdapterFiles, Change, Context
 
 
@@ -106,7 +107,7 @@ class Prefix:
         thaw(model, config)
 
     @staticmethod
-    def merge(model: PreTrainedModel, config: PrefixConfig) -> Change:
+    def merge(model: PreTrainedModel, config: PrefixConfig, base: PackedBase | None = None) -> Change:
         """NotSupported: no weight of the base can hold keys and values."""
         raise NotSupported(
             "A prefix cannot be merged: no weight of the base holds keys and values.",

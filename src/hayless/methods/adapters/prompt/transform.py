@@ -22,6 +22,7 @@ from hayless.methods.common.peft_fields import refuse_others, required
 from hayless.methods.common.virtual_rows import KNOWN, PEFT_NAME, harmless, peft_fields
 from hayless.methods.common.virtual_tokens import KeysValues, VirtualTokens, decoder_of, put_on, take_off
 from hayless.methods.common.weights import plain_ledger
+from hayless.model.merging import PackedBase
 from hayless.model.transform import AdapterFiles, Change, Context
 
 
@@ -98,7 +99,7 @@ class Prompt:
         thaw(model, config)
 
     @staticmethod
-    def merge(model: PreTrainedModel, config: PromptConfig) -> Change:
+    def merge(model: PreTrainedModel, config: PromptConfig, base: PackedBase | None = None) -> Change:
         """NotSupported: no weight of the base can hold embeddings of no token."""
         raise NotSupported(
             "A soft prompt cannot be merged: the base has no tokens for its embeddings.",
