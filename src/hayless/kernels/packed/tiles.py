@@ -34,8 +34,8 @@ class MatrixTiles:
 
 @dataclass(frozen=True, slots=True)
 class CoreTiles:
-    """In CUDA: 16 · `bands` rows a block, `warps` that share its columns, steps (16 bytes of a row a lane) on their way,
-    and the parts into which `in` is split among blocks."""
+    """In CUDA: 16 · `bands` rows a block, `warps` that share its columns, steps (16 bytes of a row a lane) on their
+    way, and the parts into which `in` is split among blocks."""
 
     bands: int
     warps: int

@@ -1,0 +1,85 @@
+"""The CUDA C++ of packed products on a CPU: every thread is one, and single instructions are written out.
+
+It shows that operands meet where they must, that nothing outside the codes is read, and that every output is written;
+what the instructions themselves do only a GPU shows (`test_packed_gpu.py`).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="triton is not installed")
+
+from hayless.kernels.packed import formats, tensor_cores
+from hayless.kernels.packed.tiles import CoreTiles
+from tests.kernels.packed_weights import assert_near, integers, table
+
+COMPILER = shutil.which("g++")
+pytestmark = [
+    pytest.mark.skipif(COMPILER is None or sys.platform != "linux", reason="needs g++ on Linux"),
+    pytest.mark.skipif(torch.cuda.is_available(), reason="the GPU itself runs it"),
+]
+HERE = Path(__file__).parent
+SOURCE = Path(tensor_cores.__file__).with_name("tensor_cores.cu")
+
+
+class _Launch(ctypes.Structure):
+    _fields_ = (
+        ("pointers", ctypes.c_void_p * 10),
+        ("code_bytes", ctypes.c_long),
+        *((name, ctypes.c_int) for name in ("m", "n", "width", "groups", "with_bias", "blocks", "splits")),
+    )
+
+
+def _library(folder: Path, defined: dict[str, int]) -> ctypes.CDLL:
+    before, instructions, launch = re.split(r"//@.*\n", (HERE / "emulated_cuda.h").read_text())
+    source = re.sub(
+        r"// -- instructions\n.*// -- end of instructions\n", lambda _: instructions, SOURCE.read_text(), flags=re.S
+    )
+    defines = "".join(f"#define {name} {value}\n" for name, value in defined.items())
+    (folder / "kernel.cpp").write_text(defines + before + source + launch)
+    command = [COMPILER, "-O1", "-w", "-shared", "-fPIC", "-pthread", "kernel.cpp", "-o", "kernel.so"]
+    subprocess.run(command, cwd=folder, check=True)
+    return ctypes.CDLL(str(folder / "kernel.so"))
+
+
+@pytest.mark.parametrize(
+    ("weight", "tokens", "tiles"),
+    [
+        (lambda: integers(37, 352, 4, 11, zero=True, twos_complement=True, dtype=torch.bfloat16), 9, (2, 4, 1, 1)),
+        (lambda: integers(21, 384, 4, 1), 1, (1, 4, 2, 2)),
+        (lambda: integers(33, 80, 8, 5, zero=True, dtype=torch.bfloat16), 3, (1, 4, 2, 1)),
+        (lambda: integers(17, 512, 2, 2, twos_complement=True), 2, (1, 4, 2, 1)),
+        (lambda: table(18, 416, 32, nested=True), 10, (1, 4, 2, 2)),
+        (lambda: table(18, 320, 64), 1, (1, 4, 1, 1)),
+    ],
+)
+def test_tensor_cores(weight, tokens, tiles, tmp_path):
+    torch.manual_seed(0)
+    weight, tiles = weight(), CoreTiles(*tiles)
+    rows, width = weight.shape
+    x, bias = torch.randn(tokens, width).bfloat16(), torch.randn(rows).bfloat16()
+    split = tiles.splits > 1
+    kind = torch.float32 if split else torch.bfloat16
+    out = torch.full((tiles.splits, tokens, rows), torch.nan, dtype=kind)
+    tensors = [x, *tensor_cores.tensors(weight), bias, out]
+    launch = _Launch(
+        (ctypes.c_void_p * 10)(*(tensor.data_ptr() for tensor in tensors)), weight.codes.numel(),
+        tokens, rows, width, weight.groups, int(not split), -(-rows // (16 * tiles.bands)), tiles.splits,
+    )  # fmt: skip
+    _library(tmp_path, tensor_cores.definitions(x, weight, tiles)).run(ctypes.byref(launch))
+    found = (out.sum(0) + bias.float()).bfloat16() if split else out[0]
+    expected = formats.linear_reference(x.float(), weight, bias.float())
+    if isinstance(weight, formats.Integers):  # whole numbers are exact in bf16: only the result is rounded
+        allowed = {"rtol": 2**-8, "atol": 1e-4 * float(expected.abs().max())}
+        torch.testing.assert_close(found.float(), expected, **allowed)
+    else:
+        assert_near(found, expected)
