@@ -35,6 +35,13 @@ def whole(leaves: list[Tensor], targets: Tensor, softcap: float | None, reductio
     return F.cross_entropy(logits, targets, reduction=reduction)
 
 
+@pytest.fixture(autouse=True)
+def _new_memory_is_nan():
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
 def gradients(total: Tensor, leaves: list[Tensor]) -> list[Tensor]:
     return list(torch.autograd.grad(total * 0.37, leaves))
 
@@ -59,6 +66,14 @@ def test_value_and_gradients_are_those_of_all_logits(tokens, chunk, bias, softca
         for leaf, found, other in zip(leaves, gradients(total, leaves), wanted, strict=True):
             assert found.dtype is leaf.dtype and found.isfinite().all()
             assert (found.double() - other).norm() <= tolerance * (1 + other.norm())
+
+
+def test_no_tokens_and_nothing_but_masked_ones():
+    for tokens in (0, 3):
+        leaves, targets = inputs(tokens, torch.float32, bias=True)
+        total, right = linear_cross_entropy(*leaves[:2], targets.fill_(IGNORED), bias_v=leaves[2], chunk=2)
+        assert float(total) == 0 and int(right) == 0
+        assert not any(gradient.any() for gradient in gradients(total, leaves))
 
 
 @pytest.mark.parametrize("frozen", [0, 1])
@@ -131,11 +146,7 @@ def test_the_kernel_is_its_reference(dtype, rows, entries, softcap, gradient):
     if rows > 2:
         targets[1] = IGNORED
     found, expected = logits.clone(), logits.double()
-    torch.use_deterministic_algorithms(True)  # fills new memory with NaN
-    try:
-        losses, right = kernel.cross_entropy(found, targets, softcap=softcap, gradient=gradient)
-    finally:
-        torch.use_deterministic_algorithms(False)
+    losses, right = kernel.cross_entropy(found, targets, softcap=softcap, gradient=gradient)
     wanted = cross_entropy_reference(expected, targets, softcap=softcap, gradient=gradient)
     torch.testing.assert_close(losses, wanted[0].float(), rtol=2e-5, atol=2e-5)
     assert torch.equal(right, wanted[1]) and right[-1]

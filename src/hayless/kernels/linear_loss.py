@@ -81,10 +81,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
         total = hidden_nh.new_zeros((), dtype=torch.promote_types(hidden_nh.dtype, torch.float32))
         right = targets_n.new_zeros(())
         made = [
-            tensor.new_zeros(tensor.shape) if needed and tensor is not None else None
+            torch.empty_like(tensor, memory_format=torch.contiguous_format) if needed and tensor is not None else None
             for tensor, needed in zip((hidden_nh, weight_vh, bias_v), wanted, strict=True)
         ]
         d_hidden, d_weight, d_bias = made
+        if d_bias is not None:
+            d_bias.zero_()
+        if d_weight is not None and not len(hidden_nh):
+            d_weight.zero_()
         rows = _rows(hidden_nh)
         with torch.autocast(kind, enabled=False):
             matrix, offset = _cast(weight_vh, narrow), None if bias_v is None else _cast(bias_v, narrow)
@@ -95,10 +99,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 losses, found = rows(slope, targets_n[part], softcap=softcap, gradient=any(wanted))
                 total += losses.sum()
                 right += found.sum()
-                if d_hidden is not None:
+                if d_hidden is not None and d_hidden.dtype == slope.dtype:
+                    torch.mm(slope, matrix, out=d_hidden[part])
+                elif d_hidden is not None:
                     d_hidden[part] = slope @ matrix
                 if d_weight is not None:
-                    _add_product(d_weight, slope, x)
+                    _add_product(d_weight, slope, x, first=start == 0)
                 if d_bias is not None:
                     d_bias += slope.sum(0)
                 # Before the next chunk's are there.
@@ -134,11 +140,14 @@ def _cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     return tensor if dtype is None else tensor.to(dtype)
 
 
-def _add_product(total_vh: Tensor, slope_cv: Tensor, x_ch: Tensor) -> None:
-    """total += slopeᵀ · x, summed in the dtype of `total`."""
+def _add_product(total_vh: Tensor, slope_cv: Tensor, x_ch: Tensor, *, first: bool) -> None:
+    """total += slopeᵀ · x, summed in the dtype of `total`, which holds nothing yet if `first`."""
+    beta = 0 if first else 1
     if total_vh.dtype == x_ch.dtype:
-        total_vh.addmm_(slope_cv.t(), x_ch)
+        total_vh.addmm_(slope_cv.t(), x_ch, beta=beta)
     elif x_ch.is_cuda:
-        torch.addmm(total_vh, slope_cv.t(), x_ch, out_dtype=total_vh.dtype, out=total_vh)
+        torch.addmm(total_vh, slope_cv.t(), x_ch, beta=beta, out_dtype=total_vh.dtype, out=total_vh)
+    elif first:
+        total_vh.copy_(slope_cv.t() @ x_ch)
     else:
         total_vh += slope_cv.t() @ x_ch
