@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from hayless.core.errors import NotSupported, RequestError
 from hayless.core.ledger import Layout
 from hayless.core.registry import configure, method_of
+from hayless.kernels.packed.formats import dequantize_reference
 from hayless.methods.common.packing import matrices_of
 from hayless.methods.quantize.nf4 import reference
 from hayless.methods.quantize.nf4.blocks import Blocks, pack_blocks
@@ -102,6 +103,29 @@ def test_packing_is_the_reference(rows: int, columns: int, kind: str, block_size
         assert torch.equal(packing.unpack(pieces, dtype)[0], expected)
         index = torch.tensor([[rows - 1], [0]])
         assert torch.equal(packing.unpack_rows(index, pieces, dtype), expected[index])
+
+
+@pytest.mark.parametrize(("kind", "double"), [("nf4", True), ("fp4", False), ("int4", True)])
+def test_kernels_are_given_the_same_numbers(kind: str, double: bool) -> None:
+    packing, pieces = packed(torch.randn(48, 128), type=kind, double=double)
+    table = packing.table(pieces)
+    for dtype in (torch.float32, torch.bfloat16):
+        assert torch.equal(dequantize_reference(table, dtype), packing.unpack(pieces, dtype)[0])
+    assert packed(torch.randn(48, 96))[0].table(pieces) is None
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(("dtype", "tokens"), [(torch.bfloat16, 1), (torch.float16, 16), (torch.bfloat16, 80)])
+def test_a_layer_on_a_gpu(dtype: torch.dtype, tokens: int) -> None:
+    torch.manual_seed(0)
+    module = nn.Linear(512, 768, dtype=dtype)
+    packing, pieces = packed(module.weight.detach())
+    install(module, "weight", packing, pieces)
+    x = torch.randn(tokens, 512, dtype=dtype)
+    expected = nn.functional.linear(x.double(), packing.unpack(pieces, dtype)[0].double(), module.bias.double())
+    found = module.cuda()(x.cuda()).cpu().double()
+    torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2)
 
 
 def test_large_tensors_are_packed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,8 @@ from torch.nn import functional as F
 
 from hayless.core.errors import FileDamaged, NotSupported
 from hayless.core.ledger import Row
+from hayless.kernels.packed.formats import Nested, Table
+from hayless.kernels.packed.linear import MOST_TOKENS, linear
 from hayless.methods.common.packing import Packer
 from hayless.methods.quantize.nf4.config import NF4Config
 from hayless.methods.quantize.nf4.form import NESTED_BLOCK, BlockFormat, form_of, read_state
@@ -49,6 +51,22 @@ class Blocks(Packing[BlockFormat]):
         codes = torch.where(place % 2 == 0, pair >> 4, pair & 15)
         scales = scales_of(pieces)[place // form.block_size]
         return (values_of(form.type, codes.device)[codes] * scales).to(dtype)
+
+    def multiply(self, x: Tensor, bias: Tensor | None, pieces: Pieces, dtype: torch.dtype) -> Tensor:
+        """x · Wᵀ + bias; few tokens on a GPU are multiplied by a kernel that reads the codes."""
+        few = x.is_cuda and x.dtype == dtype and x.numel() <= MOST_TOKENS * self.form.columns
+        table = self.table(pieces) if few else None
+        return super().multiply(x, bias, pieces, dtype) if table is None else linear(x, table, bias)
+
+    def table(self, pieces: Pieces) -> Table | None:
+        """The same tensors as the kernels have them; None for blocks that go on in the next row, which they do not
+        read."""
+        form = self.form
+        if form.matrices > 1 or form.columns % form.block_size:
+            return None
+        nested = Nested(pieces["absmax_table"], pieces["nested_absmax"], pieces["offset"]) if form.double else None
+        values = values_of(form.type, pieces["codes"].device)
+        return Table(pieces["codes"], pieces["absmax"], values, (form.rows, form.columns), form.block_size, nested)
 
     def to_disk(self, pieces: Pieces, dtype: torch.dtype) -> dict[str, Tensor]:
         """bitsandbytes' tensors."""
