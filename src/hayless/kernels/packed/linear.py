@@ -11,11 +11,9 @@ from torch.nn import functional as F
 
 from hayless.core.errors import bad_value
 from hayless.kernels.packed.formats import Packed, linear_reference
+from hayless.kernels.packed.tiles import MOST_TOKENS
 
 Kernel = Literal["tensor_cores", "gemv", "gemm", "dequantize", "reference"]
-
-MOST_TOKENS = 64
-"""More tokens than this are multiplied by the dequantized weight."""
 
 
 def kernel_for(x: Tensor, weight: Packed) -> Kernel:

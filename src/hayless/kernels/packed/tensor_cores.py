@@ -18,9 +18,8 @@ from torch import Tensor
 from hayless.core.errors import NotSupported
 from hayless.kernels.packed.formats import Integers, Packed, Palette, Table
 from hayless.kernels.packed.gemm import add_splits
-from hayless.kernels.packed.tiles import CoreTiles, core_tiles_for
+from hayless.kernels.packed.tiles import MOST_TOKENS, CoreTiles, core_tiles_for
 
-MOST_TOKENS = 64
 _SCALES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.uint8: 3}
 _SHARED = 48 * 1024
 
@@ -40,7 +39,7 @@ def unsupported(x: Tensor, weight: Packed) -> str:
         return f"groups of {group} columns are not whole times {word}, which the lanes of a row read"
     if x.data_ptr() % 16 or weight.codes.data_ptr() % 16:
         return "x and codes must start at multiples of 16 bytes"
-    return ""
+    return _trouble(x.device.index)
 
 
 def multiply(x: Tensor, weight: Packed, bias: Tensor | None, out: Tensor, *, tiles: CoreTiles | None = None) -> Tensor:
@@ -112,6 +111,27 @@ def fits(tokens: int, tiles: CoreTiles) -> bool:
 @cache
 def _compiled(defined: tuple[tuple[str, int], ...], device: int) -> Any:
     text = "".join(f"#define {name} {value}\n" for name, value in defined)
-    source = text + Path(__file__).with_name("tensor_cores.cu").read_text(encoding="utf-8")
-    with torch.cuda.device(device):
-        return torch.cuda._compile_kernel(source, "packed_linear")
+    return _compile(text + Path(__file__).with_name("tensor_cores.cu").read_text(encoding="utf-8"), device)
+
+
+@cache
+def _trouble(device: int) -> str:
+    """Why nothing can be compiled for a device, found by trying; empty where it can."""
+    try:
+        _compile('extern "C" __global__ void packed_linear() {}', device)
+    except Exception as error:  # no NVRTC, no such function of PyTorch, a driver that is too old
+        return f"PyTorch cannot compile CUDA C++ here ({type(error).__name__}: {error})"
+    return ""
+
+
+def _compile(source: str, device: int) -> Any:
+    from torch.utils import cpp_extension
+
+    home = cpp_extension.CUDA_HOME
+    # PyTorch names the toolkit's headers to NVRTC and fails where there is no toolkit. No header is used here.
+    cpp_extension.CUDA_HOME = home or ""
+    try:
+        with torch.cuda.device(device):
+            return torch.cuda._compile_kernel(source, "packed_linear")
+    finally:
+        cpp_extension.CUDA_HOME = home
