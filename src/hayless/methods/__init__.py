@@ -24,6 +24,7 @@ CATALOGUE = {
     "ia3": "hayless.methods.adapters.ia3",
     "prefix": "hayless.methods.adapters.prefix",
     "prompt": "hayless.methods.adapters.prompt",
+    "compose": "hayless.methods.adapters.compose",
     "bitfit": "hayless.methods.adapters.bitfit",
     "speculative": "hayless.methods.decoding.speculative",
     "early_exit": "hayless.methods.decoding.early_exit",

@@ -35,12 +35,16 @@ class Context:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What a transform did: module paths it changed, paths it left out and why, and figures about it."""
+    """What a transform did: module paths it changed, paths it left out and why, and figures about it.
+
+    `leaves`: what goes on the model's record in its place, where the model is then as if others had been applied.
+    """
 
     method: str
     changed: tuple[str, ...]
     skipped: dict[str, str] = field(default_factory=dict)
     figures: dict[str, float] = field(default_factory=dict)
+    leaves: tuple[MethodConfig, ...] | None = None
 
 
 class Transform(Protocol):
@@ -101,8 +105,10 @@ def apply(model: PreTrainedModel, configs: Iterable[MethodConfig], context: Cont
     changes = []
     for config in ordered:
         with torch.no_grad():
-            changes.append(method_of(config).load().apply(model, config, context))
-        note(model, config)
+            change = method_of(config).load().apply(model, config, context)
+        changes.append(change)
+        for left in (config,) if change.leaves is None else change.leaves:
+            note(model, left)
     return changes
 
 

@@ -1,0 +1,92 @@
+"""What a user can set about composing, and what it makes of a ledger. No torch, until adapters are read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from hayless.core import atomic
+from hayless.core.errors import NotSupported, RequestError
+from hayless.core.ledger import Ledger
+from hayless.core.method import Claim, MethodConfig
+from hayless.core.registry import configure, method_of
+
+How = Literal["concatenated", "separate", "svd", "ties", "dare"]
+
+
+class ComposeConfig(MethodConfig):
+    """The weighted sum of what several adapters add to each matrix, as one adapter."""
+
+    method: Literal["compose"] = "compose"
+    modules: tuple[str, ...] = Field(min_length=1, description="Folders of LoRA adapters, as PEFT writes them.")
+    weights: tuple[float, ...] | None = Field(
+        None,
+        description="What each module counts: 1 as it is, −1 undoes what it taught, (1, −1, 1) is an analogy; one over"
+        " their number each if not given, which is their average.",
+    )
+    how: How = Field(
+        "concatenated",
+        description="concatenated: the sum itself, at the ranks' sum; svd: the sum at a lower rank; separate: A and B"
+        " summed apart; ties, dare: sums in which modules do not disturb each other.",
+    )
+    density: float = Field(
+        0.2, gt=0, le=1, description="ties and dare: the share of each module's changes that is kept."
+    )
+    rank: int | None = Field(
+        None,
+        ge=1,
+        description="svd, ties and dare: the rank that the sum is cut to; the modules' largest if not given.",
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> ComposeConfig:
+        if self.weights is not None and len(self.weights) != len(self.modules):
+            raise ValueError(f"compose.weights: {len(self.weights)} for {len(self.modules)} modules; give one each")
+        return self
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """The weight of each module."""
+        return self.weights or (1 / len(self.modules),) * len(self.modules)
+
+
+def claims(config: ComposeConfig) -> tuple[Claim, ...]:
+    """Those of the adapter that comes of it."""
+    made = result(config)
+    return method_of(made).claims(made)
+
+
+def predict(ledger: Ledger, config: ComposeConfig) -> Ledger:
+    """The ledger with the adapter that comes of it."""
+    made = result(config)
+    return method_of(made).predict(ledger, made)
+
+
+def result(config: ComposeConfig) -> Any:
+    """The config of the adapter that comes of it: scaled by one, with every module's targets."""
+    found = [read(Path(folder)) for folder in config.modules]
+    ranks = [each.rank for each in found]
+    if config.how == "separate" and len(set(ranks)) > 1:
+        raise RequestError(
+            f"compose: A and B of different ranks ({', '.join(map(str, ranks))}) cannot be summed apart.",
+            hint="how: concatenated, or svd, takes modules of any rank.",
+        )
+    targets = tuple(sorted({target for each in found for target in each.targets}))
+    rank = sum(ranks) if config.how == "concatenated" else max(ranks)
+    if config.how in ("svd", "ties", "dare") and config.rank is not None:
+        rank = config.rank
+    return configure("lora", rank=rank, alpha=float(rank), targets=targets)
+
+
+def read(folder: Path) -> Any:
+    """The config of the LoRA adapter in `folder`. RequestError where there is none, NotSupported for another kind."""
+    path = folder / "adapter_config.json"
+    if not path.is_file():
+        raise RequestError(f"{folder} has no adapter_config.json.", hint="Name the folder of a trained adapter.")
+    found = atomic.read_json(path)
+    kind = found.get("peft_type") if isinstance(found, dict) else None
+    if kind != "LORA":
+        raise NotSupported(f"{folder} holds an adapter of kind {kind!r}; those that compose are LORA.")
+    return method_of(configure("lora")).load().read(found)
