@@ -176,27 +176,9 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) packed_linear(
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
     const int first_row = blockIdx.x * ROWS;
 
-#if KIND == 1
-    {
-        u32* pairs = (u32*)shared + lane;
-        u16 low[16];
-#pragma unroll
-        for (int i = 0; i < 16; i++) low[i] = narrow(table[i]);
-#pragma unroll
-        for (int h = 0; h < 16 / WARPS; h++) {
-            const int high = warp * (16 / WARPS) + h;
-            const u16 first = narrow(table[high]);  // the high half of a byte comes first
-#pragma unroll
-            for (int i = 0; i < 16; i++) pairs[(high * 16 + i) * 32] = first | (u32)low[i] << 16;
-        }
-        __syncthreads();
-    }
-#endif
 #if SCALE == 3
     __shared__ float seconds[256];
-    for (int i = threadIdx.x; i < 256; i += WARPS * 32) seconds[i] = second_table[i];
     const float shift = offset[0];
-    __syncthreads();
 #endif
 
     float total[BANDS][TILES][4] = {};
@@ -325,6 +307,26 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) packed_linear(
     const int first = blockIdx.y * each + warp;
 #pragma unroll
     for (int d = 0; d < DEPTH - 1; d++) load(d, first + d * WARPS);
+    // While those are on their way, the tables.
+#if KIND == 1
+    {
+        u32* pairs = (u32*)shared + lane;
+        u16 low[16];
+#pragma unroll
+        for (int i = 0; i < 16; i++) low[i] = narrow(table[i]);
+#pragma unroll
+        for (int h = 0; h < 16 / WARPS; h++) {
+            const int high = warp * (16 / WARPS) + h;
+            const u16 opening = narrow(table[high]);  // the high half of a byte is its first element
+#pragma unroll
+            for (int i = 0; i < 16; i++) pairs[(high * 16 + i) * 32] = opening | (u32)low[i] << 16;
+        }
+    }
+#if SCALE == 3
+    for (int i = threadIdx.x; i < 256; i += WARPS * 32) seconds[i] = second_table[i];
+#endif
+    __syncthreads();
+#endif
     for (int step = first; step < last; step += WARPS * DEPTH)
 #pragma unroll
         for (int d = 0; d < DEPTH; d++) {
