@@ -62,7 +62,11 @@ def _step(rows: int) -> Work:
     return Work(
         f"a step of {rows} row{'s' * (rows > 1)} on the device, Llama-7B shape, random weights, bf16, 512 tokens in the"
         " cache",
-        [Contender("plain PyTorch", step.plain), Contender("hayless", step.captured)],
+        [
+            Contender("plain PyTorch", step.plain),
+            Contender("hayless", step.captured),
+            Contender("hayless, deterministic", partial(step.captured, invariant=True)),
+        ],
         same=as_exact(),
         piece="step",
         repeats=30,

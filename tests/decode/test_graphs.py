@@ -95,6 +95,21 @@ def test_samples_are_those_of_the_plain_program_whatever_the_batch():
     assert [graphs.generate([p], o)[0].tokens for p, o in zip(prompts, options, strict=True)] == expected
 
 
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+def test_bits_are_the_same_in_any_batch_where_that_is_asked_for(name):
+    engine = Engine(_lively(name, torch.bfloat16), deterministic=True)
+    assert engine.path.backend == "graphs"
+    prompts = [*PROMPTS, *([number, 7] for number in range(9))]
+    options = [
+        SamplingOptions(max_tokens=12 + 4 * number, temperature=number % 2, seed=number, ignore_end=True)
+        for number in range(len(prompts))
+    ]
+    alone = [engine.generate([prompt], own)[0] for prompt, own in zip(prompts, options, strict=True)]
+    for size in (2, 5, 12):
+        found = engine.generate(prompts, options, batch_size=size)
+        assert [(one.tokens, one.logprobs) for one in found] == [(one.tokens, one.logprobs) for one in alone]
+
+
 def test_a_session_used_again_shows_nothing_of_its_past():
     model = _lively("llama")
     graphs, options = Engine(model), SamplingOptions(max_tokens=30, ignore_end=True)

@@ -60,3 +60,12 @@ def test_requests_get_what_the_plain_program_gives_and_leave_at_their_own_time(t
         assert one.tokens == other.tokens and one.finish == other.finish
         torch.testing.assert_close(torch.tensor(one.logprobs), torch.tensor(other.logprobs), rtol=1e-3, atol=1e-3)
         torch.testing.assert_close(torch.tensor(one.tops), torch.tensor(other.tops), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered")
+def test_bits_are_the_same_in_any_batch_where_that_is_asked_for():
+    engine = Engine(tiny.model("llama-tied"), deterministic=True)
+    options = SamplingOptions(max_tokens=2, ignore_end=True)
+    first, _ = engine.generate(PROMPTS, options)
+    [alone] = engine.generate(PROMPTS[:1], options)
+    assert (first.tokens, first.logprobs) == (alone.tokens, alone.logprobs)

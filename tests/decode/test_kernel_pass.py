@@ -73,3 +73,26 @@ def test_a_packed_table_runs_in_modules():
     model = tiny.model("llama")
     apply(model, [configure("kmeans", targets=("blocks", "embedding"))])
     assert "embed_tokens" in plan(model).reason
+
+
+@pytest.mark.parametrize("name", ["llama-tied", "qwen3"])
+def test_a_row_s_bits_are_its_own_where_that_is_asked_for(name):
+    program = plan(tiny.model(name).to(DEVICE))
+    tokens_b = torch.tensor([7, 8, 9], device=DEVICE)
+
+    def logits(rows: list[int], capacity: int) -> torch.Tensor:
+        cache = StaticCache(program.dims, len(rows), capacity, program.dtype, program.device)
+        for at, row in enumerate(rows):
+            program.prefill([UNEVEN[row]], cache.rows(at, at + 1), 16)
+        lengths_b = torch.tensor([len(UNEVEN[row]) for row in rows], dtype=torch.int32, device=DEVICE)
+        run = KernelPass(program, cache, lengths_b, invariant=True)
+        return run.launch(tokens_b[rows])
+
+    together = logits([0, 1, 2], 16)
+    assert torch.equal(logits([0], 320), together[:1]) and torch.equal(logits([0, 2], 16)[:1], together[:1])
+    if DEVICE.type == "cuda":  # see test_invariant
+        assert torch.equal(logits([2, 0], 64), together[[2, 0]])
+    plain = StaticCache(program.dims, 3, 16, program.dtype, program.device)
+    program.prefill(UNEVEN, plain, 16)
+    expected = program.logits(program.forward(tokens_b[:, None], plain)[:, 0])
+    torch.testing.assert_close(together, expected, rtol=1e-4, atol=1e-4)

@@ -7,8 +7,8 @@ import random
 import pytest
 import torch
 
-from hayless.core.errors import RequestError, WorkError
-from hayless.decode.engine import Engine
+from hayless.core.errors import NotSupported, RequestError, WorkError
+from hayless.decode.engine import Backend, Engine
 from hayless.decode.options import SamplingOptions
 from hayless.decode.request import Request
 from tests import tiny
@@ -59,6 +59,25 @@ def test_requests_get_what_they_get_alone(name: str) -> None:
         wanted = jobs(7)
         alone = [engine.generate([prompt], options)[0].tokens for prompt, options in wanted]
         assert served(engine, wanted, rows=3) == alone
+
+
+@pytest.mark.parametrize(("name", "backend"), [("llama", "modules"), ("llama", "program"), ("gemma3", "modules")])
+def test_bits_are_the_same_in_any_batch_where_that_is_asked_for(name: str, backend: Backend) -> None:
+    engine = Engine(tiny.model(name).to(torch.bfloat16), backend=backend, deterministic=True)
+    wanted = [(prompt, own.model_copy(update={"max_tokens": 3 + own.seed})) for prompt, own in jobs(4)]
+    alone = [engine.generate([prompt], options)[0] for prompt, options in wanted]
+    found = engine.generate([prompt for prompt, _ in wanted], [own for _, own in wanted])
+    assert [(one.tokens, one.logprobs) for one in found] == [(one.tokens, one.logprobs) for one in alone]
+    assert served(engine, wanted, rows=2) == [one.tokens for one in alone]
+
+
+def test_what_takes_rows_side_by_side_is_refused_beside_it() -> None:
+    from hayless.core.registry import configure, find
+
+    model = tiny.model("llama")
+    draft = find("speculative").load()(configure("speculative"), model)
+    with pytest.raises(NotSupported, match="deterministic excludes drafts"):
+        Engine(model, draft=draft, deterministic=True)
 
 
 @pytest.mark.gpu

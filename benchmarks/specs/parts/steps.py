@@ -30,11 +30,11 @@ class Step:
     context: int
 
     @torch.inference_mode()
-    def captured(self) -> Prepared:
-        """A session's CUDA graph."""
+    def captured(self, *, invariant: bool = False) -> Prepared:
+        """A session's CUDA graph; with `invariant`, one whose rows do not depend on each other."""
         from hayless.decode.graphs import Session  # needs Triton
 
-        session = Session(_program(self.model()), self.rows, self.context + _ROOM)
+        session = Session(_program(self.model()), self.rows, self.context + _ROOM, invariant=invariant)
         session.capture("greedy")
         _fill(session.cache)
         # No row is active, so that lengths stay as they are and each repeat does the same.

@@ -54,6 +54,11 @@ def generate(
     exit_text: str = ExitText,
     exit_layers: int = ExitLayers,
     exit_trace: Path = ExitTrace,
+    deterministic: bool = typer.Option(
+        False,
+        "--deterministic",
+        help="Give the tokens that the prompt gets in any batch, to the bit; slower in graphs.",
+    ),
     backend: str = typer.Option("auto", help="How the model is run: auto, modules, program or graphs."),
     tokenizer: str = typer.Option(None, help="Folder or hub id of the tokenizer; the model's own if not given."),
     stats: bool = typer.Option(False, "--stats", help="Show counts and times on standard error."),
@@ -96,7 +101,7 @@ def generate(
         check_tokenizer(loaded, words)
         part = method_of(speculative).load()(speculative, loaded, words, say=_remark) if speculative else None
         leaving: EarlyExit | None = method_of(early).load()(early, loaded, words, say=_remark) if early else None
-        engine = Engine(loaded, words, backend=backend, draft=part, exit=leaving)  # type: ignore[arg-type]
+        engine = Engine(loaded, words, backend=backend, draft=part, exit=leaving, deterministic=deterministic)  # type: ignore[arg-type]
         ids = engine.encode(text)
         path = engine.path
         made = _Made(len(ids))

@@ -43,6 +43,9 @@ def serve(
     lookup: bool = Lookup,
     draft_tokens: str = DraftTokens,
     draft_layers: int = DraftLayers,
+    deterministic: bool = typer.Option(
+        False, "--deterministic", help="Give each request the tokens that it gets alone, to the bit; slower."
+    ),
     backend: str = typer.Option("auto", help="How the model is run: auto, modules, program or graphs."),
     tokenizer: str = typer.Option(None, help="Folder or hub id of the tokenizer; the model's own if not given."),
     device: str = Device,
@@ -70,7 +73,7 @@ def serve(
         import uvicorn
     except ImportError:
         raise MissingExtra("uvicorn", "serve", "hayless serve") from None
-    app, called = _app(model, adapters, name, tokenizer, drafts, backend, device, dtype, settings, token)
+    app, called = _app(model, adapters, name, tokenizer, drafts, deterministic, backend, device, dtype, settings, token)
     if host not in _LOOPBACK and token is None:
         err.print(f"[yellow]Whoever reaches {host}:{port} can use the model: there is no bearer token.[/yellow]")
     try:
@@ -109,6 +112,7 @@ def _app(
     name: str | None,
     tokenizer: str | None,
     drafts: SpeculativeConfig | None,
+    deterministic: bool,
     backend: str,
     device: str,
     dtype: str | None,
@@ -139,7 +143,7 @@ def _app(
             f"The model and an adapter are both called {called!r}.", hint="Give the model another --name."
         )
     part = method_of(drafts).load()(drafts, loaded, words) if drafts else None
-    engine = Engine(loaded, words, backend=backend, draft=part)  # type: ignore[arg-type]
+    engine = Engine(loaded, words, backend=backend, draft=part, deterministic=deterministic)  # type: ignore[arg-type]
     err.print(f"{called}: {engine.path.backend} on {loaded.device} ({engine.path.reason})")
     server = Server(Service(engine, found, settings), called, words)
     return create_app(server, token), server.models

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
@@ -21,7 +21,7 @@ from hayless.core.errors import NotSupported, RequestError, bad_value
 from hayless.decode.eager import EagerBatch
 from hayless.decode.options import SamplingOptions
 from hayless.decode.program import Program, Unplanned, plan
-from hayless.decode.readers import ModuleReader, ProgramReader
+from hayless.decode.readers import ModuleReader, ProgramReader, Reader, RowReader
 from hayless.decode.request import Batch, Finish, Generation, Piece, Request
 from hayless.decode.running import Running
 from hayless.decode.slots import DraftPart, ExitPart, Target
@@ -56,7 +56,9 @@ class Engine:
     `backend` is how: "modules" runs transformers' own modules, "program" the model's weights in plain PyTorch (for
     Llama's layout), "graphs" the same in Triton kernels and a captured CUDA graph; "auto" takes the last of these that
     the model and the device allow, and `path` says which and why. `draft` fills the slot for methods that give several
-    tokens a pass of the model, `exit` the one for methods that let tokens leave it early, never in graphs.
+    tokens a pass of the model, `exit` the one for methods that let tokens leave it early, never in graphs. With
+    `deterministic` a request gets the same tokens, to the bit, alone and in any batch: rows go through the model one by
+    one, and in graphs through kernels that cut up sums in one way, whatever the shape.
 
     NotSupported for a model that is no causal language model, and for a backend that cannot run it.
     """
@@ -69,12 +71,18 @@ class Engine:
         backend: Backend | Literal["auto"] = "auto",
         draft: DraftPart | None = None,
         exit: ExitPart | None = None,
+        deterministic: bool = False,
     ) -> None:
         check_causal(model)
         if draft is not None and exit is not None:
             raise NotSupported(
                 "A draft and early exits exclude each other: what checks drafts is the whole model.",
                 hint="Give one; a model's own first layers draft for it without changing what it says.",
+            )
+        if deterministic and (draft is not None or exit is not None):
+            raise NotSupported(
+                "deterministic excludes drafts and early exits: they take rows through the model side by side.",
+                hint="Leave one of them out.",
             )
         if backend not in ("auto", *get_args(Backend)):
             raise bad_value("backend", backend, allowed=f"auto, {', '.join(get_args(Backend))}")
@@ -83,6 +91,7 @@ class Engine:
         self.backend = backend
         self.draft = draft
         self.exit = exit
+        self.deterministic = deterministic
         self._program: Program | None = None
         self._graphs: Graphs | None = None
         self.context: int | None = getattr(model.config, "max_position_embeddings", None)
@@ -221,16 +230,19 @@ class Engine:
     def _plain(self, requests: Sequence[Request]) -> Batch:
         path, program = self._chosen()
         if program is None:
-            return EagerBatch(ModuleReader(self.model), requests)
+            return self._eager(lambda: ModuleReader(self.model), requests)
         if path.backend == "program":
-            return EagerBatch(ProgramReader(program), requests)
+            return self._eager(lambda: ProgramReader(program), requests)
         return self._graphs_of(program).begin(requests)
+
+    def _eager(self, reader: Callable[[], Reader], requests: Sequence[Request]) -> Batch:
+        return EagerBatch(RowReader(reader) if self.deterministic else reader(), requests)
 
     def _graphs_of(self, program: Program) -> Graphs:
         if self._graphs is None:
             from hayless.decode.graphs import Graphs
 
-            self._graphs = Graphs(program)
+            self._graphs = Graphs(program, invariant=self.deterministic)
         return self._graphs
 
     def _chosen(self) -> tuple[Path, Program | None]:
@@ -252,7 +264,8 @@ class Engine:
         if self.backend == "program":
             return Path("program", "asked for"), self._program
         early = "where a token leaves is decided on the host" if self.exit is not None else None
-        missing = early or _no_graphs(self._program)
+        packed = "packed weights have no kernels whose rows are their own" if self._program.packed else None
+        missing = early or (packed if self.deterministic else None) or _no_graphs(self._program)
         if missing is None:
             return Path("graphs", "a CUDA device with Triton"), self._program
         if self.backend == "graphs":

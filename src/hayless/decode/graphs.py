@@ -39,10 +39,13 @@ _SESSIONS = 2
 
 
 class Graphs:
-    """The sessions of one program; the last few stay, captured."""
+    """The sessions of one program; the last few stay, captured.
 
-    def __init__(self, program: Program) -> None:
-        self._program = program
+    With `invariant`, what a request gets does not depend on those beside it, to the bit.
+    """
+
+    def __init__(self, program: Program, *, invariant: bool = False) -> None:
+        self._program, self._invariant = program, invariant
         self._sessions: list[Session] = []
         self.warmup_seconds = 0.0
 
@@ -74,7 +77,8 @@ class Graphs:
         if found is None or found.cache.capacity < needed:
             del self._sessions[: max(0, len(self._sessions) - _SESSIONS + 1)]
             found = None
-            found = Session(self._program, rows, -(-needed // CAPACITY_STEP) * CAPACITY_STEP)
+            capacity = -(-needed // CAPACITY_STEP) * CAPACITY_STEP
+            found = Session(self._program, rows, capacity, invariant=self._invariant)
         self._sessions.append(found)
         return found
 
@@ -83,9 +87,9 @@ class Session:
     """Buffers, cache and captured steps of `rows` rows that hold up to `capacity` tokens each."""
 
     @torch.inference_mode()
-    def __init__(self, program: Program, rows: int, capacity: int) -> None:
+    def __init__(self, program: Program, rows: int, capacity: int, *, invariant: bool = False) -> None:
         dims, device, dtype = program.dims, program.device, program.dtype
-        self.program, self.rows = program, rows
+        self.program, self.rows, self.invariant = program, rows, invariant
         self.cache = StaticCache(dims, rows, capacity, dtype, device)
         self.lengths_b = torch.zeros(rows, dtype=torch.int32, device=device)
         self.active_b = torch.zeros(rows, dtype=torch.int32, device=device)
@@ -97,7 +101,7 @@ class Session:
         self.draws_b = torch.zeros(rows, dtype=torch.long, device=device)
         self.host = [torch.zeros(RAW * rows, dtype=torch.int32, pin_memory=True) for _ in range(_SLOTS)]
         self.events = [torch.cuda.Event() for _ in range(_SLOTS)]
-        self.forward = KernelPass(program, self.cache, self.lengths_b)
+        self.forward = KernelPass(program, self.cache, self.lengths_b, invariant=invariant)
         self.logits_bv = self.forward.logits_nv
         self._graphs: dict[tuple[Choice, bool], torch.cuda.CUDAGraph] = {}
 
@@ -221,7 +225,7 @@ class GraphBatch:
         self.active, self._rows, self._joining = [*self.active, *requests], [*self._rows, *free], []
         self._choice, self._top = choice_of(self.active), wants_top(self.active)
         self._set_options(dict(zip(free, requests, strict=True)))
-        for rows in runs(free):
+        for rows in [[row] for row in free] if session.invariant else runs(free):
             prompts = [requests[free.index(row)].prompt for row in rows]
             cache = session.cache.rows(rows[0], rows[-1] + 1)
             last_bh = session.program.prefill(prompts, cache, max(64, PREFILL_TOKENS // len(rows)))

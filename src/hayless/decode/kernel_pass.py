@@ -17,18 +17,27 @@ from hayless.decode.cache import StaticCache
 from hayless.decode.products import AnyProduct, Linear
 from hayless.decode.program import Layer, Program
 from hayless.kernels.attention import Scratch, decode_attention, splits_for
+from hayless.kernels.invariant import SPLITS, linear
 from hayless.kernels.linear import FEW, Norm, few, gemv, rms_norm, swiglu
 
 
 class KernelPass:
     """Buffers of a pass over all rows of `cache`; `logits_nv` (n, v) are in float32.
 
-    With `last`, logits are of each row's last position only (b, v).
+    With `last`, logits are of each row's last position only (b, v). With `invariant`, a row's bits do not depend on how
+    many rows there are, nor on the cache's capacity: products and attention are cut up in one way, whatever the shape.
     """
 
     @torch.inference_mode()
     def __init__(
-        self, program: Program, cache: StaticCache, lengths_b: Tensor, *, positions: int = 1, last: bool = False
+        self,
+        program: Program,
+        cache: StaticCache,
+        lengths_b: Tensor,
+        *,
+        positions: int = 1,
+        last: bool = False,
+        invariant: bool = False,
     ) -> None:
         dims, device, dtype = program.dims, program.device, program.dtype
         rows, tokens = len(lengths_b), len(lengths_b) * positions
@@ -36,7 +45,7 @@ class KernelPass:
         self._cache, self._lengths_b, self._positions, self._last = cache, lengths_b, positions, last
         cuda = device.type == "cuda"
         processors = torch.cuda.get_device_properties(device).multi_processor_count if cuda else 1
-        splits = splits_for(rows, dims.num_kv_heads, cache.capacity, processors)
+        splits = SPLITS if invariant else splits_for(rows, dims.num_kv_heads, cache.capacity, processors)
         self._scratch = Scratch(rows, dims.num_heads * positions, dims.num_kv_heads, dims.head_dim, splits, device)
         cos, sin = program.rope(cache.capacity)
         half = dims.head_dim // 2
@@ -49,7 +58,8 @@ class KernelPass:
         self.logits_nv = torch.empty(rows if last else tokens, dims.vocab_size, dtype=torch.float32, device=device)
         widths = (dims.hidden_size, dims.q_width, dims.intermediate_size)
         small = tokens == 1 or (tokens <= FEW and all(few(width) for width in widths))
-        self.fused = small and not program.packed
+        self._invariant = invariant
+        self.fused = small and not program.packed and not invariant
         self.overlap = self.fused and cuda and torch.cuda.get_device_capability(device) >= (9, 0)
 
     @torch.inference_mode()
@@ -65,7 +75,7 @@ class KernelPass:
         if self.fused:
             gemv(x, [program.head], self.logits_nv, norm=norm, overlap=self.overlap)
         else:
-            self.logits_nv.copy_(torch.mm(rms_norm(x, norm, self._y[: len(x)]), program.head.T))
+            self._head(rms_norm(x, norm, self._y[: len(x)]))
         return self.logits_nv
 
     def _fused_layer(self, index: int, layer: Layer, offset: int) -> None:
@@ -80,16 +90,42 @@ class KernelPass:
         _gemv(self._wide, [layer.down], self._x, residual=self._x, overlap=overlap)
 
     def _layer(self, index: int, layer: Layer, offset: int) -> None:
-        """A block with matrix products by cuBLAS."""
+        """A block with matrix products by cuBLAS, or by the kernel whose rows are their own."""
         eps = self.program.eps
         y = rms_norm(self._x, Norm(layer.input_gain, eps), self._y)
         for part, target in zip((layer.q, layer.k, layer.v), self._qkv_views(), strict=True):
-            part.into(target, y)
+            self._into(part, target, y)
         self._attend(index, layer, offset)
-        layer.o.onto(self._x, self._mixed)
+        self._onto(layer.o, self._x, self._mixed)
         y = rms_norm(self._x, Norm(layer.post_gain, eps), self._y)
-        swiglu(layer.gate(y), layer.up(y), self._wide)
-        layer.down.onto(self._x, self._wide)
+        if self._invariant:
+            gate, up = (self._into(part, torch.empty_like(self._wide), y) for part in (layer.gate, layer.up))
+        else:
+            gate, up = layer.gate(y), layer.up(y)
+        swiglu(gate, up, self._wide)
+        self._onto(layer.down, self._x, self._wide)
+
+    def _into(self, part: AnyProduct, out: Tensor, x: Tensor) -> Tensor:
+        """out ← x·Wᵀ + b."""
+        if not self._invariant:
+            part.into(out, x)
+            return out
+        assert isinstance(part, Linear), "the engine has packed weights run in another way"
+        return linear(x, part.weight, out, bias=part.bias)
+
+    def _onto(self, part: AnyProduct, out: Tensor, x: Tensor) -> None:
+        """out ← out + x·Wᵀ + b."""
+        if not self._invariant:
+            part.onto(out, x)
+            return
+        assert isinstance(part, Linear), "the engine has packed weights run in another way"
+        linear(x, part.weight, out, bias=part.bias, residual=out)
+
+    def _head(self, y: Tensor) -> None:
+        if self._invariant:
+            linear(y, self.program.head, self.logits_nv)
+        else:
+            self.logits_nv.copy_(torch.mm(y, self.program.head.T))
 
     def _attend(self, index: int, layer: Layer, offset: int) -> None:
         q_norm = None if layer.q_gain is None else Norm(layer.q_gain, self.program.eps)

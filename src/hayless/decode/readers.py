@@ -11,7 +11,7 @@ Shapes: b rows, s new tokens, t entries of the cache, v entries of the vocabular
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -205,3 +205,41 @@ class ModuleReader:
             logits_to_keep=last,
         )
         return output.logits.float()
+
+
+class RowReader:
+    """Every row through a reader of its own, as in a batch of one: its bits depend on nothing beside it.
+
+    Rows can always join; they can be cut back where their own readers can.
+    """
+
+    keeps_all = True
+
+    def __init__(self, make: Callable[[], Reader]) -> None:
+        self._make = make
+        self._readers: list[Reader] = []
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens that each row holds."""
+        return [reader.lengths[0] for reader in self._readers]
+
+    def join(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        """Add rows behind those there are; logits (b, v) in float32 after each of their prompts."""
+        joining = [self._make() for _ in prompts]
+        logits = [reader.join([prompt]) for reader, prompt in zip(joining, prompts, strict=True)]
+        self._readers += joining
+        return torch.cat(logits)
+
+    def read(self, tokens_bs: Tensor) -> Tensor:
+        """Logits (b, s, v) in float32 after each new token; the tokens join their rows."""
+        return torch.cat([reader.read(tokens_bs[row : row + 1]) for row, reader in enumerate(self._readers)])
+
+    def truncate(self, lengths: Sequence[int]) -> None:
+        """Cut each row back to its length."""
+        for reader, length in zip(self._readers, lengths, strict=True):
+            reader.truncate([length])
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Keep these rows, in this order."""
+        self._readers = [self._readers[row] for row in rows]
