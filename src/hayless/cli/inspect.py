@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from hayless.cli.inspect_quantizing import error, outliers
 from hayless.cli.output import Json, Model, emit, out, table
 
 if TYPE_CHECKING:
@@ -18,9 +19,8 @@ _NAMED = 20
 """How many unexplained tensors are named in the terminal."""
 
 
-@app.callback()
-def _inspect() -> None:
-    """A group even while it has a single command."""
+app.command("outliers")(outliers)
+app.command("error")(error)
 
 
 @app.command("weights")

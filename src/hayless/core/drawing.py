@@ -24,6 +24,21 @@ STYLE: dict[Any, Any] = {
 Form = Literal["svg", "png"]
 
 
+_MARKERS = "os^DvPX*"
+
+
+def line(number: int) -> dict[str, Any]:
+    """How the line of this number looks: colour and marker together tell it from the others."""
+    colour = (BLUE, ORANGE, INK, MUTED)[number % 4]
+    return {
+        "color": colour,
+        "marker": _MARKERS[number % len(_MARKERS)],
+        "markersize": 4,
+        "linewidth": 1,
+        "clip_on": False,
+    }
+
+
 def plain(axes: Any) -> None:
     """Leave matplotlib axes their bottom line and their labels."""
     for side in ("left", "right", "top"):

@@ -155,9 +155,14 @@ def variant(
     return with_methods(name, methods_named(name), dims, before, shape, on, decode=decode)
 
 
+_RECIPES = {"qlora": ("nf4", "lora", "paged")}
+"""Names of ways to train that stand for several methods (QLoRA, arXiv:2305.14314)."""
+
+
 def methods_named(name: str) -> list[MethodConfig]:
-    """The methods of a way to train; `full` is none."""
-    return [_named(part) for part in name.split("+") if part.strip() != "full"]
+    """The methods of a way to train; `full` is none, and `qlora` those of its paper."""
+    parts = [part.strip() for part in name.split("+")]
+    return [_named(method) for part in parts if part != "full" for method in _RECIPES.get(part, (part,))]
 
 
 def with_methods(
@@ -190,7 +195,12 @@ def _named(text: str) -> MethodConfig:
     """`lora` or `lora(rank=16, alpha=32)` as the config it names."""
     name, _, given = text.strip().removesuffix(")").partition("(")
     options = (part.partition("=") for part in given.split(",") if part.strip())
-    return configure(name, **{field.strip(): value.strip() for field, _, value in options})
+    return configure(name, **{field.strip(): _value(value.strip()) for field, _, value in options})
+
+
+def _value(text: str) -> str | int:
+    """A whole number as one, since options that are some of those do not read text; all else reads it."""
+    return int(text) if text.isdigit() else text
 
 
 def plan(name: str, ledger: Ledger, shape: TrainShape | None, on: Device, *, decode: bool = True) -> Plan:
