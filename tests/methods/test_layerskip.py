@@ -25,6 +25,8 @@ from hayless.methods.decoding.speculative.part import Speculative
 from hayless.methods.objectives.layerskip.config import LayerSkipConfig
 from hayless.methods.objectives.layerskip.schedule import dropped, shares
 from hayless.model.anatomy import Anatomy, dims_of_model
+from hayless.recipe.load import load
+from hayless.recipe.prediction import predict
 from tests import tiny
 from tests.train import source
 from tests.train.conftest import one_thread  # noqa: F401
@@ -205,3 +207,9 @@ def test_its_own_first_layers_draft_for_a_model_without_loss() -> None:
     expected = [one.tokens for one in Engine(model).generate(prompts, options)]
     assert [one.tokens for one in Engine(model, draft=part).generate(prompts, options)] == expected
     assert part.tally.drafted > 0
+
+
+def test_the_recipe_is_one_and_its_cost_is_known() -> None:
+    recipe = load(Path(__file__).resolve().parents[2] / "recipes" / "layerskip.yaml")
+    assert recipe.decoding is not None and recipe.decoding.draft.draft == "self"
+    assert predict(recipe, "cpu").figures["train_peak_bytes"] > 0
