@@ -69,7 +69,8 @@ def _one_layer(model: PreTrainedModel, config: MethodConfig) -> PreTrainedModel:
         if tensor.is_floating_point():
             tensor.copy_(torch.linspace(0.5, 1, max(1, tensor.numel())).view(tensor.shape))
         else:
-            tensor.copy_((torch.arange(tensor.numel()) * 37 % 251).view(tensor.shape))
+            # Small numbers, which are zeros of every width.
+            tensor.copy_((torch.arange(tensor.numel()) * 7 % 11 % 4).view(tensor.shape))
     return small
 
 

@@ -8,7 +8,7 @@ computed in float32, whatever the weights are in (compressed-tensors divides in 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from hayless.core.ledger import Row
+from hayless.methods.common import integer_files
 from hayless.methods.common.bits import pack_rows, unpack_rows
-from hayless.methods.common.integers import IntegerConfig, IntegerFormat, form_of
+from hayless.methods.common.integers import IntegerConfig, IntegerFormat, form_of, middle
 from hayless.model.packing import Packing, Pieces
 
 Loss = Callable[[Tensor], Tensor]
@@ -43,6 +44,14 @@ class IntegerPacking(Packing[IntegerFormat]):
             for name, piece in pieces.items()
         }
         return self._values(chosen, dtype).view(*index.shape, self.form.columns)
+
+    def to_disk(self, pieces: Pieces, dtype: torch.dtype) -> dict[str, Tensor]:
+        """The tensors of the form's `files`."""
+        return integer_files.to_disk(pieces, self.form)
+
+    def from_disk(self, tensors: Mapping[str, Tensor], name: str) -> Pieces:
+        """The pieces that such tensors are. Raises what `integer_files.from_disk` raises."""
+        return integer_files.from_disk(tensors, self.form, name)
 
     def _values(self, pieces: Pieces, dtype: torch.dtype) -> Tensor:
         form = self.form
@@ -142,11 +151,6 @@ def in_groups(matrix: Tensor, form: IntegerFormat) -> Tensor:
 def out_of_groups(grouped: Tensor, form: IntegerFormat, rows: int) -> Tensor:
     """Undoes `in_groups` of a matrix of so many rows."""
     return grouped.reshape(rows, -1)[:, : form.columns]
-
-
-def middle(bits: int) -> int:
-    """The code of zero where scales are symmetric."""
-    return 1 << (bits - 1)
 
 
 def _range(low: Tensor, high: Tensor, form: IntegerFormat, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

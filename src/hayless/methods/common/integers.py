@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from hayless.core.ledger import Row
+from hayless.core.ledger import Layout, Row
 from hayless.core.packing import Format, Piece
 from hayless.methods.common.packed_rows import PackingConfig
 
@@ -18,6 +18,13 @@ from hayless.methods.common.packed_rows import PackingConfig
 def _number(value: Any) -> Any:
     return int(value) if isinstance(value, str) and value.isdecimal() else value
 
+
+Files = Literal["compressed-tensors", "gptq", "gptq_v1", "awq"]
+"""Layouts of integers of other libraries: compressed-tensors' pack-quantized, both versions of GPTQ's, AutoAWQ's."""
+
+ECOSYSTEMS: dict[Files, str] = {"compressed-tensors": "compressed-tensors-int", "gptq": "gptq", "awq": "awq"}
+ECOSYSTEMS["gptq_v1"] = ECOSYSTEMS["gptq"]
+"""What rows and formats call these layouts: compressed-tensors has another one for floats."""
 
 Bits = Annotated[Literal[2, 3, 4, 8], BeforeValidator(_number)]
 GroupSize = Annotated[Literal[32, 64, 128, "row", "tensor"], BeforeValidator(_number)]
@@ -62,6 +69,7 @@ class IntegerFormat(Format):
     group_size: GroupSize
     symmetric: bool = True
     twos_complement: bool = False
+    files: Files = "compressed-tensors"
 
     @property
     def width(self) -> int:
@@ -86,6 +94,31 @@ class IntegerFormat(Format):
         scale = Piece("scale", self.scales, dtype, cast=True)
         return (codes, scale) if self.symmetric else (codes, scale, Piece("zero", self.scales, "uint8"))
 
+    @property
+    def ecosystem(self) -> str:
+        """That of `files`, where its library and those that run its files know the form: linears of 4 or 8 bits
+        (AutoAWQ's of 4) whose groups divide their inputs."""
+        grouped = self.group_size == "row" or (isinstance(self.group_size, int) and self.columns % self.group_size == 0)
+        known = self.bits in ((4,) if self.files == "awq" else (4, 8)) and not self.twos_complement
+        whole = self.files == "compressed-tensors" or (self.rows % 8 == 0 and self.columns % 8 == 0)
+        return ECOSYSTEMS[self.files] if self.layout is Layout.LINEAR and grouped and known and whole else ""
+
+    def disk(self, dtype: str) -> tuple[Piece, ...]:
+        """The tensors of `files`: compressed-tensors' pack-quantized, GPTQ's, or AutoAWQ's for its GEMM."""
+        groups, in_words, out_words = self.scales[1], self._words(self.columns), self._words(self.rows)
+        if self.files == "compressed-tensors":
+            zero = () if self.symmetric else (Piece("weight_zero_point", (out_words, groups), "int32"),)
+            packed = Piece("weight_packed", (self.rows, in_words), "int32")
+            return packed, Piece("weight_scale", self.scales, dtype), Piece("weight_shape", (2,), "int64"), *zero
+        by_output = (Piece("qzeros", (groups, out_words), "int32"), Piece("scales", (groups, self.rows), dtype))
+        if self.files == "awq":
+            return Piece("qweight", (self.columns, out_words), "int32"), *by_output
+        return Piece("qweight", (in_words, self.rows), "int32"), *by_output, Piece("g_idx", (self.columns,), "int32")
+
+    def _words(self, count: int) -> int:
+        """32-bit words of so many codes."""
+        return -(-count * self.bits // 32)
+
 
 def form_of(row: Row, config: IntegerConfig) -> IntegerFormat:
     """The form of one row."""
@@ -96,3 +129,8 @@ def form_of(row: Row, config: IntegerConfig) -> IntegerFormat:
         group_size=config.group_size,
         symmetric=config.symmetric,
     )
+
+
+def middle(bits: int) -> int:
+    """The code of zero where scales are symmetric."""
+    return 1 << (bits - 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from hayless.core.method import Method, Paper, Part
 from hayless.methods.common.packed_rows import claims
 from hayless.methods.quantize.uniform.config import UniformConfig
+from hayless.methods.quantize.uniform.files import LAYOUTS
 from hayless.methods.quantize.uniform.form import predict
 
 METHOD = Method(
@@ -14,6 +15,7 @@ METHOD = Method(
     config=UniformConfig,
     implementation="hayless.methods.quantize.uniform.transform:UNIFORM",
     predict=predict,
+    ecosystems=LAYOUTS,
     claims=claims,
     ladder=lambda dims: [UniformConfig(bits=8, group_size="row"), UniformConfig(bits=4)],
     paper=Paper(

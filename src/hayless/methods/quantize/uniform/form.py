@@ -13,7 +13,7 @@ from hayless.methods.quantize.uniform.config import UniformConfig
 
 def form_of(row: Row, config: UniformConfig) -> IntegerFormat:
     """The form of one row."""
-    return replace(integers.form_of(row, config), twos_complement=config.twos_complement)
+    return replace(integers.form_of(row, config), twos_complement=config.twos_complement, files=config.files)
 
 
 def predict(ledger: Ledger, config: UniformConfig) -> Ledger:
