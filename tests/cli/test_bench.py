@@ -44,10 +44,10 @@ def test_decoding_is_timed_in_a_fresh_process(folder: str) -> None:
     (result,) = document["results"]
     assert result["weights"] == "saved" and result["backend"] == "program" and result["reason"]
     assert result["settings"] == {
-        "batch_size": 1, "prompt_tokens": 5, "tokens": 4, "repeats": 2, "backend": "auto",
+        "batch_size": 1, "prompt_tokens": 5, "tokens": 4, "repeats": 2, "backend": "auto", "at_once": 0,
     }  # fmt: skip
     rows = {row["name"]: row for row in result["rows"]}
-    for name in ("first_token_seconds", "ms_per_token", "decode_tokens_per_second"):
+    for name in ("first_token_seconds", "ms_per_token", "decode_tokens_per_second", "share_of_bandwidth_limit"):
         assert 0 < rows[name]["low"] <= rows[name]["value"] <= rows[name]["high"]
     assert rows["decode_peak_bytes"]["value"] < 100_000_000 < rows["decode_process_peak_bytes"]["value"]
     assert document["machine"]["processor"] and result["threads"] >= 1
@@ -60,6 +60,17 @@ def test_each_batch_size_is_measured_by_itself(folder: str, here: list[dict[str,
     for words in ("batch 1", "batch 3", "modules (asked for)", "first token", "tokens/s", "peak memory", "median"):
         assert words in shown.stdout
     assert "RANDOM" not in shown.stdout and all(len(line) <= 80 for line in shown.stdout.splitlines())
+
+
+def test_contexts_and_steps_of_several_rows(folder: str, here: list[dict[str, Any]]) -> None:
+    asked = ("--prompt-tokens", "5,9", "--tokens", "2", "--repeats", "1", "--device", "cpu", "--batch", "1,2")
+    shown = run(bench.app, "decode", folder, *asked, "--at-once", "5")
+    assert shown.exit_code == 0, shown.output
+    works = [(one["decode"]["prompt_tokens"], one["decode"]["batch_size"], one["decode"]["at_once"]) for one in here]
+    assert works == [(5, 1, 5), (5, 2, 0), (9, 1, 5), (9, 2, 0)]
+    for words in ("batch 2, 9 before", "share of limit", "step of 1 row ", "step of 4 rows", "prompts of 5 and 9"):
+        assert words in shown.stdout
+    assert "step of 8 rows" not in shown.stdout
 
 
 def test_training_is_timed(folder: str, here: list[dict[str, Any]]) -> None:

@@ -24,6 +24,7 @@ Random = typer.Option(False, "--random-weights", help="Build the model from its 
 _FIGURES = {
     "first_token_seconds": "first token",
     "ms_per_token": "each later token",
+    "share_of_bandwidth_limit": "share of limit",
     "decode_tokens_per_second": "speed",
     "decode_peak_bytes": "peak memory",
     "decode_process_peak_bytes": "peak of the process",
@@ -40,6 +41,7 @@ _NAMES = {
     "batch_size": "--batch",
     "repeats": "--repeats",
     "backend": "--backend",
+    "at_once": "--at-once",
     "sequence_length": "--seq",
     "steps": "--steps",
 }
@@ -48,27 +50,40 @@ _NAMES = {
 @app.command("decode")
 def decode(
     model: str = Model,
-    prompt_tokens: str = typer.Option("128", help="Tokens of each prompt."),
+    prompt_tokens: str = typer.Option("128", help="Tokens of each prompt; several lengths as 128,1024."),
     tokens: str = typer.Option("64", help="Tokens generated after each prompt."),
     batch: str = typer.Option("1", help="Prompts side by side; several sizes as 1,4,16."),
     repeats: int = typer.Option(5, help="Generations that are timed, after a warm-up."),
     backend: str = typer.Option("auto", help="How the engine runs the model: auto, modules, program or graphs."),
+    at_once: int = typer.Option(
+        0, help="Also time a step of 1, 2, 4, ... rows at once, up to so many: what checking drafts would cost."
+    ),
     random_weights: bool = Random,
     device: str = Device,
     dtype: str = Dtype,
     json: bool = Json,
 ) -> None:
-    """Time greedy decoding: the first token, the later ones, and peak memory."""
+    """Time greedy decoding: the first token, the later ones beside the memory's bandwidth, and peak memory."""
     from hayless.core.options import checked
     from hayless.measure.settings import DecodeBench
 
-    asked = {"prompt_tokens": prompt_tokens, "tokens": tokens, "repeats": repeats, "backend": backend}
-    every = [checked(DecodeBench, {**asked, "batch_size": size}, _NAMES) for size in _sizes(batch)]
+    asked = {"tokens": tokens, "repeats": repeats, "backend": backend}
+    # What rows at once cost is asked once for each length.
+    every = [
+        checked(
+            DecodeBench,
+            {**asked, "prompt_tokens": length, "batch_size": size, "at_once": 0 if number else at_once},
+            _NAMES,
+        )
+        for length in _sizes(prompt_tokens)
+        for number, size in enumerate(_sizes(batch))
+    ]
     found = _benches(model, every, random_weights, device, dtype)
     if json:
         emit(_document(model, every, found))
         return
-    work = f"{every[0].tokens:,} tokens after prompts of {every[0].prompt_tokens:,}, {every[0].repeats} times"
+    lengths = " and ".join(dict.fromkeys(f"{one.prompt_tokens:,}" for one in every))
+    work = f"{every[0].tokens:,} tokens after prompts of {lengths}, {every[0].repeats} times"
     _show(model, found, [("path", f"{found[0].backend} ({found[0].reason})"), ("work", f"{work}, after a warm-up")])
     _results(every, found)
 
@@ -111,7 +126,7 @@ def _benches(
 
     found = []
     for settings in every:
-        with err.status(f"Measuring batch {settings.batch_size} in a fresh process ..."):
+        with err.status(f"Measuring {_called(settings)} in a fresh process ..."):
             found.append(bench(model, settings, device=device, dtype=dtype, random=random))
     return found
 
@@ -145,15 +160,31 @@ def _show(model: str, found: list[Bench], more: list[tuple[str, str]]) -> None:
 
 def _results(every: Sequence[DecodeBench | TrainBench], found: list[Bench]) -> None:
     """Every figure for each batch size: medians with the 20th and 80th percentile, and peaks of memory."""
+    order = list(_FIGURES)
     rows = []
     for settings, one in zip(every, found, strict=True):
-        batch = f"batch {settings.batch_size}"
-        for row in sorted(one.rows, key=lambda row: list(_FIGURES).index(row.name)):
-            rows.append([batch, _FIGURES[row.name], *_written(row)])
+        batch = _called(settings)
+        shown = [row for row in one.rows if row.name in _FIGURES]
+        # Steps of several rows stand behind the others, in their own order.
+        steps = [row for row in one.rows if row.name not in _FIGURES]
+        for row in [*sorted(shown, key=lambda row: order.index(row.name)), *steps]:
+            rows.append([batch, _FIGURES.get(row.name) or _step_name(row.name), *_written(row)])
             batch = ""
     table(["", "", "median", "20th %", "80th %"], rows, right=3)
     peak = next(row for row in found[0].rows if row.name.endswith("_peak_bytes"))
     out.print(f"Peak memory leaves out what was held before the model. It is {peak.note}.")
+
+
+def _called(settings: DecodeBench | TrainBench) -> str:
+    """What a work is called: its batch, and the tokens before what is generated."""
+    before = getattr(settings, "prompt_tokens", None)
+    return f"batch {settings.batch_size}" + (f", {before:,} before" if before is not None else "")
+
+
+def _step_name(name: str) -> str:
+    """step_4_rows_ms → a step of 4 rows."""
+    count = name.split("_")[1]
+    return f"step of {count} row{'s' * (count != '1')}"
 
 
 def _written(row: Measurement) -> list[str]:
@@ -163,6 +194,6 @@ def _written(row: Measurement) -> list[str]:
     assert row.value is not None
     if row.unit == "B":
         return [format_bytes(row.value), "", ""]
-    scale, unit = (1000, "ms") if row.unit == "s" else (1, row.unit)
+    scale, unit = {"s": (1000, "ms"), "": (100, "%")}.get(row.unit, (1, row.unit))
     low, high = (number(value * scale) if value is not None else "" for value in (row.low, row.high))
     return [f"{number(row.value * scale)} {unit}", low, high]

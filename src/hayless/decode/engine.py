@@ -102,10 +102,11 @@ class Engine:
         """How the model would be run now."""
         return self._chosen()[0]
 
-    def step_bytes(self, held: int) -> int | None:
-        """Bytes that a step of one row with `held` tokens in the cache must read; None for models without a program."""
+    def step_bytes(self, held: int, rows: int = 1) -> int | None:
+        """Bytes that a step of `rows` rows with `held` tokens each in the cache must read; None for models without a
+        program."""
         program = self._chosen()[1]
-        return None if program is None else program.weight_bytes + held * program.token_bytes
+        return None if program is None else program.weight_bytes + rows * held * program.token_bytes
 
     def stream(self, prompt: Prompt, options: SamplingOptions | None = None) -> Iterator[Piece]:
         """The continuation of `prompt`, token by token. RequestError for a prompt that does not fit the context."""

@@ -7,6 +7,7 @@ random weights, which compute as fast as learnt ones.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,13 +19,14 @@ from hayless.core.errors import NotSupported
 from hayless.core.families import dims_of, read_config
 from hayless.core.measurement import Machine, Measurement
 from hayless.core.options import Options
+from hayless.decode.engine import Engine
 from hayless.measure import machine
 from hayless.measure.memory import MemoryMeter, enough_memory
 from hayless.measure.process import answer, in_fresh_process
 from hayless.measure.rehearsal import rehearse_decoding, rehearse_training
-from hayless.measure.rows import decode_rows, rate_row, train_rows
+from hayless.measure.rows import decode_rows, limit_row, rate_row, step_row, train_rows
 from hayless.measure.settings import DecodeBench, TrainBench
-from hayless.measure.speed import decode_speed, train_speed
+from hayless.measure.speed import DecodeSpeed, decode_speed, train_speed
 from hayless.model import adapters, checksums
 from hayless.model.auto import MODEL_TYPE
 from hayless.model.build import build_model, checked_device
@@ -110,8 +112,24 @@ def _decode(asked: _Request, settings: DecodeBench) -> Bench:
     meter.restart()
     speed = decode_speed(model, prompts, settings.tokens, settings.repeats, backend=settings.backend)
     rows = [*decode_rows(speed, meter.read()), rate_row("decode", speed.tokens_per_second)]
+    size = Engine(model, backend=settings.backend).step_bytes(
+        settings.prompt_tokens + settings.tokens // 2, settings.batch_size
+    )
+    with suppress(NotSupported):
+        rows += [limit_row(size, machine.copy_bandwidth(device), speed)] if size is not None else []
+    rows += [step_row(count, _step_speed(model, count, settings)) for count in _counts(settings.at_once)]
     about = _about(model, weights) | {"backend": speed.path.backend, "reason": speed.path.reason}
     return Bench(rows=tuple(rows), threads=speed.threads, **about)
+
+
+def _counts(most: int) -> list[int]:
+    """1, 2, 4, ... up to `most`."""
+    return [1 << power for power in range(most.bit_length())]
+
+
+def _step_speed(model: PreTrainedModel, rows: int, settings: DecodeBench) -> DecodeSpeed:
+    prompts = _tokens(model, rows, settings.prompt_tokens).tolist()
+    return decode_speed(model, prompts, settings.tokens, settings.repeats, backend=settings.backend)
 
 
 def _train(asked: _Request, settings: TrainBench) -> Bench:

@@ -74,6 +74,22 @@ def rate_row(work: str, spread: Spread) -> Measurement:
     )
 
 
+def limit_row(step_bytes: int, bytes_per_second: float, speed: DecodeSpeed) -> Measurement:
+    """The least time of a step, all that it must read taken at the rate of a copy, over the time it took."""
+    least = step_bytes / bytes_per_second
+    note = f"{format_bytes(step_bytes)} a step at {format_bytes(int(bytes_per_second))}/s, the rate of a copy"
+    share = speed.token.rate(least)
+    return Measurement(
+        name="share_of_bandwidth_limit", unit="", value=share.median, low=share.p20, high=share.p80, note=note,
+        better="higher",
+    )  # fmt: skip
+
+
+def step_row(rows: int, speed: DecodeSpeed) -> Measurement:
+    """Time of a step of so many rows at once."""
+    return _timing(f"step_{rows}_rows_ms", "ms", speed.token.scaled(1000), f"{speed.prompt_tokens} tokens before, each")
+
+
 def _memory_rows(work: str, memory: Memory) -> list[Measurement]:
     reserved = f"; {format_bytes(memory.reserved_bytes)} reserved" if memory.reserved_bytes is not None else ""
     peak = f"{memory.note}{reserved}; {format_bytes(memory.baseline_bytes)} were held before the model"

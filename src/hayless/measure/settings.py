@@ -33,6 +33,9 @@ class DecodeBench(Options):
     tokens: Count = Field(64, ge=2, description="Tokens generated after each prompt.")
     repeats: Count = Field(5, ge=1, description="Generations that are timed, after a warm-up.")
     backend: Literal["auto", "modules", "program", "graphs"] = Field("auto", description="How the engine runs a model.")
+    at_once: int = Field(
+        0, ge=0, le=64, description="Also time a step of 1, 2, 4, ... rows at once, up to so many; 0 does not."
+    )
 
 
 class TrainBench(Options):
