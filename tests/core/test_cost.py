@@ -33,7 +33,8 @@ from hayless.core.method import MethodConfig
 from hayless.core.registry import configure, method_of
 from hayless.core.roles import Role
 from hayless.model.transform import apply
-from hayless.train.update import Updater, make_updater
+from hayless.train.update import make_updater
+from hayless.train.updater import Updater
 from tests import tiny
 
 ADAMW, SGD, MOMENTUM = configure("adamw"), configure("sgd"), configure("sgd", momentum=0.9)
@@ -52,7 +53,8 @@ def trained(model: Any, precision: Any, optimizer: MethodConfig) -> tuple[Update
     updater = make_updater(model, precision, optimizer)
     updater.backward(sum(parameter.sum() for parameter in model.parameters() if parameter.requires_grad))
     size = sum(parameter.grad.nbytes for parameter in model.parameters() if parameter.grad is not None)
-    updater.step(1.0, updater.norm(), None)
+    updater.begin(1.0, None)
+    updater.step(updater.norm())
     return updater, size
 
 
@@ -76,7 +78,18 @@ def test_bytes_are_those_of_live_tensors(name: str, precision: str) -> None:
         assert training_cost(found, shape).phases["step"].master == masters
 
 
-@pytest.mark.parametrize("optimizer", [SGD, MOMENTUM], ids=["sgd", "momentum"])
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        SGD,
+        MOMENTUM,
+        configure("adafactor"),
+        configure("adamw8bit", least_elements=100, block_size=80),
+        configure("lomo"),
+        configure("adalomo"),
+    ],
+    ids=lambda config: config.method,
+)
 @pytest.mark.parametrize("precision", ["fp32", "autocast", "fp16", "master"])
 def test_state_of_other_optimizers(optimizer: MethodConfig, precision: str) -> None:
     updater, _ = trained(tiny.model("llama"), precision, optimizer)

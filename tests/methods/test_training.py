@@ -22,7 +22,8 @@ def update(model: torch.nn.Module, precision: str, steps: int = 2) -> None:
         with arithmetic(precision, torch.device("cpu")):
             loss = model(**inputs, labels=inputs["input_ids"]).loss
         updater.backward(loss)
-        assert updater.step(1.0, updater.norm(), 1.0)
+        updater.begin(1.0, 1.0)
+        assert updater.step(updater.norm())
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "mixtral"])

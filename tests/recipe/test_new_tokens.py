@@ -197,7 +197,8 @@ def test_bytes_of_training_are_those_of_live_tensors(tmp_path: Path, precision: 
         assert all(parameter.grad is None for parameter in model.parameters() if not parameter.requires_grad)
         assert sum(parameter.nbytes for parameter in model.parameters()) == weight_bytes(stage.ledger, shape.dtype)
         assert sum(parameter.grad.nbytes for parameter in trained) == gradient_bytes(stage.ledger, shape)  # type: ignore[union-attr]
-        updater.step(1.0, updater.norm(), None)
+        updater.begin(1.0, None)
+        updater.step(updater.norm())
         moments = updater.optimizer_state()[0].values()
         assert sum(tensor.nbytes for tensor in moments) == optimizer_bytes(stage.ledger, shape)
         masters = sum(tensor.nbytes for tensor in updater.weights().values()) if precision == "master" else 0

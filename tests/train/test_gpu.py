@@ -31,7 +31,8 @@ def test_bytes_a_parameter_from_the_allocator(precision, held, with_gradients):
         for parameter in model.parameters():
             parameter.grad = torch.ones_like(parameter)
         torch.cuda.reset_peak_memory_stats()
-        assert updater.step(1.0, updater.norm(), None)
+        updater.begin(1.0, None)
+        assert updater.step(updater.norm())
     peak = torch.cuda.max_memory_allocated() - before
     # Adam's counts and what cuBLAS or the norm holds: well under a thousandth.
     assert torch.cuda.memory_allocated() - before == pytest.approx(held * count, rel=1e-3)

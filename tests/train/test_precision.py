@@ -41,7 +41,8 @@ def test_bytes_a_parameter_from_live_tensors(precision, weight, gradient, optimi
             parameter.grad = torch.ones_like(parameter)
         if precision == "fp16":
             updater.backward(model[0].weight.sum() * 0)
-        updater.step(1.0, updater.norm(), 1.0)
+        updater.begin(1.0, 1.0)
+        updater.step(updater.norm())
     assert live_bytes() - before == (weight + optimizer) * count
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
@@ -71,7 +72,8 @@ def test_master_keeps_no_fp32_copy_of_all_gradients(monkeypatch):
             parameter.grad = torch.ones_like(parameter)
         start = live_bytes()
         peak = 0
-        updater.step(1.0, updater.norm(), None)
+        updater.begin(1.0, None)
+        updater.step(updater.norm())
         if step == 1:
             # One fp32 copy, less the 16-bit gradient it replaces.
             assert peak - start == 90 * 4 - 90 * 2
@@ -91,8 +93,9 @@ def test_master_moves_like_fp32_on_the_same_gradients():
             a.grad = b.grad.float()
         norm = one.norm()
         assert torch.equal(norm, other.norm())
-        one.step(0.5, norm, 1.0)
-        other.step(0.5, norm, 1.0)
+        for updater in (one, other):
+            updater.begin(0.5, 1.0)
+            updater.step(norm)
     assert source.same(one.weights(), other.weights())
     for a, b in zip(plain.parameters(), mixed.parameters(), strict=True):
         assert torch.equal(a.bfloat16(), b)
@@ -139,7 +142,8 @@ class TestLossScale:
         before = source.weights(model)
         scale = updater.scale()
         updater.backward((model.weight * 1e36).sum())
-        assert not updater.step(1.0, updater.norm(), 1.0)
+        updater.begin(1.0, 1.0)
+        assert not updater.step(updater.norm())
         assert updater.scale() == scale / 2
         assert source.same(before, source.weights(model))
         assert not updater.optimizer_state()[0]
@@ -151,7 +155,8 @@ class TestLossScale:
         for _ in range(2000):
             assert updater.scale() == scale
             updater.backward(model.weight.sum())
-            assert updater.step(1.0, updater.norm(), None)
+            updater.begin(1.0, None)
+            assert updater.step(updater.norm())
         assert updater.scale() == 2 * scale
 
     def test_comes_back_from_a_checkpoint(self):
@@ -159,7 +164,8 @@ class TestLossScale:
         updater = make_updater(model, "fp16", configure("adamw"))
         for factor in (1e36, 1.0):
             updater.backward((model.weight * factor).sum())
-            updater.step(1.0, updater.norm(), 1.0)
+            updater.begin(1.0, 1.0)
+            updater.step(updater.norm())
         again = make_updater(torch.nn.Linear(4, 4), "fp16", configure("adamw"))
         tensors, plain = updater.optimizer_state()
         again.load_optimizer_state(tensors, plain)
@@ -178,7 +184,8 @@ class TestLossScale:
         with pytest.raises(WorkError, match="overflow fp16"):
             for _ in range(100):
                 updater.backward((model.weight * float("inf")).sum())
-                updater.step(1.0, updater.norm(), 1.0)
+                updater.begin(1.0, 1.0)
+                updater.step(updater.norm())
 
 
 def test_fp16_reports_a_step_left_out(tmp_path):

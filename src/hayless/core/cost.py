@@ -12,8 +12,8 @@ gradient of its input, and 2 more for its own gradient where it is trained.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from hayless.core.activations import VERIFIED, record
@@ -24,10 +24,11 @@ from hayless.core.dtypes import item_bytes
 from hayless.core.errors import RequestError, bad_value, unknown
 from hayless.core.forward import VIRTUAL, RunShape, unpacked_bytes
 from hayless.core.ledger import Layout, Ledger, Row
+from hayless.core.moving import moving_bytes, moving_work, refuse_accumulation, stepping_bytes
 from hayless.core.replay import Held, replay
 from hayless.core.roles import Role
 from hayless.core.tape import Kept
-from hayless.core.work import Work, backward_work, eager, elementwise, forward_work
+from hayless.core.work import Work, backward_work, forward_work
 
 PRECISIONS: Mapping[str, tuple[str, str | None]] = {
     "fp32": ("float32", None),
@@ -37,9 +38,6 @@ PRECISIONS: Mapping[str, tuple[str, str | None]] = {
     "fp16": ("float32", "float16"),
 }
 """Precision of training → dtype of trained weights and gradients, autocast's dtype."""
-
-MASTER_CHUNK_BYTES = 64 * 2**20
-"""float32 gradients that exist at once while `master` moves the weights (a larger tensor stands alone)."""
 
 StateBytes = Callable[[tuple[int, ...], str], int]
 """Bytes an optimizer remembers for one parameter of this shape and dtype (in `master`: that of the float32 copy)."""
@@ -55,12 +53,13 @@ class TrainShape:
     """How a model is trained, as far as cost depends on it.
 
     `batch` rows of `sequence` tokens are computed at once, `accumulation` times an update. `state_bytes` is the
-    optimizer's. `checkpoint_every` n computes every n-th block again in the backward pass, of those only the first
-    `checkpoint_blocks` if it is not 0; 0 none; `checkpoint_keeps` is what those keep; `offload`: what enters them
-    lies in the host's memory meanwhile.
+    optimizer's, `scratch_bytes` what exists while it moves one parameter. `fused`: each weight is moved in the backward
+    pass, as soon as its gradient is there. `clips`: gradients are clipped by their norm. `checkpoint_every` n computes
+    every n-th block again in the backward pass, of those only the first `checkpoint_blocks` if it is not 0; 0 none;
+    `checkpoint_keeps` is what those keep; `offload`: what enters them lies in the host's memory meanwhile.
     `loss_chunk`: tokens whose logits exist at once; 0 all of them. `fused_kernels`: norms, rotations and gates are one
-    kernel each; `float8`: the linear layers of blocks multiply 8-bit floats. `masked`: rows are packed with several documents,
-    which `attention` keeps apart as `hayless.core.attention` says.
+    kernel each; `float8`: the linear layers of blocks multiply 8-bit floats.
+    `masked`: rows are packed with several documents, which `attention` keeps apart as `hayless.core.attention` says.
     `exit_every` n: beside the last layer's, the states of every n-th one from the second on have a loss; 0 none.
     """
 
@@ -69,6 +68,9 @@ class TrainShape:
     accumulation: int = 1
     precision: str = "fp32"
     state_bytes: StateBytes = no_state
+    scratch_bytes: StateBytes = no_state
+    fused: bool = False
+    clips: bool = True
     checkpoint_every: int = 0
     checkpoint_blocks: int = 0
     checkpoint_keeps: Kept = "nothing"
@@ -87,6 +89,18 @@ class TrainShape:
         at_least(0, exit_every=self.exit_every, loss_chunk=self.loss_chunk)
         if self.precision not in PRECISIONS:
             raise unknown("precision", self.precision, PRECISIONS)
+        if self.twice and self.checkpoint_keeps != "nothing":
+            raise RequestError(
+                f"checkpointing that keeps {self.checkpoint_keeps} serves one backward pass; this update takes two.",
+                hint="Set clip_norm: null, or keep: nothing.",
+            )
+        if self.fused:
+            refuse_accumulation(self.accumulation)
+
+    @property
+    def twice(self) -> bool:
+        """Whether an update takes two backward passes: what must know all gradients before a fused update begins."""
+        return self.fused and (self.clips or self.precision == "fp16")
 
     def dtype(self, row: Row) -> str:
         """The dtype a row's weights have while this trains: a frozen one is never made larger."""
@@ -209,40 +223,42 @@ def training_cost(ledger: Ledger, shape: TrainShape) -> Cost:
         checkpoint_blocks=shape.checkpoint_blocks,
         checkpoint_keeps=shape.checkpoint_keeps,
         offload=shape.offload and shape.device == "cuda",
-        exits=tuple(range(2, ledger.dims.num_layers, shape.exit_every)) if shape.exit_every else (),
         loss_chunk=shape.loss_chunk,
         fused_kernels=shape.fused_kernels,
         float8=shape.float8,
+        exits=tuple(range(2, ledger.dims.num_layers, shape.exit_every)) if shape.exit_every else (),
         device=shape.device,
     )
     tape = record(ledger, run, shape.dtype)
     gradients = gradient_bytes(ledger, shape)
-    held = replay(tape, gradients=gradients if shape.accumulation > 1 else 0)
+    held = replay(
+        tape,
+        gradients=gradients if shape.accumulation > 1 else 0,
+        moving=(lambda elements: moving_bytes((elements,), shape)) if shape.fused else None,
+        twice=shape.twice,
+    )
     resting = Bytes(
         weights=weight_bytes(ledger, shape.dtype),
         optimizer=optimizer_bytes(ledger, shape),
         master=4 * ledger.trainable if shape.precision == "master" else 0,
         temporary=_beside_states(ledger, shape) if shape.device == "cuda" else 0,
     )
-    widening = unused = 0
-    if shape.device == "cuda":
-        sizes = ((row.count, math.prod(row.shape) * item_bytes(shape.dtype(row))) for row in trained)
-        unused = sum(count * (allocated_bytes(size) - size) for count, size in sizes)
-    if shape.precision == "master":
-        largest = 4 * max(math.prod(row.shape) for row in trained)
-        widening = min(4 * ledger.trainable, max(MASTER_CHUNK_BYTES, largest))
+    stepping = Bytes(gradients=gradients, temporary=stepping_bytes(trained, shape))
     phases = {
         "forward": resting + during(held.forward),
         "backward": resting + during(held.backward),
-        "step": resting + Bytes(gradients=gradients, temporary=widening + unused),
+        "step": resting + (during(held.second) if shape.fused else stepping),
     }
     per_update = shape.batch * shape.sequence * shape.accumulation
     work = {
         "forward": forward_work(tape).times(shape.accumulation),
         "backward": backward_work(tape).times(shape.accumulation),
-        "step": _update_work(trained, shape),
+        "step": moving_work(trained, shape) + (backward_work(tape) if shape.twice else Work()),
     }
     notes = notes_of(ledger.dims, attention)
+    if shape.twice:
+        why = "fp16's loss scale" if not shape.clips else "clip_norm"
+        notes += (f"two backward passes an update: {why} must know all gradients before weights move",)
     host = sum(segment.offloaded.bytes for segment in tape.segments if segment.offloaded)
     if host:
         notes += (f"{host / 1e9:.3g} GB of what enters blocks lie in the host's memory",)
@@ -281,23 +297,6 @@ def optimizer_bytes(ledger: Ledger, shape: TrainShape) -> int:
         for row in ledger.rows
         if row.trainable and not row.tied_to
     )
-
-
-def _update_work(trained: Sequence[Row], shape: TrainShape) -> Work:
-    """The norm of gradients, their clipping, the optimizer, and in `master` casts before and after it.
-
-    The optimizer is fused: it is launched for many parameters at once, everything else for one after the other.
-    """
-    single, fused = [], []
-    for row in trained:
-        elements = math.prod(row.shape)
-        weight, moved = elements * item_bytes(shape.dtype(row)), elements * item_bytes(shape.moved_dtype)
-        # Clipping multiplies by a number that lies on the device, element by element: 16 bits take as long as 32.
-        clip = 2 * elements * max(4, item_bytes(shape.moved_dtype))
-        passes = [weight, clip] + [weight + moved] * (2 if shape.precision == "master" else 0)
-        single += [elementwise(size, row.count) for size in passes]
-        fused.append(elementwise(3 * moved + 2 * shape.state_bytes(row.shape, shape.moved_dtype), row.count))
-    return eager(single) + replace(eager(fused), launches=0.0)
 
 
 def _beside_states(ledger: Ledger, shape: TrainShape) -> int:

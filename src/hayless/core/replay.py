@@ -1,14 +1,15 @@
 """How much memory a tape needs: its operations followed forward, and backward as autograd would run them.
 
 A tensor lives from the operation that makes it to the last one that reads it, or to its backward step where it is
-saved. Gradients live from where they are made to where they are used; those of weights stay. A checkpointed block keeps
-what enters it and is run again before its backward pass.
+saved. Gradients live from where they are made to where they are used; those of weights stay, or go at once where
+weights are moved in the backward pass. A checkpointed block keeps what enters it and is run again before its backward
+pass.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from hayless.core.tape import Op, Segment, Storage, Tape, Tensor
@@ -31,18 +32,28 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """What a run holds: at the peak forward, between forward and backward (what autograd saved), at the peak backward.
+    """What a run holds: at the peak forward, between forward and backward (what autograd saved), at the peak backward,
+    and at that of a second backward pass.
 
-    Where nothing trains, `saved` and `backward` hold nothing.
+    Where nothing trains, `saved` and `backward` hold nothing; where one backward pass is enough, `second` does not.
     """
 
     forward: Held
     saved: Held
     backward: Held
+    second: Held = Held()
 
 
-def replay(tape: Tape, *, gradients: int = 0) -> Replay:
-    """Follow a tape forward and, where it trains, backward. `gradients`: bytes kept from earlier micro-batches."""
+Moving = Callable[[int], int]
+"""Bytes that exist while a weight of so many elements is moved, its gradient left out."""
+
+
+def replay(tape: Tape, *, gradients: int = 0, moving: Moving | None = None, twice: bool = False) -> Replay:
+    """Follow a tape forward and, where it trains, backward. `gradients`: bytes kept from earlier micro-batches.
+
+    With `moving` each weight is moved as soon as its gradient is there, which then goes; `twice`, in a second pass over
+    the same graph, after one that only measures gradients.
+    """
     memory = _Memory(gradients, tape)
     last = _last_uses(tape.segments)
     for segment in tape.segments:
@@ -54,8 +65,19 @@ def replay(tape: Tape, *, gradients: int = 0) -> Replay:
     forward, saved = memory.peak, memory.now()
     if tape.result is None or not tape.result.grad:
         return Replay(forward, Held(), Held())
+    first = Held()
+    if twice:
+        memory.moving = lambda elements: 0
+        first = _backward(tape, tape.result, memory, last=False)
+    memory.moving = moving
+    final = _backward(tape, tape.result, memory, last=True)
+    return Replay(forward, saved, *((first, final) if twice else (final,)))
+
+
+def _backward(tape: Tape, loss: Tensor, memory: _Memory, *, last: bool) -> Held:
+    """The peak of a backward pass from `loss`; if it is not the `last`, what the forward pass saved stays."""
     memory.restart()
-    memory.begin_backward(tape.result)
+    memory.begin_backward(loss, tape.segments)
     for segment in reversed(tape.segments):
         again = segment.checkpointed and memory.reaches(segment.ops)
         if again:
@@ -63,11 +85,12 @@ def replay(tape: Tape, *, gradients: int = 0) -> Replay:
             memory.forward(segment.ops, _last_uses([segment]), saving=True)
             memory.release(_kept(segment))
         for op in reversed(segment.ops):
-            memory.backward(op, release=again or not segment.checkpointed)
-        if segment.checkpointed:
+            memory.backward(op, release=again or (last and not segment.checkpointed))
+        if again or last:
             memory.drop(segment)
+        if segment.checkpointed and last:
             memory.release(_entering(segment))
-    return Replay(forward, saved, memory.peak)
+    return memory.peak
 
 
 class _Memory:
@@ -79,7 +102,9 @@ class _Memory:
         self._saved: Counter[Storage] = Counter()
         self._gradient_of: dict[Tensor, Storage] = {}
         self._owners: Counter[Storage] = Counter()
-        self._awaited = _uses(tape.segments)
+        self._awaited: Counter[Storage] = Counter()
+        self._arrived: list[tuple[Tensor, Storage]] = []
+        self.moving: Moving | None = None
         self._can_grow: set[Storage] = set()
         self._before = _before(tape.segments)
         self._here: list[Segment] = []
@@ -140,8 +165,9 @@ class _Memory:
                 if last[tensor.storage] is op:
                     self._leave(tensor.storage)
 
-    def begin_backward(self, loss: Tensor) -> None:
+    def begin_backward(self, loss: Tensor, segments: Sequence[Segment]) -> None:
         """The gradient of the loss, which is 1, exists."""
+        self._awaited = _uses(segments)
         self._give(loss, self._buffer(loss))
 
     def reaches(self, ops: Sequence[Op]) -> bool:
@@ -162,6 +188,7 @@ class _Memory:
             self._look(op.scratch_back)
             for buffer in (*passing, *arrived):
                 self._disown(buffer)
+            self._move()
         if release and not op.early:
             self.release(tensor.storage for tensor in op.saved)
 
@@ -206,6 +233,17 @@ class _Memory:
             self._disown(made)
             self._gradients += weight.bytes
             self._temporary += made.bytes - weight.bytes
+            if self.moving:
+                self._arrived.append((weight, made))
+
+    def _move(self) -> None:
+        """Move the weights whose gradients are there, and free these."""
+        for weight, made in self._arrived:
+            assert self.moving
+            self._look(self.moving(weight.elements))
+            self._gradients -= weight.bytes
+            self._temporary -= made.bytes - weight.bytes
+        self._arrived = []
 
     def _bring(self, segment: Segment) -> None:
         if segment not in self._here:

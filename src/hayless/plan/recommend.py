@@ -36,7 +36,7 @@ ALIKE = 0.125
 class Choice:
     """One way to train, at the micro-batch, memory methods and sequence that are planned for it.
 
-    `shortened`: how often the sequence asked for was halved.
+    `shortened`: how often the sequence asked for was halved; `rows`: how many an update was asked to have.
     """
 
     way: Way
@@ -45,6 +45,7 @@ class Choice:
     accumulation: int
     sequence: int
     shortened: int
+    rows: int
     plan: Plan
 
     @property
@@ -72,7 +73,8 @@ class Choice:
     def gives_up(self) -> tuple[str, ...]:
         """What this choice gives up, in words."""
         shorter = (f"sequences of {self.sequence:,} tokens",) if self.shortened else ()
-        return self.way.gives_up + shorter
+        fewer = (f"updates of {self.micro_batch} rows",) if self.micro_batch * self.accumulation < self.rows else ()
+        return self.way.gives_up + shorter + fewer
 
     @property
     def name(self) -> str:
@@ -239,12 +241,12 @@ def _chooser(
 
     @cache
     def at(micro: int, rung: int) -> Choice:
-        accumulation = -(-rows // micro)
+        accumulation = 1 if way.fused else -(-rows // micro)
         shape = TrainShape(micro, sequence, accumulation=accumulation, precision=way.precision)
         for config in (configure("lm"), way.optimizer, *ladder[rung]):
             shape = method_of(config).predict_training(shape, config)
         found = plan(way.name, way.ledger, shape, on, decode=False)
-        return Choice(way, ladder[rung], micro, accumulation, sequence, shortened, found)
+        return Choice(way, ladder[rung], micro, accumulation, sequence, shortened, rows, found)
 
     return at
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from hayless.core.compose import compose
 from hayless.core.compose import predict as rewrite
-from hayless.core.cost import is_packed
+from hayless.core.cost import TrainShape, is_packed
 from hayless.core.dims import ModelDims
 from hayless.core.errors import RequestError
 from hayless.core.families import ledger_of
@@ -72,6 +72,11 @@ class Way:
         )
 
     @property
+    def fused(self) -> bool:
+        """Whether weights are moved in the backward pass, so that an update is one micro-batch."""
+        return method_of(self.optimizer).predict_training(TrainShape(1, 1), self.optimizer).fused
+
+    @property
     def branches(self) -> bool:
         """Whether a branch is trained instead of the model's own weights."""
         return any(_claims(config, Aspect.BRANCH) for config in self.transforms)
@@ -92,9 +97,11 @@ def ways(dims: ModelDims, before: Sequence[MethodConfig]) -> tuple[list[Way], di
         except RequestError as error:
             impossible[name] = error.message
             continue
+        # A branch is small, and so is what any optimizer remembers of it: nothing is given up for that.
+        optimizers = [card for card in methods([Part.OPTIMIZER]) if not (transforms and card.gives_up)]
         found += [
             Way(tuple(ordered), optimizer, precision, ledger)
-            for card in methods([Part.OPTIMIZER])
+            for card in optimizers
             for optimizer in rungs(card, dims)
             for precision in PRECISIONS
         ]

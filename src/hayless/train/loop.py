@@ -23,7 +23,7 @@ from hayless.train.signals import Signals
 from hayless.train.slots import Objective
 from hayless.train.state import Buffers, RunState, restore_weights, snapshot
 from hayless.train.step import update
-from hayless.train.update import Updater
+from hayless.train.updater import Updater
 from hayless.train.validate import held_out, samples
 
 

@@ -52,13 +52,14 @@ def tracked_bytes(trial: Trial) -> int:
                 tracker.track_external(model, *work.updater.weights().values())
                 with tracker:
                     for _ in range(_UPDATES):
+                        work.updater.begin(1.0, None, len(pieces))
                         for piece in pieces:
                             with arithmetic(work.settings.precision, model.device):
                                 loss = work.objective.loss(model, piece.to(model.device))
                             work.updater.backward(loss.total)
                             del loss
                             tracker.reset_mod_stats()
-                        work.updater.step(1.0, work.updater.norm(), None)
+                        work.updater.step(work.updater.norm())
                 peaks = tracker.get_tracker_snapshot("peak")
     except RuntimeError as error:
         raise NotSupported(f"MemTracker cannot follow this trial: {str(error).splitlines()[0]}") from error

@@ -6,7 +6,7 @@ a memory method, an object or a class with the methods below.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -90,10 +90,42 @@ class Trainable:
 class OptimizerPart(Protocol):
     """Builds an optimizer."""
 
+    fused: bool
+    """Whether weights are moved during the backward pass: what is built is a `FusedOptimizer` then."""
+
     def build(self, config: Any, parameters: Sequence[Trainable]) -> torch.optim.Optimizer:
         """An optimizer of `parameters` at the peak learning rate. It may be called several times a run, each time with
         another share of the parameters, so that what it does to one may not depend on the others."""
         ...
+
+
+class FusedOptimizer(torch.optim.Optimizer):
+    """An optimizer that can move its parameters one by one, each as soon as its gradient is there.
+
+    Groups and states are those of any optimizer of torch's; subclasses say what `move` does.
+    """
+
+    def __init__(self, groups: Iterable[dict[str, Any]], defaults: dict[str, Any]) -> None:
+        super().__init__(groups, defaults)
+        # By place, because loading a state makes the groups anew.
+        self._places: dict[Tensor, int] = {
+            parameter: place for place, group in enumerate(self.param_groups) for parameter in group["params"]
+        }
+
+    def move(self, parameter: Tensor, gradient: Tensor) -> None:
+        """Move `parameter`, a leaf, in place. `gradient`, of its shape and dtype, may be written to."""
+        raise NotImplementedError
+
+    def group_of(self, parameter: Tensor) -> dict[str, Any]:
+        """The options of a parameter, `lr` among them."""
+        return self.param_groups[self._places[parameter]]
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Move every parameter that has a gradient, as other optimizers do, and leave the gradients as they are."""
+        for parameter in self._places:
+            if parameter.grad is not None:
+                self.move(parameter, parameter.grad.clone())
 
 
 class MemoryPart(Protocol):

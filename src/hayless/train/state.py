@@ -14,7 +14,7 @@ from hayless.core.method import MethodConfig
 from hayless.train import randomness
 from hayless.train.checkpoint import Snapshot
 from hayless.train.settings import RESUMABLE, TrainSettings
-from hayless.train.update import Updater
+from hayless.train.updater import Updater
 
 _FORMAT = 1
 

@@ -14,7 +14,7 @@ from hayless.data.batches import Batch
 from hayless.train.precision import arithmetic
 from hayless.train.settings import TrainSettings
 from hayless.train.slots import Objective, Scheduled
-from hayless.train.update import Updater
+from hayless.train.updater import Updater
 
 _SHOWN = 8
 
@@ -45,8 +45,8 @@ def update(
     """Move the weights by one batch, given as micro-batches on the CPU, at `share` of the peak learning rate.
 
     The loss is the mean over the units of all micro-batches together, so that the result does not depend on how the
-    batch was cut. `step` counts from 1. RequestError for a batch without anything to learn; WorkError, before weights
-    are touched, where the loss or a gradient is not finite.
+    batch was cut. `step` counts from 1. RequestError for a batch without anything to learn; WorkError where the loss or
+    a gradient is not finite, before weights are touched (unless the updater moves them in the backward pass).
     """
     units = sum(objective.units(piece) for piece in pieces)
     if not units:
@@ -54,6 +54,7 @@ def update(
             f"The batch of step {step} has no {objective.unit} to train on ({_named(pieces)}).",
             hint="Are outputs empty, or cut off by sequence_length?",
         )
+    updater.begin(share, settings.clip_norm, len(pieces))
     if isinstance(objective, Scheduled):
         objective.at(step, settings.total_steps)
     totals = []
@@ -69,8 +70,8 @@ def update(
     # One transfer, so that a GPU is waited for once an update.
     figures = torch.stack([value.float().to(norm.device) for value in (*totals, norm, *metrics.values())]).tolist()
     losses, gradient_norm, sums = figures[: len(totals)], figures[len(totals)], figures[len(totals) + 1 :]
-    _check_finite(step, losses, gradient_norm, pieces, settings)
-    moved = updater.step(share, norm, settings.clip_norm)
+    _check_finite(step, losses, gradient_norm, pieces, settings, moved=updater.moves_in_backward)
+    moved = updater.step(norm)
     return StepFigures(
         loss=math.fsum(losses) / units,
         metrics={name: total / units for name, total in zip(metrics, sums, strict=True)},
@@ -83,7 +84,13 @@ def update(
 
 
 def _check_finite(
-    step: int, losses: list[float], gradient_norm: float, pieces: Sequence[Batch], settings: TrainSettings
+    step: int,
+    losses: list[float],
+    gradient_norm: float,
+    pieces: Sequence[Batch],
+    settings: TrainSettings,
+    *,
+    moved: bool,
 ) -> None:
     bad = [piece for piece, loss in zip(pieces, losses, strict=True) if not math.isfinite(loss)]
     if bad:
@@ -93,8 +100,9 @@ def _check_finite(
     else:
         return
     wider = "" if settings.precision in ("fp32", "autocast") else " precision: autocast or fp32;"
+    weights = "were moved by it: the last checkpoint has good ones" if moved else "were not moved"
     raise WorkError(
-        f"The {what} of step {step} is not finite ({names}). The weights were not moved.",
+        f"The {what} of step {step} is not finite ({names}). The weights {weights}.",
         hint=f"Try a lower learning_rate, a longer warm-up;{wider} and look at these documents.",
     )
 

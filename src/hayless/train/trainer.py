@@ -115,7 +115,7 @@ class Trainer:
             signals = stack.enter_context(Signals())
             buffers = Buffers(model)
             updater = make_updater(model, settings.precision, self._optimizer)
-            stack.callback(updater.drop_gradients)
+            stack.callback(updater.close)
             randomness.seed_all(settings.seed)
             checkpoints = Checkpoints(self.folder / "checkpoints", settings.keep_last, remarks.append)
             found, state = checkpoints.latest(), RunState()

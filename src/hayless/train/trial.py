@@ -34,7 +34,8 @@ from hayless.train.attention import attention
 from hayless.train.settings import TrainSettings
 from hayless.train.slots import Objective
 from hayless.train.step import update
-from hayless.train.update import Updater, make_updater
+from hayless.train.update import make_updater
+from hayless.train.updater import Updater
 
 STEPS = 3
 """Updates whose memory is looked at: the first one makes the optimizer's state."""
@@ -244,6 +245,7 @@ def ready(model: PreTrainedModel, trial: Trial, pieces: Sequence[Batch]) -> Iter
     objective = configured(trial.objective)
     updater = make_updater(model, settings.precision, configured(trial.optimizer))
     with contextlib.ExitStack() as stack:
+        stack.callback(updater.close)
         stack.enter_context(attention(model, settings, packed=trial.documents > 1))
         for config in map(configured, trial.memory):
             stack.enter_context(method_of(config).load().install(model, config))

@@ -1,20 +1,22 @@
-"""AdamW and SGD: torch's own, with groups for what decays and what does not."""
+"""AdamW, SGD and Adafactor: torch's own, with groups for what decays and what does not."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
+from hayless.methods.common.decay import decay_groups
+from hayless.methods.optimizers.adafactor import AdafactorConfig
 from hayless.methods.optimizers.adamw import AdamWConfig
 from hayless.methods.optimizers.sgd import SgdConfig
-from hayless.train.slots import Kind, Trainable
+from hayless.train.slots import Trainable
 
 
 class AdamW:
     """Fills the optimizer slot with torch.optim.AdamW: fused on GPUs, the plain loop on CPUs."""
+
+    fused = False
 
     @staticmethod
     def build(config: AdamWConfig, parameters: Sequence[Trainable]) -> torch.optim.AdamW:
@@ -31,6 +33,8 @@ class AdamW:
 class Sgd:
     """Fills the optimizer slot with torch.optim.SGD."""
 
+    fused = False
+
     @staticmethod
     def build(config: SgdConfig, parameters: Sequence[Trainable]) -> torch.optim.SGD:
         """SGD at its peak learning rate."""
@@ -43,13 +47,19 @@ class Sgd:
         )
 
 
-def decay_groups(
-    parameters: Sequence[Trainable], weight_decay: float, decay: Literal["matrices", "all"]
-) -> list[dict[str, Any]]:
-    """torch's parameter groups: those that decay and those that do not; a group without parameters is left out."""
-    decays: list[Tensor] = []
-    stays: list[Tensor] = []
-    for item in parameters:
-        (decays if decay == "all" or item.kind is Kind.MATRIX else stays).append(item.tensor)
-    groups = ({"params": decays, "weight_decay": weight_decay}, {"params": stays, "weight_decay": 0.0})
-    return [group for group in groups if group["params"]]
+class Adafactor:
+    """Fills the optimizer slot with torch.optim.Adafactor, parameter by parameter."""
+
+    fused = False
+
+    @staticmethod
+    def build(config: AdafactorConfig, parameters: Sequence[Trainable]) -> torch.optim.Adafactor:
+        """Adafactor at its peak learning rate."""
+        return torch.optim.Adafactor(
+            decay_groups(parameters, config.weight_decay, config.decay),
+            lr=config.learning_rate,
+            beta2_decay=config.beta2_decay,
+            eps=(config.eps, config.least_scale),
+            d=config.clip_threshold,
+            foreach=False,
+        )

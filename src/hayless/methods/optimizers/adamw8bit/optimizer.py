@@ -1,0 +1,110 @@
+"""AdamW that keeps its moments in 8 bits, in plain PyTorch: the same bits on every machine of a kind, and states that
+are ordinary tensors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hayless.core.errors import NotSupported
+from hayless.methods.common.decay import decay_groups
+from hayless.methods.optimizers.adamw8bit.blockwise import dequantize, quantize
+from hayless.methods.optimizers.adamw8bit.config import AdamW8bitConfig
+from hayless.methods.optimizers.adamw8bit.predict import CHUNK_ELEMENTS
+from hayless.train.slots import Trainable
+
+_SIGNED = {"first": True, "second": False}
+
+
+class AdamW8bit:
+    """Fills the optimizer slot."""
+
+    fused = False
+
+    @staticmethod
+    def build(config: AdamW8bitConfig, parameters: Sequence[Trainable]) -> AdamW8bitOptimizer:
+        """AdamW at its peak learning rate."""
+        return AdamW8bitOptimizer(parameters, config)
+
+
+class AdamW8bitOptimizer(torch.optim.Optimizer):
+    """Remembers `first` and `second`, codes with `_scales` beside them (float32 of small tensors), and counts steps."""
+
+    def __init__(self, parameters: Sequence[Trainable], config: AdamW8bitConfig) -> None:
+        for item in parameters:
+            if not item.tensor.is_contiguous():
+                raise NotSupported(
+                    f"{item.name} is not contiguous in memory, which adamw8bit needs.", hint="Use adamw."
+                )
+        super().__init__(decay_groups(parameters, config.weight_decay, config.decay), {"lr": config.learning_rate})
+        self._config = config
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Move every parameter that has a gradient."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._move(parameter, group)
+
+    def _move(self, parameter: Tensor, group: dict[str, Any]) -> None:
+        config, state, elements = self._config, self.state[parameter], parameter.numel()
+        if not state:
+            state["step"] = 0
+            state |= self._zeros(parameter)
+        state["step"] += 1
+        weights, gradients = parameter.view(-1), parameter.grad.reshape(-1)  # type: ignore[union-attr]
+        size = max(1, CHUNK_ELEMENTS // config.block_size) * config.block_size
+        for start in range(0, elements, size):
+            part = slice(start, min(start + size, elements))
+            self._move_part(weights[part], gradients[part], state, part, group)
+
+    def _move_part(
+        self, weights: Tensor, gradients: Tensor, state: dict[str, Any], part: slice, group: dict[str, Any]
+    ) -> None:
+        """Part of a parameter (n,), in the order of operations of torch.optim.AdamW."""
+        (one, two), step = self._config.betas, state["step"]
+        gradient = gradients.float()
+        first = self._read(state, "first", part).lerp_(gradient, 1 - one)
+        second = self._read(state, "second", part).mul_(two).addcmul_(gradient, gradient, value=1 - two)
+        divisor = (second.sqrt() / math.sqrt(1 - two**step)).add_(self._config.eps)
+        moved = weights.float()
+        moved.mul_(1 - group["lr"] * group["weight_decay"])
+        moved.addcdiv_(first, divisor, value=-group["lr"] / (1 - one**step))
+        if moved is not weights:
+            weights.copy_(moved)
+        del gradient, divisor, moved
+        self._write(state, "first", part, first)
+        self._write(state, "second", part, second)
+
+    def _zeros(self, parameter: Tensor) -> dict[str, Tensor]:
+        """Both moments before the first update."""
+        elements, block = parameter.numel(), self._config.block_size
+        if elements < self._config.least_elements:
+            return {name: torch.zeros(elements, dtype=torch.float32, device=parameter.device) for name in _SIGNED}
+        none, codes, scales = torch.zeros(1), {}, {}
+        for name, signed in _SIGNED.items():
+            zero = int(quantize(none, signed, 1)[0])
+            codes[name] = torch.full((elements,), zero, dtype=torch.uint8, device=parameter.device)
+            scales[f"{name}_scales"] = torch.zeros(-(-elements // block), device=parameter.device)
+        return codes | scales
+
+    def _read(self, state: dict[str, Any], name: str, part: slice) -> Tensor:
+        """A moment's part as float32; of a small tensor the moment itself."""
+        if f"{name}_scales" not in state:
+            return state[name][part]
+        block = self._config.block_size
+        scales = state[f"{name}_scales"][part.start // block : -(-part.stop // block)]
+        return dequantize(state[name][part], scales, _SIGNED[name], block)
+
+    def _write(self, state: dict[str, Any], name: str, part: slice, values: Tensor) -> None:
+        """Round a moment's part; that of a small tensor was changed where it lies."""
+        if f"{name}_scales" in state:
+            block = self._config.block_size
+            codes, scales = quantize(values, _SIGNED[name], block)
+            state[name][part] = codes
+            state[f"{name}_scales"][part.start // block : -(-part.stop // block)] = scales
