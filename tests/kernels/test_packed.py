@@ -158,6 +158,7 @@ def test_linear_takes_any_shape_and_kernel():
         out = poisoned(2, 3, 24, dtype=torch.float32)
         assert linear(x, weight, bias, out=out, kernel=kernel) is out
         assert_near(out, expected)
+        assert_near(linear(x, weight, kernel=kernel), formats.linear_reference(x, weight))
     strided = random(64, 3, dtype=torch.float32).T
     assert_near(linear(strided, weight, kernel="gemm"), formats.linear_reference(strided, weight))
     assert linear(x[:0], weight).shape == (0, 3, 24)
@@ -174,6 +175,8 @@ def test_what_cannot_be():
         linear(x, weight, torch.zeros(23, device=DEVICE))
     with pytest.raises(RequestError, match="out"):
         linear(x, weight, out=poisoned(2, 23, dtype=torch.float32))
+    with pytest.raises(NotSupported, match="no gradients"):
+        linear(x.clone().requires_grad_(), weight)
     with pytest.raises(NotSupported, match="one token"):
         linear(x, weight, kernel="gemv")
     with pytest.raises(NotSupported, match="groups of 3"):

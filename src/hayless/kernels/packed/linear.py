@@ -7,9 +7,8 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from hayless.core.errors import bad_value
+from hayless.core.errors import NotSupported, bad_value
 from hayless.kernels.packed.formats import Packed, linear_reference
 from hayless.kernels.packed.tiles import MOST_TOKENS
 
@@ -39,7 +38,8 @@ def linear(
     Written to `out` where that is given (contiguous, of x's dtype). `kernel` forces one (`kernel_for`). May be captured
     in CUDA graphs once it has run: nothing waits for the device, and what else is needed (sums of parts, x laid out
     anew, a dequantized weight) comes from PyTorch's allocator. RequestError where shapes or dtypes do not match;
-    NotSupported where the kernel that is forced cannot do it.
+    NotSupported where gradients would be needed, which there are none of, and where the kernel that is forced cannot
+    do it.
     """
     rows, width = weight.shape
     shape = (*x.shape[:-1], rows)
@@ -47,6 +47,11 @@ def linear(
         raise bad_value("x", tuple(x.shape), allowed=f"(…, {width})")
     if bias is not None and (bias.shape != (rows,) or bias.dtype != x.dtype):
         raise bad_value("bias", f"{bias.dtype} {tuple(bias.shape)}", allowed=f"{x.dtype} ({rows},)")
+    if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
+        raise NotSupported(
+            "Products with packed weights have no gradients.",
+            hint="Under torch.no_grad, or with the weight dequantized.",
+        )
     if out is None:
         out = torch.empty(shape, dtype=x.dtype, device=x.device)
     elif out.shape != shape or out.dtype != x.dtype or not out.is_contiguous():
@@ -72,5 +77,6 @@ def linear(
     else:
         from hayless.kernels.packed.dequantize import dequantize
 
-        target.copy_(F.linear(flat, dequantize(weight, x.dtype), bias))
+        whole = dequantize(weight, x.dtype).T
+        torch.mm(flat, whole, out=target) if bias is None else torch.addmm(bias, flat, whole, out=target)
     return out
