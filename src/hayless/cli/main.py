@@ -31,6 +31,7 @@ def _register() -> None:
         generate,
         inspect,
         methods,
+        modules,
         plan,
         report,
         run,
@@ -50,6 +51,7 @@ def _register() -> None:
     app.command("eval")(eval.evaluate)
     app.add_typer(bench.app, name="bench")
     app.add_typer(inspect.app, name="inspect")
+    app.add_typer(modules.app, name="modules")
     app.command("generate")(generate.generate)
     app.command("serve")(serve.serve)
 

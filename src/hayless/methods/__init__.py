@@ -30,6 +30,7 @@ CATALOGUE = {
     "prefix": "hayless.methods.adapters.prefix",
     "prompt": "hayless.methods.adapters.prompt",
     "compose": "hayless.methods.adapters.compose",
+    "retrieve": "hayless.methods.adapters.retrieve",
     "bitfit": "hayless.methods.adapters.bitfit",
     "speculative": "hayless.methods.decoding.speculative",
     "early_exit": "hayless.methods.decoding.early_exit",

@@ -1,0 +1,63 @@
+"""Making a library for a base, opening one, and adding to it: where the folder meets the model that makes vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hayless.core import atomic
+from hayless.core.errors import RequestError
+from hayless.methods.adapters.library.embedding import Embedder
+from hayless.methods.adapters.library.store import Library, Module
+from hayless.model import adapters
+from hayless.model.load import load_model, load_tokenizer
+from hayless.model.source import local_folder
+from hayless.model.tensors import fingerprint
+
+
+def create(folder: Path, base: str | Path, *, encoder: str | None = None, layer: int = -1) -> Library:
+    """An empty library of modules for `base`. Vectors are the base's own states, unless `encoder` names another model.
+
+    RequestError where the base is not there, or the folder is not empty.
+    """
+    source = local_folder(base)
+    made_by = load_model(encoder or source)
+    width = Embedder(made_by, load_tokenizer(encoder or source), layer).width
+    return Library.create(folder, fingerprint(source), {"model": encoder, "layer": layer}, width)
+
+
+def embedder(library: Library, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Embedder:
+    """What makes the library's vectors: `base` itself, or the encoder that it notes."""
+    named, layer = library.embedding.get("model"), int(library.embedding.get("layer", -1))
+    if named is None:
+        return Embedder(base, tokenizer, layer)
+    return Embedder(load_model(named), load_tokenizer(named), layer)
+
+
+def add(
+    library: Library,
+    source: Path,
+    examples: Sequence[str],
+    made_by: Embedder,
+    *,
+    name: str | None = None,
+    task: str = "",
+    data: str = "",
+    metrics: dict[str, float] | None = None,
+) -> Module:
+    """Add the adapter in `source`, to be found by what is like its task's `examples`; by its folder's name unless one is
+    given. NotSupported and RequestError for adapters that could not be put on the base."""
+    config = adapters.read(source).config
+    found = atomic.read_json(source / adapters.CONFIG)
+    module = Module(
+        name or source.resolve().name, found["peft_type"], getattr(config, "rank", 0), task, data, metrics or {}
+    )
+    if made_by.width != library.width:
+        raise RequestError(
+            f"The model makes vectors of {made_by.width} numbers, and the library has {library.width}.",
+            hint="Give the base that the library was made for.",
+        )
+    library.add(module, source, made_by.of(examples))
+    return module
