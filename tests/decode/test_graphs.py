@@ -110,6 +110,20 @@ def test_bits_are_the_same_in_any_batch_where_that_is_asked_for(name):
         assert [(one.tokens, one.logprobs) for one in found] == [(one.tokens, one.logprobs) for one in alone]
 
 
+def test_the_likeliest_tokens_are_those_of_the_plain_program():
+    model = _lively("llama")
+    options = [
+        SamplingOptions(max_tokens=9, top_logprobs=count, temperature=temperature, seed=1, ignore_end=True)
+        for count, temperature in ((3, 0.0), (20, 1.0), (0, 0.0))
+    ]
+    found, expected = (Engine(model, backend=way).generate(PROMPTS, options) for way in ("auto", "program"))
+    for one, other in zip(found, expected, strict=True):
+        assert one.tokens == other.tokens
+        for mine, theirs in zip(one.tops, other.tops, strict=True):
+            assert [token for token, _ in mine] == [token for token, _ in theirs]
+            assert [value for _, value in mine] == pytest.approx([value for _, value in theirs], abs=1e-3)
+
+
 def test_a_session_used_again_shows_nothing_of_its_past():
     model = _lively("llama")
     graphs, options = Engine(model), SamplingOptions(max_tokens=30, ignore_end=True)

@@ -12,6 +12,7 @@ from hayless.decode.options import SamplingOptions
 from hayless.methods.decoding.speculative.config import SpeculativeConfig
 from hayless.methods.decoding.speculative.part import Speculative
 from tests import tiny
+from tests.decode.test_running import jobs, served
 
 pytest.importorskip("triton", reason="triton is not installed")
 
@@ -69,6 +70,21 @@ def test_samples_are_those_of_the_host(kind, count, filters):
     for one, other, prompt, own in zip(found, host, prompts, options, strict=True):
         assert one.tokens == other.tokens
         assert engine.generate([prompt], own)[0].tokens == one.tokens
+
+
+@pytest.mark.parametrize("kind", ["given", "self", "lookup"])
+def test_requests_join_and_get_what_they_get_alone(kind):
+    model = _lively("llama")
+    wanted = jobs(30)
+    greedy = [(prompt, own.model_copy(update={"temperature": 0.0, "top_logprobs": 2})) for prompt, own in wanted]
+    plain = Engine(model, backend="program")
+    expected = [plain.generate([prompt], own)[0].tokens for prompt, own in greedy]
+    part = _part(model, "llama", kind, 3)
+    engine = Engine(model, draft=part)
+    for rows in (1, 4, 16):
+        assert served(engine, greedy, rows) == expected
+        assert served(engine, wanted, rows) == [engine.generate([prompt], own)[0].tokens for prompt, own in wanted]
+    assert part.tally.kept > 0
 
 
 def test_a_preflight_measures_the_device():
