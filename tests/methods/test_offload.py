@@ -10,13 +10,9 @@ import pytest
 import torch
 
 from hayless.core.cost import TrainShape
-from hayless.core.devices import find
 from hayless.core.errors import RequestError
 from hayless.core.registry import configure, method_of
-from hayless.measure.process import in_fresh_process
 from hayless.methods.memory import host
-from hayless.plan.grid import TrainCase
-from hayless.train.trial import Trained
 from tests import tiny
 from tests.train import source
 from tests.train.conftest import one_thread  # noqa: F401
@@ -107,15 +103,3 @@ def test_bits_on_a_gpu(memory: list[Any]) -> None:
             assert source.same(plain, gradients(model, memory, passes))
     finally:
         torch.use_deterministic_algorithms(False)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("way", ["full+checkpointing", "full+checkpointing+offload+chunked_loss"])
-def test_a_gpu_needs_what_is_predicted(way: str) -> None:
-    """In a fresh process, as `plan verify` asks."""
-    case = TrainCase("llama-1b", way, 4, 2048)
-    found = Trained.model_validate(in_fresh_process("hayless.train.trial", case.asked("cuda", "cuda", 0.0)))
-    cost = case.predicted(find("H100"), "cuda").train
-    assert cost is not None
-    assert found.peak_bytes == pytest.approx(cost.peak.total, rel=0.02)
