@@ -55,7 +55,8 @@ _SMALL: Mapping[str, dict[str, Any]] = {
 class TrainCase:
     """Training `model` (a preset or a small shape) in a `way`, as `hayless plan --compare` names it.
 
-    `batch` rows at once, `accumulation` times an update, each of `documents` documents. `timed`: its updates are timed,
+    `batch` rows at once, `accumulation` times an update, each of `documents` documents. `clips`: gradients are clipped
+    by their norm, for which those that move weights in the backward pass take a second one. `timed`: its updates are timed,
     alone on the device. `tracked`: PyTorch's MemTracker is asked too.
     """
 
@@ -66,13 +67,14 @@ class TrainCase:
     precision: str = "bf16"
     accumulation: int = 1
     documents: int = 1
+    clips: bool = True
     timed: bool = False
     tracked: bool = False
 
     @property
     def name(self) -> str:
         """What it is, in words that differ from every other case's."""
-        extra = [f"{self.documents} documents a row"] * (self.documents > 1)
+        extra = [f"{self.documents} documents a row"] * (self.documents > 1) + ["not clipped"] * (not self.clips)
         rows = f"{self.accumulation} × {self.batch}" if self.accumulation > 1 else str(self.batch)
         return ", ".join([f"{self.model} {self.way}", self.precision, f"{rows} × {self.sequence}", *extra])
 
@@ -83,6 +85,7 @@ class TrainCase:
             self.sequence,
             accumulation=self.accumulation,
             precision=self.precision,
+            clips=self.clips,
             masked=self.documents > 1,
             device=kind,
         )
@@ -103,6 +106,7 @@ class TrainCase:
                 "micro_batch_size": self.batch,
                 "sequence_length": self.sequence,
                 "precision": self.precision,
+                **({} if self.clips else {"clip_norm": None}),
             },
             "transforms": _of(methods, Part.TRANSFORM),
             "memory": _of(methods, Part.MEMORY),
@@ -185,6 +189,19 @@ GPU: tuple[Case, ...] = (
     TrainCase("llama-7b", "lora+checkpointing", 1, 16384),
     TrainCase("llama-7b", "sgd+checkpointing", 1, 2048, timed=True),
     TrainCase("llama-7b", "lora(rank=64)", 1, 512, "master"),
+    TrainCase("llama-7b", "lomo", 8, 512, clips=False, timed=True),
+    TrainCase("llama-7b", "lomo+checkpointing", 8, 512, clips=False, timed=True),
+    TrainCase("llama-7b", "lomo+checkpointing", 1, 512, timed=True),
+    TrainCase("llama-7b", "adalomo+checkpointing", 1, 512, clips=False, timed=True),
+    TrainCase("llama-1b", "lomo", 2, 2048, timed=True),
+    TrainCase("llama-1b", "adalomo", 2, 1024, "master", clips=False),
+    TrainCase("llama-1b", "paged", 2, 1024, "master"),
+    TrainCase("llama-1b", "paged(device_share=0.5)", 2, 1024),
+    TrainCase("llama-1b", "adamw8bit", 2, 1024, timed=True),
+    TrainCase("llama-1b", "adafactor", 2, 1024, timed=True),
+    TrainCase("llama-1b", "nf4+lora", 4, 2048, timed=True),
+    TrainCase("llama-7b", "nf4+lora", 1, 1024, timed=True),
+    TrainCase("llama-7b", "qlora+checkpointing", 4, 2048, timed=True),
     TrainCase("gpt2", "full", 8, 1024, "master", timed=True, tracked=True),
     TrainCase("gpt2", "full", 4, 1024, "fp32", timed=True),
     TrainCase("gpt2", "lora", 8, 512, timed=True),
@@ -237,6 +254,7 @@ CPU: tuple[Case, ...] = (
     TrainCase("gpt2", "full", 2, 256, "fp32"),
     TrainCase("opt-125m", "full", 2, 256, "fp32"),
     TrainCase("qwen2-0.5b", "lora", 1, 256, "fp32"),
+    TrainCase("gpt2", "lomo", 2, 256, "fp32", clips=False),
     DecodeCase("small-llama", 1, 448),
     DecodeCase("gpt2", 1, 448),
 )
