@@ -15,6 +15,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 from hayless.kernels.int8 import plain, product, rows
 from hayless.kernels.int8.backend import product_for
 from hayless.kernels.int8.capacity import FEW, capacity_of
+from hayless.kernels.int8.tiles import Tiles
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 # bf16 is wrong in Triton's interpreter.
@@ -79,8 +80,8 @@ def test_product(dtype, tokens, width, count, outliers):
     x, (weight, scale) = _input(tokens, width, outliers, dtype), _weights(count, width)
     bias = torch.randn(count).to(DEVICE, dtype) if count % 2 else None
     expected = plain.product(x, weight, scale, bias, 6.0).float()
-    small = product.Tiles(32, 16, 32, 1, 2, group=2)
-    for tiles in (None, small, product.Tiles(64, 32, 64, 4, 3, tma=True)):
+    small = Tiles(32, 16, 32, 1, 2, group=2)
+    for tiles in (None, small, Tiles(64, 32, 64, 4, 3, tma=True)):
         found = product.product(x, weight, scale, bias, 6.0, tiles=tiles)
         assert found.dtype is dtype
         torch.testing.assert_close(

@@ -6,7 +6,6 @@ so that one kernel serves a decode step, which takes as long as it reads W, and 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,33 +14,9 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from hayless.kernels.int8.capacity import FEW, capacity_of
+from hayless.kernels.int8.capacity import capacity_of
 from hayless.kernels.int8.rows import picked, quantize
-
-
-@dataclass(frozen=True, slots=True)
-class Tiles:
-    """What a program of the product takes: rows of W, tokens, columns at a time, its warps, how many columns' tiles are
-    on their way, and how many blocks of tokens share rows of W in the L2 cache. `tma`: by Hopper's copy engine, which
-    needs a width that 16 divides."""
-
-    rows: int
-    tokens: int
-    columns: int
-    warps: int
-    stages: int
-    group: int = 8
-    tma: bool = False
-
-
-def tiles_for(tokens: int, rows: int) -> Tiles:
-    """Tiles by shape. No GPU has chosen these yet: `benchmarks/tune_int8.py` measures others beside them."""
-    if tokens <= FEW:
-        # Enough programs for all processors come before long ones.
-        return Tiles(64, 16, 256, 4, 4) if rows >= 64 * 132 else Tiles(32, 16, 256, 2, 5)
-    if tokens <= 64:
-        return Tiles(64, 64, 128, 4, 4)
-    return Tiles(256, 128, 128, 8, 4)
+from hayless.kernels.int8.tiles import Tiles, tiles_for
 
 
 @triton.jit
