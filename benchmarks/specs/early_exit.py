@@ -23,10 +23,9 @@ def _leaving(**options: object) -> Leaving:
     return Leaving(_MODEL, _TOKENS, _RISE, tuple(options.items()) if options else None)
 
 
-def _exit(confidence: str, every: int = 1) -> Contender:
+def _exit(name: str, **options: object) -> Contender:
     goal = Goal(op=">=", against=_PLAIN, ratio=1.25)
-    name = f"hayless, early exit by {confidence}" + (f", at every {every}nd layer" if every > 1 else "")
-    return Contender(name, _leaving(confidence=confidence, every=every).prepared, goals={TIME: goal})
+    return Contender(f"hayless, early exit by {name}", _leaving(**options).prepared, goals={TIME: goal})
 
 
 def _self(layers: int) -> Contender:
@@ -46,9 +45,12 @@ SPEC = Spec(
             f"{_NAME}, at most {_RISE:.0%} more bits per byte",
             [
                 Contender(_PLAIN, _leaving().prepared),
-                _exit("softmax"),
-                _exit("softmax", 2),
-                *map(_exit, ("state", "classifier", "schedule")),
+                _exit("softmax", confidence="softmax"),
+                _exit("softmax, behind every second layer", confidence="softmax", every=2),
+                _exit("state", confidence="state"),
+                _exit("classifier", confidence="classifier"),
+                _exit("classifier, heads learnt", confidence="classifier", heads="learnt"),
+                _exit("schedule", confidence="schedule"),
             ],
             same=no_worse(_RISE),
             piece="token",

@@ -219,7 +219,8 @@ def test_tokens_leave_early_and_their_layers_are_drawn(folder: str, tmp_path: Pa
     assert (early["threshold"], early["mean_layer"], early["layers"]) == (1, 2, [[2] * 6])
     texts = tmp_path / "text.txt"
     texts.write_text("".join(f"row {number}: the quick fox, {number}\n" for number in range(200)), encoding="utf-8")
-    learnt = run(generate, folder, *asked, "--exit-risk", "0.9", "--exit-text", str(texts), "--json")
+    wanted = ["--exit-risk", "0.9", "--exit-text", str(texts), "--exit-heads", "learnt"]
+    learnt = run(generate, folder, *asked, *wanted, "--json")
     assert json.loads(learnt.stdout)["early_exit"]["calibration"]["risk"] == 0.9 and "Early exit" in learnt.stderr
 
 
@@ -228,6 +229,7 @@ def test_tokens_leave_early_and_their_layers_are_drawn(folder: str, tmp_path: Pa
     [
         (["--exit-risk", "0.1"], "--exit-risk is given without --exit"),
         (["--exit-trace", "x.svg"], "--exit-trace is given without --exit"),
+        (["--exit-heads", "learnt"], "--exit-heads is given without --exit"),
         (["--exit", "sure"], "--exit = 'sure' is not possible"),
         (["--exit", "softmax", "--exit-trace", "x.pdf"], "a file that ends in .png or .svg"),
         (["--exit", "softmax", "--exit-risk", "0.1", "--exit-threshold", "1"], "exclude each other"),

@@ -27,6 +27,7 @@ from hayless.methods.decoding.early_exit.confidence import (
     state_cosine,
 )
 from hayless.methods.decoding.early_exit.config import EarlyExitConfig
+from hayless.methods.decoding.early_exit.heads import Learnt, learn_heads
 from hayless.methods.decoding.early_exit.leaving import Confident
 from hayless.methods.decoding.early_exit.part import EarlyExit
 from hayless.methods.decoding.early_exit.picture import draw
@@ -44,7 +45,7 @@ class Sure:
 
     logits = None
 
-    def __call__(self, x_bh: Tensor, before_bh: Tensor) -> Tensor:
+    def __call__(self, shown_bh: Tensor, x_bh: Tensor, before_bh: Tensor) -> Tensor:
         return torch.ones(len(x_bh))
 
 
@@ -153,6 +154,47 @@ def test_what_the_head_said_where_all_had_left_is_what_it_says(kind: str) -> Non
     alone = Confident(BySoftmax(tail), 0.0, range(least, LAYERS), LAYERS)
     read(reader(model, None, alone), tokens[:1], alone)
     assert alone.logits is not None and alone.layers == [least]
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt_neox", "opt-350m", "gemma2"])
+@torch.inference_mode()
+def test_each_layer_may_have_a_head_of_its_own(name: str) -> None:
+    """What the head is shown is mapped; keys and values of skipped layers are made from the state itself."""
+    model, tokens = deep(name), random_tokens()
+    tail, classifier = ModuleTail(model), moody(model)
+    generator, width = torch.Generator().manual_seed(3), model.config.hidden_size
+    heads = Learnt(
+        {
+            layer: (
+                torch.randn(width, generator=generator),
+                torch.randn(width, width, generator=generator),
+                torch.ones(width),
+            )
+            for layer in range(2, LAYERS)
+        }
+    )
+
+    def leaves(layer: int, x_h: Tensor, before_h: Tensor) -> bool:
+        return layer >= 2 and bool(classifier(tail.normed(heads(layer, x_h[None]))) >= 0.8)
+
+    wanted = [reference.read(model, row.tolist(), PROMPT, leaves, heads) for row in tokens]
+    assert len({layer for _, layers in wanted for layer in layers}) >= 2
+    for program in programs(model):
+        own = tail if program is None else ProgramTail(program)
+        watch = Confident(ByClassifier(classifier, own), 0.8, range(2, LAYERS), LAYERS, heads)
+        logits, layers = read(reader(model, program, watch), tokens, watch)
+        assert layers == [one for _, one in wanted]
+        torch.testing.assert_close(logits, torch.stack([one for one, _ in wanted]), rtol=1e-4, atol=1e-4)
+
+
+def test_heads_learn_what_is_missing_to_the_last_state() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, line = torch.randn(500, 6, generator=generator) * 3 + 1, torch.randn(6, 6, generator=generator)
+    last = x @ line + 2
+    off = (learn_heads({3: x}, last)(3, x) - last).square().mean().sqrt()
+    assert off < 0.02 * last.std()
+    assert learn_heads({3: x}, x)(3, x.bfloat16()).dtype == torch.bfloat16
+    torch.testing.assert_close(learn_heads({3: x}, x)(3, x), x)
 
 
 @pytest.mark.gpu
@@ -278,6 +320,7 @@ def test_where_tokens_may_leave() -> None:
         ({"risk": 0.1}, "risk needs text"),
         ({"confidence": "classifier"}, "classifier needs text"),
         ({"confidence": "schedule", "risk": 0.1, "text": "x"}, "a schedule has none"),
+        ({"heads": "learnt"}, "heads learnt needs text"),
         ({"text": "x"}, "text is for"),
     ],
 )

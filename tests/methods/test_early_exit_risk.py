@@ -110,3 +110,21 @@ def test_windows_of_text(tmp_path: Any) -> None:
     assert part._windows is not None and part._windows.shape == (10, size)
     with pytest.raises(RequestError, match="no file or folder"):
         EarlyExit(config.model_copy(update={"text": str(tmp_path / "gone")}), asset.model(), asset.tokenizer())
+
+
+@pytest.mark.parametrize("options", [{"threshold": 0.0}, {"confidence": "schedule", "over": 2}], ids=str)
+def test_learnt_heads_say_more_of_what_the_model_says(
+    model: Any, windows: torch.Tensor, options: dict[str, Any]
+) -> None:
+    program = plan(model)
+    assert isinstance(program, Program)
+    known, other = windows[:40], windows[40:]
+    said = {}
+    for heads in ("whole", "shared", "learnt"):
+        given = {"heads": heads, "text": "given"} if heads == "learnt" else {}
+        config = EarlyExitConfig(least=2, **given, **({"threshold": 1.0} if heads == "whole" else options))
+        part = EarlyExit(config, model, windows=known if heads == "learnt" else None)
+        made = part.reader(model, program)
+        said[heads] = torch.stack([logits.argmax(-1) for logits in read_forced(made, other)], 1)
+    shared, learnt = ((said[heads] != said["whole"]).double().mean() for heads in ("shared", "learnt"))
+    assert learnt < 0.8 * shared

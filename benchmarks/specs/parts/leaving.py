@@ -139,7 +139,7 @@ def no_worse(rise: float) -> Same:
 
 
 def _exits(model: transformers.PreTrainedModel, options: dict[str, Any], threshold: float) -> EarlyExit:
-    learns = options["confidence"] == "classifier"
+    learns = options["confidence"] == "classifier" or options.get("heads") == "learnt"
     config = EarlyExitConfig(**options, threshold=threshold, text="given" if learns else None)
     return EarlyExit(config, model, windows=_windows(judging=False) if learns else None)
 

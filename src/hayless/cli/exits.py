@@ -28,6 +28,9 @@ ExitText = typer.Option(
     None, "--exit-text", help="Text to find it on, a file or folder; classifier learns from it, too."
 )
 ExitLayers = typer.Option(None, "--exit-layers", help="Layers that every token goes through; a quarter if not given.")
+ExitHeads = typer.Option(
+    "shared", "--exit-heads", help="learnt: before the model's head, a map for each layer, fitted to --exit-text."
+)
 ExitTrace = typer.Option(None, "--exit-trace", help="Draw the layer each token left at into this .svg or .png file.")
 
 
@@ -37,6 +40,7 @@ def early_exit(
     risk: float | None,
     text: str | None,
     layers: int | None,
+    heads: str,
     trace: Path | None,
 ) -> EarlyExitConfig | None:
     """What was asked for; None where there are no exits. RequestError for what does not go together."""
@@ -44,8 +48,8 @@ def early_exit(
     from hayless.core.options import checked
     from hayless.methods.decoding.early_exit.config import EarlyExitConfig
 
-    wanted = {"threshold": threshold, "risk": risk, "text": text, "least": layers}
-    given = {name: value for name, value in wanted.items() if value is not None}
+    wanted = {"threshold": threshold, "risk": risk, "text": text, "least": layers, "heads": heads}
+    given = {name: value for name, value in wanted.items() if value not in (None, "shared")}
     names = {name: f"--exit-{name}" for name in wanted} | {"confidence": "--exit", "least": "--exit-layers"}
     if confidence is None:
         for option in [names[name] for name in given] + (["--exit-trace"] if trace else []):

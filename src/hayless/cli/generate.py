@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from hayless.cli.drafts import Draft, DraftLayers, DraftTokens, Lookup, SelfDraft, speculation
-from hayless.cli.exits import Exit, ExitLayers, ExitRisk, ExitText, ExitThreshold, ExitTrace, draw_trace, early_exit
+from hayless.cli.exits import Exit, ExitHeads, ExitLayers, ExitRisk, ExitText, ExitThreshold, ExitTrace, draw_trace, early_exit
 from hayless.cli.output import Device, Dtype, Json, Model, emit, err, table
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ def generate(
     exit_risk: float = ExitRisk,
     exit_text: str = ExitText,
     exit_layers: int = ExitLayers,
+    exit_heads: str = ExitHeads,
     exit_trace: Path = ExitTrace,
     deterministic: bool = typer.Option(
         False,
@@ -88,7 +89,7 @@ def generate(
         {name: f"--{name.replace('_', '-')}" for name in SamplingOptions.model_fields} | {"max_tokens": "--tokens"},
     )
     speculative = speculation(draft, self_draft, lookup, draft_tokens, draft_layers, preflight)
-    early = early_exit(exit, exit_threshold, exit_risk, exit_text, exit_layers, exit_trace)
+    early = early_exit(exit, exit_threshold, exit_risk, exit_text, exit_layers, exit_heads, exit_trace)
     text = _prompt(prompt, prompt_file)
     from hayless.core.registry import method_of
     from hayless.decode.engine import Engine

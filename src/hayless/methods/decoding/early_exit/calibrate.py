@@ -1,4 +1,4 @@
-"""Finding the threshold that a risk allows, and learning the classifier, from text. See predict.py for the bound.
+"""Finding the threshold that a risk allows, and fitting classifier and heads, from text. See predict.py for the bound.
 
 A window is a prompt, which goes through all layers, and as many tokens behind it that are read one by one with exits:
 what decoding does, but that each next token is the text's own. Shapes: n windows, s tokens of a window, p of a prompt,
@@ -7,7 +7,7 @@ v vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +19,9 @@ from hayless.core.errors import RequestError
 from hayless.decode.readers import Reader
 from hayless.methods.decoding.early_exit.confidence import Classifier, Tail, learn_classifier
 from hayless.methods.decoding.early_exit.config import EarlyExitConfig
+from hayless.methods.decoding.early_exit.heads import Heads
 from hayless.methods.decoding.early_exit.predict import first_failing, p_value, smallest_risk
-from hayless.model.anatomy import Anatomy
+from hayless.model.anatomy import Anatomy, dims_of_model
 from hayless.train.blocks import Forward, wrapped
 
 PROMPT, TOKENS = 32, 32
@@ -100,24 +101,40 @@ def calibrate(
     return Calibration(min(kept, default=1.0), config.risk, config.delta, count, tuple(tried))
 
 
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """States (n, h) behind numbers of layers and behind the last, and the likeliest tokens (n,) there."""
+
+    states: dict[int, Tensor]
+    last_nh: Tensor
+    said_n: Tensor
+
+
 @torch.inference_mode()
-def classifier_from(model: PreTrainedModel, tail: Tail, exits: range, windows_ns: Tensor) -> Classifier:
-    """A classifier that tells, behind the layers of `exits`, whether the head says what it says behind the last."""
-    normed: dict[int, list[Tensor]] = {layer: [] for layer in exits}
-    agrees: dict[int, list[Tensor]] = {layer: [] for layer in exits}
-    for chunk in windows_ns[: max(1, _SAMPLES // windows_ns.shape[1] // max(1, len(exits)))].split(8):
-        states, logits = _states(model, chunk, exits)
-        said = logits.argmax(-1).flatten()
-        for layer, x_nh in states.items():
-            normed[layer].append(tail.normed(x_nh).float())
-            agrees[layer].append(tail.logits(x_nh).argmax(-1) == said)
+def sample(model: PreTrainedModel, exits: range, windows_ns: Tensor) -> Samples:
+    """Samples from windows that go through all layers."""
+    layers = [*exits, dims_of_model(model).num_layers]
+    found: dict[int, list[Tensor]] = {layer: [] for layer in layers}
+    said = []
+    for chunk in windows_ns[: max(1, _SAMPLES // windows_ns.shape[1] // len(layers))].split(8):
+        states, logits = _states(model, chunk, layers)
+        said.append(logits.argmax(-1).flatten())
+        for layer in layers:
+            found[layer].append(states[layer])
     with torch.inference_mode(False):
-        return learn_classifier(
-            [torch.cat(each).clone() for each in normed.values()], [torch.cat(each).clone() for each in agrees.values()]
-        )
+        joined = {layer: torch.cat(each).clone() for layer, each in found.items()}
+        return Samples({layer: joined[layer] for layer in exits}, joined[layers[-1]], torch.cat(said).clone())
 
 
-def _states(model: PreTrainedModel, ids_ns: Tensor, layers: range) -> tuple[dict[int, Tensor], Tensor]:
+@torch.no_grad()
+def classifier_from(samples: Samples, tail: Tail, heads: Heads) -> Classifier:
+    """A classifier that tells, behind early layers, whether the head says what it says behind the last."""
+    shown = [heads(layer, x_nh) for layer, x_nh in samples.states.items()]
+    agrees = [tail.logits(each).argmax(-1) == samples.said_n for each in shown]
+    return learn_classifier([tail.normed(each).clone() for each in shown], [each.clone() for each in agrees])
+
+
+def _states(model: PreTrainedModel, ids_ns: Tensor, layers: Sequence[int]) -> tuple[dict[int, Tensor], Tensor]:
     """States (n·s, h) behind numbers of layers, and the logits (n, s, v)."""
     blocks: list[nn.Module] = list(Anatomy.of(model).blocks)
     numbers = {block: number for number, block in enumerate(blocks, 1)}

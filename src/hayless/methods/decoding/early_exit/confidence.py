@@ -19,8 +19,8 @@ class Confidence(Protocol):
 
     logits: Tensor | None
 
-    def __call__(self, x_bh: Tensor, before_bh: Tensor) -> Tensor:
-        """Confidences (b,) from the states behind a layer and those that entered it."""
+    def __call__(self, shown_bh: Tensor, x_bh: Tensor, before_bh: Tensor) -> Tensor:
+        """Confidences (b,) from what is shown to the head behind a layer, the states there and those before it."""
 
 
 class Tail(Protocol):
@@ -52,9 +52,9 @@ class BySoftmax:
         self.logits: Tensor | None = None
         self._tail = tail
 
-    def __call__(self, x_bh: Tensor, before_bh: Tensor) -> Tensor:
+    def __call__(self, shown_bh: Tensor, x_bh: Tensor, before_bh: Tensor) -> Tensor:
         """Confidences (b,)."""
-        self.logits = self._tail.logits(x_bh)
+        self.logits = self._tail.logits(shown_bh)
         return softmax_gap(self.logits)
 
 
@@ -63,7 +63,7 @@ class ByState:
 
     logits: Tensor | None = None
 
-    def __call__(self, x_bh: Tensor, before_bh: Tensor) -> Tensor:
+    def __call__(self, shown_bh: Tensor, x_bh: Tensor, before_bh: Tensor) -> Tensor:
         """Confidences (b,)."""
         return state_cosine(x_bh, before_bh)
 
@@ -76,9 +76,9 @@ class ByClassifier:
     def __init__(self, classifier: Classifier, tail: Tail) -> None:
         self._classifier, self._tail = classifier, tail
 
-    def __call__(self, x_bh: Tensor, before_bh: Tensor) -> Tensor:
+    def __call__(self, shown_bh: Tensor, x_bh: Tensor, before_bh: Tensor) -> Tensor:
         """Confidences (b,)."""
-        return self._classifier(self._tail.normed(x_bh))
+        return self._classifier(self._tail.normed(shown_bh))
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,11 @@ class EarlyExitConfig(MethodConfig):
     least: int | None = Field(
         None, ge=1, description="Layers that every token goes through; a quarter of them, rounded up, if not given."
     )
+    heads: Literal["shared", "learnt"] = Field(
+        "shared",
+        description="What the model's own head is shown behind an early layer: the state as it is, or what a linear map"
+        " learnt from `text` makes of it, one for each layer.",
+    )
     every: int = Field(1, ge=1, description="Look at every n-th layer from there on; looking costs time, too.")
     over: int = Field(128, ge=2, description="The schedule has come down to `least` after so many tokens.")
 
@@ -43,13 +48,21 @@ class EarlyExitConfig(MethodConfig):
         if self.confidence == "schedule" and self.risk is not None:
             raise ValueError("risk finds a threshold, and a schedule has none: give another confidence")
         if self.needs_text and self.text is None:
-            what = "risk" if self.risk is not None else "the confidence classifier"
+            what = "the confidence classifier" if self.confidence == "classifier" else "heads learnt"
+            what = "risk" if self.risk is not None else what
             raise ValueError(f"{what} needs text to learn from: give text, a file or folder")
         if not self.needs_text and self.text is not None:
-            raise ValueError("text is for a risk or for the confidence classifier: give one of them, or leave it out")
+            raise ValueError(
+                "text is for a risk, for the confidence classifier or for heads learnt: give one, or leave it out"
+            )
         return self
 
     @property
     def needs_text(self) -> bool:
-        """Whether something is learnt from text before tokens are made."""
-        return self.risk is not None or self.confidence == "classifier"
+        """Whether something is found out from text before tokens are made."""
+        return self.risk is not None or self.fits
+
+    @property
+    def fits(self) -> bool:
+        """Whether something is fitted to text: not to that which a threshold is found on."""
+        return self.confidence == "classifier" or self.heads == "learnt"

@@ -18,7 +18,7 @@ from hayless.decode.program import Program
 from hayless.decode.readers import ModuleReader, ProgramReader
 from hayless.decode.request import Batch, Chosen, Request
 from hayless.decode.slots import Target
-from hayless.methods.decoding.early_exit.calibrate import Calibration, calibrate, classifier_from, windows_of
+from hayless.methods.decoding.early_exit.calibrate import Calibration, calibrate, classifier_from, sample, windows_of
 from hayless.methods.decoding.early_exit.confidence import (
     ByClassifier,
     BySoftmax,
@@ -28,6 +28,7 @@ from hayless.methods.decoding.early_exit.confidence import (
     Tail,
 )
 from hayless.methods.decoding.early_exit.config import EarlyExitConfig
+from hayless.methods.decoding.early_exit.heads import Heads, learn_heads, shared
 from hayless.methods.decoding.early_exit.leaving import Confident, OnSchedule
 from hayless.methods.decoding.early_exit.predict import exits, scheduled_layers
 from hayless.methods.decoding.early_exit.readers import ModuleTail, ProgramTail, WatchedReader, reader
@@ -58,6 +59,7 @@ class EarlyExit:
         self.calibration: Calibration | None = None
         self._counts: Counter[int] = Counter()
         self._classifier: Classifier | None = None
+        self._heads: Heads = shared
         self._say = say
         self._windows = windows
         if config.needs_text and windows is None:
@@ -86,7 +88,8 @@ class EarlyExit:
         """A reader whose tokens leave as those that are made do; what is to be learnt is learnt before."""
         self._learn(model, program)
         if self.config.confidence == "schedule":
-            return reader(model, program, OnSchedule(partial(scheduled_layers, self.config, self.layers)))
+            at = partial(scheduled_layers, self.config, self.layers)
+            return reader(model, program, OnSchedule(at, self.layers, self._heads))
         return self._confident(model, program, self.threshold)
 
     @property
@@ -121,15 +124,19 @@ class EarlyExit:
         return f"{how}: not used" if mean is None else f"{how}: {mean:.2f} of {self.layers} layers a token"
 
     def _learn(self, model: PreTrainedModel, program: Program | None) -> None:
-        """The classifier, then the threshold, from other windows: its bound holds for a confidence that is given."""
+        """What is fitted, then the threshold, from other windows: its bound holds for what is given beforehand."""
         windows, config = self._windows, self.config
         if windows is None:
             return
         windows = windows.to(model.device)
-        if config.confidence == "classifier":
+        if config.fits:
             half = len(windows) // 2 if config.risk is not None else len(windows)
-            self._classifier = classifier_from(model, _tail(model, program), self.exits, windows[:half])
+            samples = sample(model, self.exits, windows[:half])
             windows = windows[half:]
+            if config.heads == "learnt":
+                self._heads = learn_heads(samples.states, samples.last_nh)
+            if config.confidence == "classifier":
+                self._classifier = classifier_from(samples, _tail(model, program), self._heads)
         if config.risk is not None:
             self.calibration = calibrate(
                 config,
@@ -143,7 +150,7 @@ class EarlyExit:
 
     def _confident(self, model: PreTrainedModel, program: Program | None, threshold: float) -> WatchedReader:
         confidence = self._confidence(_tail(model, program))
-        return reader(model, program, Confident(confidence, threshold, self.exits, self.layers))
+        return reader(model, program, Confident(confidence, threshold, self.exits, self.layers, self._heads))
 
     def _confidence(self, tail: Tail) -> Confidence:
         if self.config.confidence == "state":
@@ -185,8 +192,8 @@ def _tail(model: PreTrainedModel, program: Program | None) -> Tail:
 
 
 def _wanted(config: EarlyExitConfig) -> int:
-    """Windows to look at, at most; the classifier learns from as many as the threshold is found on."""
-    return config.windows * (2 if config.confidence == "classifier" and config.risk is not None else 1)
+    """Windows to look at, at most; what is fitted learns from as many as the threshold is found on."""
+    return config.windows * (2 if config.fits and config.risk is not None else 1)
 
 
 def _tokens_of(text: str, tokenizer: PreTrainedTokenizerBase | None) -> list[list[int]]:

@@ -36,9 +36,11 @@ def least_layers(config: EarlyExitConfig, layers: int) -> int:
 def exits(config: EarlyExitConfig, layers: int) -> range:
     """The numbers of layers behind which a token may leave.
 
-    Never behind the first by the cosine of states: what enters that one is no layer's output.
+    Never behind the first by the cosine of states: what enters that one is no layer's output. By schedule, any.
     """
     least = least_layers(config, layers)
+    if config.confidence == "schedule":
+        return range(least, layers)
     return range(max(least, 2) if config.confidence == "state" else least, layers, config.every)
 
 

@@ -26,6 +26,9 @@ class Leaving(Watch, Protocol):
     logits: Tensor | None
     """What the head said of these tokens' states where they left (b, v), if it was asked."""
 
+    def shown(self, x_bh: Tensor) -> Tensor:
+        """What the head is shown of the states that a step ended with."""
+
 
 class WatchedReader(Reader, Protocol):
     """A reader whose tokens leave where `watch` says."""
@@ -49,7 +52,7 @@ class WatchedProgram(ProgramReader):
         """Logits (b, 1, v) in float32 after a new token of each row, from the layer where it left."""
         x_bh = self._step(tokens_bs[:, 0], self.watch)
         said = self.watch.logits
-        return (self.program.logits(x_bh) if said is None else said)[:, None]
+        return (self.program.logits(self.watch.shown(x_bh)) if said is None else said)[:, None]
 
 
 class WatchedModules(ModuleReader):
@@ -74,10 +77,11 @@ class WatchedModules(ModuleReader):
             if self._ended:
                 # Also where a later token will not look: transformers' caches are of one length.
                 _keep(forward, x_bsh, *inputs, **options)
-                return x_bsh
-            out_bsh: Tensor = forward(x_bsh, *inputs, **options)
-            self._ended = self.watch(number, out_bsh[:, 0])
-            return out_bsh
+                out_bsh = x_bsh
+            else:
+                out_bsh = forward(x_bsh, *inputs, **options)
+                self._ended = self.watch(number, out_bsh[:, 0])
+            return out_bsh if number < len(self._blocks) else self.watch.shown(out_bsh[:, 0])[:, None]
 
         return run
 

@@ -15,17 +15,23 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from hayless.methods.decoding.early_exit.heads import Heads, shared
 from hayless.model.anatomy import Anatomy
 from hayless.train.blocks import Forward, wrapped
 
 
 @torch.inference_mode()
 def read(
-    model: PreTrainedModel, tokens: Sequence[int], prompt: int, leaves: Callable[[int, Tensor, Tensor], bool]
+    model: PreTrainedModel,
+    tokens: Sequence[int],
+    prompt: int,
+    leaves: Callable[[int, Tensor, Tensor], bool],
+    heads: Heads = shared,
 ) -> tuple[Tensor, list[int]]:
     """Logits (t, v) after each of the t tokens behind the first `prompt`, and the layers that each went through.
 
-    `leaves` says whether a token leaves behind a number of layers, with its state (h,) there and the one before.
+    `leaves` says whether a token leaves behind a number of layers, with its state (h,) there and the one before;
+    `heads` what the head is shown then.
     """
     blocks = list(Anatomy.of(model).blocks)
     numbers = {block: number for number, block in enumerate(blocks, 1)}
@@ -41,7 +47,9 @@ def read(
                 x_1th = torch.cat([entered[number], x_1th[:, -1:]], 1)
             entered[number] = x_1th
             if layers and layers[-1] < number:
-                return x_1th
+                if number < len(blocks):
+                    return x_1th
+                return torch.cat([x_1th[:, :-1], heads(layers[-1], x_1th[0, -1:])[None]], 1)
             out_1th: Tensor = forward(x_1th, *inputs, **options)
             if layers and number < len(blocks) and leaves(number, out_1th[0, -1], x_1th[0, -1]):
                 layers[-1] = number
