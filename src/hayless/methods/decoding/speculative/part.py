@@ -83,6 +83,7 @@ class Speculative:
             wanted,
         )
         self.preflights[key] = found
+        self._paces.pop(key, None)  # it begins with what was found
         self._tell(found)
 
     def begin(self, target: Target, requests: Sequence[Request]) -> Batch:
@@ -128,9 +129,9 @@ class Speculative:
         kept = "none tested" if self.tally.acceptance is None else f"{self.tally.acceptance:.0%} kept"
         return f"{self.config.draft}: {kept}, {self.tally.tokens_a_pass:.2f} tokens a pass"
 
-    def _count(self, key: tuple[int, bool]) -> int:
-        """Tokens to draft a pass. Without a measurement (it was not wanted, or takes too long for so few tokens) as
-        many as were asked for."""
+    def _count(self, key: _Key) -> int:
+        """Tokens to draft a pass in graphs. Without a measurement (it was not wanted, or takes too long for so few
+        tokens) as many as were asked for."""
         found = self.preflights.get(key)
         if found is None:
             return self._wanted
