@@ -165,6 +165,8 @@ def test_two_inputs_of_offloaded_blocks_are_on_the_device(name: str, every: int)
     assert (blocks - 2) * x <= plain.backward.activations - moved.backward.activations <= (blocks - 1) * x
     assert moved.forward.total < plain.forward.total
     assert moved.backward.total < plain.backward.total
+    twice = replay(record(ledger, RunShape(B, S, checkpoint_every=1, offload=True)), moving=lambda size: 0, twice=True)
+    assert 0 < twice.second.activations <= twice.backward.activations
 
 
 def test_offload_needs_a_gpu_to_move_from() -> None:

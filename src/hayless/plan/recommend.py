@@ -22,7 +22,7 @@ from hayless.core.units import format_bytes
 from hayless.plan.memory import Plan, needed, plan, spent
 from hayless.plan.presets import config_of
 from hayless.plan.table import whole
-from hayless.plan.ways import Ladder, Way, label, ladders, settings_of, ways
+from hayless.plan.ways import Ladder, Way, label, ladder, settings_of, ways
 
 SHORTEST = 256
 """Tokens under which sequences are not shortened."""
@@ -157,7 +157,7 @@ def advise(
     whole("sequence", sequence)
     whole("data_tokens", tokens)
     found, impossible = ways(dims, before)
-    climbs = ladders(dims)
+    climb = ladder(dims)
     halves = [sequence >> count for count in range(1, sequence.bit_length())] if shorten else []
     lengths = [sequence, *(length for length in halves if length >= SHORTEST)]
     fitting: list[Choice] = []
@@ -166,7 +166,7 @@ def advise(
     for branches in (False, True):
         kind = [way for way in found if way.branches is branches]
         for shortened, length in enumerate(lengths):
-            fits, unfit = _of_one_length(kind, climbs, on, batch * sequence // length, length, shortened)
+            fits, unfit = _of_one_length(kind, climb, on, batch * sequence // length, length, shortened)
             fitting += fits
             refused += unfit
             others += () if shortened else unfit
@@ -217,7 +217,7 @@ def budgeted(on: Device, memory_bytes: int) -> Device:
 
 
 def _of_one_length(
-    found: Sequence[Way], climbs: Sequence[Ladder], on: Device, rows: int, sequence: int, shortened: int
+    found: Sequence[Way], climb: Ladder, on: Device, rows: int, sequence: int, shortened: int
 ) -> tuple[list[Choice], list[Choice]]:
     """Ways that fit, each at its fastest, and those that do not, at their leanest; what gives up more is not tried."""
     fits: list[Choice] = []
@@ -225,17 +225,13 @@ def _of_one_length(
     for way in found:
         if any(set(other.way.gives_up) < set(way.gives_up) for other in fits):
             continue
-        tried = [_fastest(_chooser(way, climb, on, rows, sequence, shortened), rows, len(climb)) for climb in climbs]
-        good = [choice for choice in tried if choice.fits]
-        if good:
-            fits.append(max(good, key=lambda choice: choice.rate))
-        else:
-            refused.append(min(tried, key=lambda choice: choice.needed_bytes))
+        choice = _fastest(_chooser(way, climb, on, rows, sequence, shortened), rows, len(climb))
+        (fits if choice.fits else refused).append(choice)
     return fits, refused
 
 
 def _chooser(
-    way: Way, ladder: Ladder, on: Device, rows: int, sequence: int, shortened: int
+    way: Way, climb: Ladder, on: Device, rows: int, sequence: int, shortened: int
 ) -> Callable[[int, int], Choice]:
     """A function of micro-batch and rung of the ladder that plans one choice."""
 
@@ -243,10 +239,10 @@ def _chooser(
     def at(micro: int, rung: int) -> Choice:
         accumulation = 1 if way.fused else -(-rows // micro)
         shape = TrainShape(micro, sequence, accumulation=accumulation, precision=way.precision)
-        for config in (configure("lm"), way.optimizer, *ladder[rung]):
+        for config in (configure("lm"), way.optimizer, *climb[rung]):
             shape = method_of(config).predict_training(shape, config)
         found = plan(way.name, way.ledger, shape, on, decode=False)
-        return Choice(way, ladder[rung], micro, accumulation, sequence, shortened, rows, found)
+        return Choice(way, climb[rung], micro, accumulation, sequence, shortened, rows, found)
 
     return at
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Any
 
 from hayless.core.compose import compose
@@ -108,20 +107,14 @@ def ways(dims: ModelDims, before: Sequence[MethodConfig]) -> tuple[list[Way], di
     return sorted(found, key=lambda way: way.rank), impossible
 
 
-def ladders(dims: ModelDims) -> list[Ladder]:
-    """The ladders of memory methods that there are.
-
-    The method with most settings is climbed setting by setting, and what works upon it joins it in the end; the others
-    are in force at their leanest or not at all, a ladder for each selection of them.
-    """
-    cards = sorted(methods([Part.MEMORY]), key=lambda card: -len(rungs(card, dims)))
-    if not cards:
-        return [[()]]
-    climbed: list[tuple[MethodConfig, ...]] = [(rung,) for rung in rungs(cards[0], dims)]
-    climbed += [(*climbed[-1], rungs(card, dims)[-1]) for card in cards if card.upon == cards[0].name]
-    others = [rungs(card, dims)[-1] for card in cards[1:] if rungs(card, dims) and not card.upon]
-    selections = [chosen for count in range(len(others) + 1) for chosen in combinations(others, count)]
-    return [[chosen, *((*chosen, *rung) for rung in climbed)] for chosen in selections]
+def ladder(dims: ModelDims) -> Ladder:
+    """Memory methods from none to all of them: methods with few settings join first, each setting by setting, and what
+    works upon another one after all those."""
+    found: list[tuple[MethodConfig, ...]] = [()]
+    for card in sorted(methods([Part.MEMORY]), key=lambda card: (bool(card.upon), len(rungs(card, dims)))):
+        below = found[-1]
+        found += [(*below, rung) for rung in rungs(card, dims)]
+    return found
 
 
 def rungs(card: Method, dims: ModelDims) -> Sequence[Any]:
