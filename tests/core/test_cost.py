@@ -51,9 +51,9 @@ def shaped(config: MethodConfig, **options: Any) -> TrainShape:
 def trained(model: Any, precision: Any, optimizer: MethodConfig) -> tuple[Updater, int]:
     """The updater after one step in which every trained weight had a gradient, and the bytes of the gradients."""
     updater = make_updater(model, precision, optimizer)
+    updater.begin(1.0, None)
     updater.backward(sum(parameter.sum() for parameter in model.parameters() if parameter.requires_grad))
     size = sum(parameter.grad.nbytes for parameter in model.parameters() if parameter.grad is not None)
-    updater.begin(1.0, None)
     updater.step(updater.norm())
     return updater, size
 

@@ -81,6 +81,22 @@ def test_torch_s_own_tracker_agrees(way: str, precision: str) -> None:
     assert predicted(way, precision).peak.total == pytest.approx(tracked_bytes(trial(way, precision)), rel=0.02)
 
 
+@pytest.mark.parametrize(
+    ("way", "precision", "tied"),
+    [("lomo", "fp32", True), ("adalomo", "bf16", False), ("lomo+checkpointing", "master", False)],
+)
+def test_gradients_that_go_at_once_are_not_predicted_to_stay(way: str, precision: str, tied: bool) -> None:
+    """Few tokens and large tables, so that the peak is a gradient; with tied tables, three of them."""
+    config = {**CONFIG, "hidden_size": 128, "vocab_size": 4096, "tie_word_embeddings": tied}
+    settings = {"steps": 1, "batch_size": 1, "sequence_length": 4, "precision": precision, "clip_norm": None}
+    shape = TrainShape(1, 4, precision=precision, clips=False, device="cpu")
+    dims = dims_of(config).with_dtype("float32")
+    cost = variant(way, dims, [], shape, DEVICES["H100"], decode=False).train
+    assert cost and cost.peak_phase == "backward" and cost.phases["step"].gradients == 0
+    found = tracked_bytes(trial(way, config=config, settings=settings))
+    assert cost.peak.total == pytest.approx(found, rel=0.005)
+
+
 def test_what_the_tracker_cannot_follow_is_said() -> None:
     with pytest.raises(NotSupported, match="MemTracker cannot follow"):
         tracked_bytes(trial("lora"))

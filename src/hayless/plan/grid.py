@@ -56,8 +56,8 @@ class TrainCase:
     """Training `model` (a preset or a small shape) in a `way`, as `hayless plan --compare` names it.
 
     `batch` rows at once, `accumulation` times an update, each of `documents` documents. `clips`: gradients are clipped
-    by their norm, for which those that move weights in the backward pass take a second one. `timed`: its updates are timed,
-    alone on the device. `tracked`: PyTorch's MemTracker is asked too.
+    by their norm, for which those that move weights in the backward pass take a second one. `timed`: its updates are
+    timed, alone on the device. `tracked`: PyTorch's MemTracker is asked too.
     """
 
     model: str

@@ -13,9 +13,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from hayless.core.activations import record
+from hayless.core.cost import TrainShape, gradient_bytes, optimizer_bytes, weight_bytes
+from hayless.core.dtypes import item_bytes
 from hayless.core.families import dims_of, ledger_of
 from hayless.core.forward import RunShape
 from hayless.core.ledger import Ledger
+from hayless.core.registry import configure, method_of
 from hayless.core.replay import replay
 from hayless.plan.presets import config_of
 from hayless.plan.table import Table, as_printed
@@ -53,15 +56,29 @@ ACTIVATIONS: Mapping[bool, str] = {False: "45.61", True: "1.79"}
 PUBLISHED_SHAPE = ("llama-7b", 8, 512)
 """Preset, batch and sequence of the printed table."""
 
-STATES: Mapping[str, int] = {"AdamW": 12, "SGD": 4, "LOMO": 0}
-"""Bytes of states a parameter, the float32 copy of the weights among them."""
+METHODS: Mapping[str, tuple[str, str]] = {
+    "AdamW": ("adamw", "master"),
+    "SGD": ("sgd", "master"),
+    "LOMO": ("lomo", "bf16"),
+}
+"""Row → our method and precision of training: the first two keep a float32 copy of the weights."""
 
 
 def parts(ledger: Ledger, optimizer: str) -> tuple[int, int, int]:
-    """Bytes of parameters, gradients and states while all of a model trains in 16 bits."""
-    parameters = 2 * ledger.parameters
-    largest = 2 * max(math.prod(row.shape) for row in ledger.rows if not row.tied_to)
-    return parameters, largest if optimizer == "LOMO" else parameters, STATES[optimizer] * ledger.parameters
+    """Bytes of parameters, gradients and states (float32 weights among them) while all of a model trains in 16 bits.
+
+    Where weights are moved in the backward pass, gradients are the largest one.
+    """
+    name, precision = METHODS[optimizer]
+    config = configure(name)
+    shape = method_of(config).predict_training(TrainShape(1, 1, precision=precision), config)
+    largest = max(math.prod(row.shape) * item_bytes(shape.dtype(row)) for row in ledger.rows if not row.tied_to)
+    masters = item_bytes(shape.moved_dtype) * ledger.parameters if precision == "master" else 0
+    return (
+        weight_bytes(ledger, shape.dtype),
+        largest if shape.fused else gradient_bytes(ledger, shape),
+        masters + optimizer_bytes(ledger, shape),
+    )
 
 
 def activation_bytes(
@@ -79,7 +96,7 @@ def table(name: str, ledger: Ledger, batch: int, sequence: int) -> Table:
     kept = {again: activation_bytes(ledger, batch, sequence, checkpointing=again) for again in (False, True)}
     cells: list[tuple[str, ...]] = []
     records = []
-    for optimizer in STATES:
+    for optimizer in METHODS:
         sizes = parts(ledger, optimizer)
         totals = [sum(sizes) + kept[again] for again in (False, True)]
         row = [optimizer, *(f"{size / GIB:.2f}" for size in sizes), *(f"{size / GIB:.2f}" for size in totals)]
