@@ -67,7 +67,7 @@ def sweep(design: str, form: str, rows: int, width: int, tokens: int, ends: floa
     run, candidates = _design(design, x, weight)
     if not candidates:
         return {}
-    copies = [weight, *[made(form, rows, width) for _ in range(int(_CACHE / _size(weight)))]]
+    copies = [weight, *[made(form, rows, width) for _ in range(1 + int(_CACHE / _size(weight)))]]
     out = torch.empty(tokens, rows, device="cuda", dtype=torch.bfloat16)
     wanted = x.float() @ dequantize_reference(weight, torch.float32).T
     times: list[tuple[float, Any]] = []

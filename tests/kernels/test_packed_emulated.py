@@ -11,7 +11,9 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +22,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 
 from hayless.kernels.packed import formats, tensor_cores
 from hayless.kernels.packed.tiles import CoreTiles
-from tests.kernels.packed_weights import assert_near, integers, table
+from tests.kernels.packed_weights import assert_near, integers, poisoned, table
 
 COMPILER = shutil.which("g++")
 pytestmark = [
@@ -39,7 +41,8 @@ class _Launch(ctypes.Structure):
     )
 
 
-def _library(folder: Path, defined: dict[str, int]) -> ctypes.CDLL:
+def _emulated(folder: Path, defined: dict[str, int]) -> Callable[..., None]:
+    """The kernel compiled for the CPU, to be launched like one of PyTorch's."""
     before, instructions, launch = re.split(r"//@.*\n", (HERE / "emulated_cuda.h").read_text())
     source = re.sub(
         r"// -- instructions\n.*// -- end of instructions\n", lambda _: instructions, SOURCE.read_text(), flags=re.S
@@ -48,7 +51,14 @@ def _library(folder: Path, defined: dict[str, int]) -> ctypes.CDLL:
     (folder / "kernel.cpp").write_text(defines + before + source + launch)
     command = [COMPILER, "-O1", "-w", "-shared", "-fPIC", "-pthread", "kernel.cpp", "-o", "kernel.so"]
     subprocess.run(command, cwd=folder, check=True)
-    return ctypes.CDLL(str(folder / "kernel.so"))
+    library = ctypes.CDLL(str(folder / "kernel.so"))
+
+    def kernel(grid: tuple[int, int, int], block: tuple[int, int, int], args: list[Any]) -> None:
+        assert block == (32 * defined["WARPS"], 1, 1)
+        pointers = (ctypes.c_void_p * 10)(*(tensor.data_ptr() for tensor in args[:10]))
+        library.run(ctypes.byref(_Launch(pointers, args[1].numel(), *args[10:], *grid[:2])))
+
+    return kernel
 
 
 @pytest.mark.parametrize(
@@ -62,21 +72,17 @@ def _library(folder: Path, defined: dict[str, int]) -> ctypes.CDLL:
         (lambda: table(18, 320, 64), 1, (1, 4, 1, 1)),
     ],
 )
-def test_tensor_cores(weight, tokens, tiles, tmp_path):
+def test_tensor_cores(weight, tokens, tiles, tmp_path, monkeypatch):
     torch.manual_seed(0)
-    weight, tiles = weight(), CoreTiles(*tiles)
+    weight = weight()
     rows, width = weight.shape
     x, bias = torch.randn(tokens, width).bfloat16(), torch.randn(rows).bfloat16()
-    split = tiles.splits > 1
-    kind = torch.float32 if split else torch.bfloat16
-    out = torch.full((tiles.splits, tokens, rows), torch.nan, dtype=kind)
-    tensors = [x, *tensor_cores.tensors(weight), bias, out]
-    launch = _Launch(
-        (ctypes.c_void_p * 10)(*(tensor.data_ptr() for tensor in tensors)), weight.codes.numel(),
-        tokens, rows, width, weight.groups, int(not split), -(-rows // (16 * tiles.bands)), tiles.splits,
-    )  # fmt: skip
-    _library(tmp_path, tensor_cores.definitions(x, weight, tiles)).run(ctypes.byref(launch))
-    found = (out.sum(0) + bias.float()).bfloat16() if split else out[0]
+    monkeypatch.setattr(tensor_cores, "unsupported", lambda x, weight: "")
+    monkeypatch.setattr(tensor_cores, "_compiled", lambda defined, device: _emulated(tmp_path, dict(defined)))
+    out = poisoned(tokens, rows, dtype=torch.bfloat16)
+    # In Triton's interpreter bf16 is wrong.
+    monkeypatch.setattr(tensor_cores, "add_splits", lambda parts, bias, out: out.copy_(parts.sum(0) + bias.float()))
+    found = tensor_cores.multiply(x, weight, bias, out, tiles=CoreTiles(*tiles))
     expected = formats.linear_reference(x.float(), weight, bias.float())
     if isinstance(weight, formats.Integers):  # whole numbers are exact in bf16: only the result is rounded
         allowed = {"rtol": 2**-8, "atol": 1e-4 * float(expected.abs().max())}

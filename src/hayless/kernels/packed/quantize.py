@@ -64,11 +64,11 @@ def _integers(
         span = high - low
     else:
         span = 2 * tl.maximum(-low, high)
-    kept = tl.div_rn(span, low * 0.0 + STEPS).to(scale_ptr.dtype.element_ty)
+    kept = tl.div_rn(span, 1.0 * STEPS).to(scale_ptr.dtype.element_ty)
     scale = kept.to(tl.float32)
     scale = tl.where(scale == 0, eps, scale)
     tl.store(scale_ptr + at, scale.to(scale_ptr.dtype.element_ty), mask=there)
-    shift = low * 0.0
+    shift = tl.zeros((GROUPS,), tl.float32)
     if ZERO:
         zero = _rounded(tl.minimum(tl.maximum(tl.div_rn(-low, scale), 0.0), 1.0 * STEPS))
         tl.store(zero_ptr + at, zero.to(tl.int32).to(tl.uint8), mask=there)
@@ -79,7 +79,7 @@ def _integers(
         mask = there[:, None] & (start + column < group)[None, :]
         w = tl.load(weight_ptr + at[:, None] * group + start + column[None, :], mask=mask, other=0.0).to(tl.float32)
         # Codes around 0 are clamped before they are rounded, which gives the same.
-        signed = tl.div_rn(w, scale[:, None] + w * 0.0) + shift[:, None]
+        signed = tl.div_rn(w, scale[:, None]) + shift[:, None]
         code = _rounded(tl.minimum(tl.maximum(signed, -1.0 * HALF), HALF - 1.0)).to(tl.int32) + HALF
         if TWOS:
             code ^= HALF
@@ -166,7 +166,7 @@ def _table(
     w = tl.load(weight_ptr + at[:, None] * BLOCK + column[None, :], mask=mask, other=0.0).to(tl.float32)
     absmax = tl.max(tl.abs(w), 1)
     tl.store(absmax_ptr + at, absmax, mask=there)
-    inverse = tl.div_rn(absmax * 0.0 + 1.0, tl.maximum(absmax, tl.full((GROUPS,), 1e-38, tl.float32)))
+    inverse = tl.div_rn(1.0, tl.maximum(absmax, tl.full((GROUPS,), 1e-38, tl.float32)))
     v = w * inverse[:, None]
     rank = tl.zeros((GROUPS, COLUMNS), tl.int32)
     for i in tl.static_range(15):
