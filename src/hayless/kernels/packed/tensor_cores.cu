@@ -1,4 +1,4 @@
-// y = Wx for 1 to 64 tokens and weights of 2, 4 or 8 bits, in tensor cores. Compiled at run time (see tensor_cores.py), which
+// y = Wx for 1 to 64 tokens and weights of 2, 4 or 8 bits, in tensor cores. Compiled at run time by tensor_cores.py, which
 // puts these definitions before it:
 //   KIND      0: integers with a scale (and zero point) a group; 1: sixteen values times a scale a block
 //   BITS      2, 4 or 8; tables have 4
@@ -7,7 +7,7 @@
 //   SPAN      columns that the four lanes of a row read side by side, in 4, 8 or 16 bytes each
 //   SCALE     dtype of scales: 0 fp32, 1 fp16, 2 bf16, 3 codes of double quantization
 //   ZERO, TWOS                    zero points; two's complement
-//   BANDS, TILES, WARPS, DEPTH    16 rows each, 8 tokens each, warps that share columns, steps loaded together
+//   BANDS, TILES, WARPS, DEPTH    16 rows each, 8 tokens each, warps that share columns, steps on their way
 //   SPLITS    parts of the columns among blocks; more than one writes float32 sums
 //
 // W is the first operand of mma.m16n8k16 and x the second. Which column stands at which k is free as long as both agree,
@@ -30,7 +30,8 @@ struct Words { u32 w[WORDS]; };
 #endif
 
 __device__ __forceinline__ void mma(float* c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32." NARROW "." NARROW ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+    asm("mma.sync.aligned.m16n8k16.row.col.f32." NARROW "." NARROW ".f32 "
+        "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
