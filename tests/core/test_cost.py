@@ -15,9 +15,6 @@ from hayless.core.compose import predict
 from hayless.core.cost import (
     Bytes,
     TrainShape,
-    attention_flops,
-    backward_flops,
-    forward_flops,
     gradient_bytes,
     kv_cache_bytes,
     optimizer_bytes,
@@ -28,6 +25,7 @@ from hayless.core.decoding import decode_cost
 from hayless.core.dtypes import item_bytes
 from hayless.core.errors import NotSupported, RequestError
 from hayless.core.families import dims_of, ledger_of
+from hayless.core.flops import attention_flops, backward_flops, forward_flops
 from hayless.core.ledger import Layout, Ledger
 from hayless.core.method import MethodConfig
 from hayless.core.registry import configure, method_of

@@ -11,8 +11,9 @@ from torch.utils._pytree import tree_flatten
 from torch.utils.checkpoint import create_selective_checkpoint_contexts
 
 from hayless.core.compose import predict
-from hayless.core.cost import TrainShape, backward_flops, training_cost
+from hayless.core.cost import TrainShape, training_cost
 from hayless.core.families import ledger_of
+from hayless.core.flops import backward_flops
 from hayless.core.forward import RunShape
 from hayless.core.ledger import Ledger
 from hayless.core.method import MethodConfig

@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 
 from hayless.core.activations import record
-from hayless.core.cost import TrainShape, attention_flops, backward_flops, forward_flops, training_cost
+from hayless.core.cost import TrainShape, training_cost
 from hayless.core.families import dims_of, ledger_of
+from hayless.core.flops import attention_flops, backward_flops, forward_flops
 from hayless.core.forward import RunShape
 from hayless.core.ledger import Ledger
 from hayless.core.work import Kernel, Work, backward_work, eager, elementwise, forward_work

@@ -15,8 +15,9 @@ from typing import Any, Literal
 import torch
 import transformers
 
-from hayless.core.cost import TrainShape, backward_flops, forward_flops
+from hayless.core.cost import TrainShape
 from hayless.core.families import dims_of, ledger_of
+from hayless.core.flops import backward_flops, forward_flops
 from hayless.core.registry import configure, method_of
 from hayless.data.batches import IGNORED, Batch
 from hayless.study.bench.gate import Answer

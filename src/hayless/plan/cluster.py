@@ -22,16 +22,8 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Literal
 
-from hayless.core.cost import (
-    Bytes,
-    Cost,
-    TrainShape,
-    attention_flops,
-    backward_flops,
-    forward_flops,
-    training_cost,
-    weight_bytes,
-)
+from hayless.core.cost import Bytes, Cost, TrainShape, training_cost, weight_bytes
+from hayless.core.flops import attention_flops, backward_flops, forward_flops
 from hayless.core.ledger import Ledger
 from hayless.core.method import MethodConfig
 from hayless.core.registry import configure, method_of

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from hayless.core.compose import predict as rewrite
-from hayless.core.cost import DecodeShape, TrainShape, backward_flops, forward_flops, is_packed, training_cost
+from hayless.core.cost import DecodeShape, TrainShape, is_packed, training_cost
 from hayless.core.decoding import decode_peak
 from hayless.core.dims import ModelDims
 from hayless.core.errors import NotSupported, RequestError
 from hayless.core.families import dims_of, labels_of, ledger_of, read_config
+from hayless.core.flops import backward_flops, forward_flops
 from hayless.core.foreign import record_in
 from hayless.core.ledger import Ledger
 from hayless.core.method import Aspect, MethodConfig

@@ -12,8 +12,9 @@ import torch
 from transformers import PreTrainedModel
 
 from hayless.core import devices
-from hayless.core.cost import TrainShape, attention_flops, backward_flops, forward_flops
+from hayless.core.cost import TrainShape
 from hayless.core.errors import HaylessError
+from hayless.core.flops import attention_flops, backward_flops, forward_flops
 from hayless.core.ledger import Row
 from hayless.measure.weights import ledger_of_model
 from hayless.train.settings import Precision
