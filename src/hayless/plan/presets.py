@@ -59,6 +59,7 @@ _LLAMA_3: dict[str, Any] = {"vocab_size": 128256}
 PRESETS: Mapping[str, dict[str, Any]] = {
     "llama-7b": _llama(32, 4096, 32, 11008, max_position_embeddings=2048),
     "llama-13b": _llama(40, 5120, 40, 13824, max_position_embeddings=2048),
+    "llama-65b": _llama(80, 8192, 64, 22016, max_position_embeddings=2048),
     "llama-2-70b": _llama(80, 8192, 64, 28672, 8),
     "llama-3-8b": _llama(32, 4096, 32, 14336, 8, max_position_embeddings=8192, **_LLAMA_3),
     "llama-3-70b": _llama(80, 8192, 64, 28672, 8, max_position_embeddings=8192, **_LLAMA_3),
