@@ -112,7 +112,12 @@ def test_windows_of_text(tmp_path: Any) -> None:
         EarlyExit(config.model_copy(update={"text": str(tmp_path / "gone")}), asset.model(), asset.tokenizer())
 
 
-@pytest.mark.parametrize("options", [{"threshold": 0.0}, {"confidence": "schedule", "over": 2}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{"threshold": 0.0}, {"confidence": "classifier", "threshold": 0.0}, {"confidence": "schedule", "over": 2}],
+    ids=str,
+)
+@torch.inference_mode()
 def test_learnt_heads_say_more_of_what_the_model_says(
     model: Any, windows: torch.Tensor, options: dict[str, Any]
 ) -> None:
@@ -121,9 +126,10 @@ def test_learnt_heads_say_more_of_what_the_model_says(
     known, other = windows[:40], windows[40:]
     said = {}
     for heads in ("whole", "shared", "learnt"):
-        given = {"heads": heads, "text": "given"} if heads == "learnt" else {}
-        config = EarlyExitConfig(least=2, **given, **({"threshold": 1.0} if heads == "whole" else options))
-        part = EarlyExit(config, model, windows=known if heads == "learnt" else None)
+        given = {"threshold": 1.0} if heads == "whole" else {**options, "heads": heads}
+        fits = heads == "learnt" or given.get("confidence") == "classifier"
+        config = EarlyExitConfig(least=2, **given, text="given" if fits else None)
+        part = EarlyExit(config, model, windows=known if fits else None)
         made = part.reader(model, program)
         said[heads] = torch.stack([logits.argmax(-1) for logits in read_forced(made, other)], 1)
     shared, learnt = ((said[heads] != said["whole"]).double().mean() for heads in ("shared", "learnt"))

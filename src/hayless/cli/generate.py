@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from hayless.cli.drafts import Draft, DraftLayers, DraftTokens, Lookup, SelfDraft, speculation
-from hayless.cli.exits import Exit, ExitHeads, ExitLayers, ExitRisk, ExitText, ExitThreshold, ExitTrace, draw_trace, early_exit
+from hayless.cli.exits import (
+    Exit,
+    ExitHeads,
+    ExitLayers,
+    ExitRisk,
+    ExitText,
+    ExitThreshold,
+    ExitTrace,
+    draw_trace,
+    early_exit,
+)
 from hayless.cli.output import Device, Dtype, Json, Model, emit, err, table
 
 if TYPE_CHECKING:

@@ -126,12 +126,14 @@ def sample(model: PreTrainedModel, exits: range, windows_ns: Tensor) -> Samples:
         return Samples({layer: joined[layer] for layer in exits}, joined[layers[-1]], torch.cat(said).clone())
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def classifier_from(samples: Samples, tail: Tail, heads: Heads) -> Classifier:
     """A classifier that tells, behind early layers, whether the head says what it says behind the last."""
     shown = [heads(layer, x_nh) for layer, x_nh in samples.states.items()]
     agrees = [tail.logits(each).argmax(-1) == samples.said_n for each in shown]
-    return learn_classifier([tail.normed(each).clone() for each in shown], [each.clone() for each in agrees])
+    normed = [tail.normed(each) for each in shown]
+    with torch.inference_mode(False):
+        return learn_classifier([each.clone() for each in normed], [each.clone() for each in agrees])
 
 
 def _states(model: PreTrainedModel, ids_ns: Tensor, layers: Sequence[int]) -> tuple[dict[int, Tensor], Tensor]:
