@@ -13,9 +13,9 @@ from hayless.model import registration
 from hayless.version import __version__
 
 if TYPE_CHECKING:
-    from hayless.api import apply, compare, load, load_tokenizer, method, run, save
+    from hayless.api import apply, compare, load, load_and_pack, load_tokenizer, method, run, save
 
-__all__ = ["__version__", "apply", "compare", "load", "load_tokenizer", "method", "run", "save"]
+__all__ = ["__version__", "apply", "compare", "load", "load_and_pack", "load_tokenizer", "method", "run", "save"]
 
 registration.install()
 

@@ -5,6 +5,7 @@ import hayless
 model = hayless.load("runs/demo/target/model")
 hayless.apply(model, hayless.method("kmeans", bits=4))
 hayless.save(model, "small")
+model, changes = hayless.load_and_pack("path/to/a/large/model", [hayless.method("nf4")], device="cuda")
 
 done = hayless.run("recipes/pretrain-small.yaml")
 results = hayless.compare("recipes/bits.yaml")
@@ -25,6 +26,7 @@ from hayless.core.registry import configure as method
 from hayless.model.load import load_model as load
 from hayless.model.load import load_tokenizer
 from hayless.model.save import save_model as save
+from hayless.model.streaming import load_and_pack
 from hayless.model.transform import Change, Context
 from hayless.model.transform import apply as _apply
 from hayless.recipe.execute import Run
@@ -36,7 +38,7 @@ from hayless.study.runner import run as _compare
 from hayless.study.schema import Study
 from hayless.study.schema import load as load_study
 
-__all__ = ["apply", "compare", "load", "load_tokenizer", "method", "run", "save"]
+__all__ = ["apply", "compare", "load", "load_and_pack", "load_tokenizer", "method", "run", "save"]
 
 
 def apply(model: PreTrainedModel, *methods: MethodConfig | str, context: Context | None = None) -> list[Change]:

@@ -47,7 +47,7 @@ def load(folder: Path, config: dict[str, Any], dtype: torch.dtype | None, task: 
 
 def load_foreign(folder: Path, config: dict[str, Any], dtype: torch.dtype | None, task: Task) -> PreTrainedModel:
     """The model in `folder`, in the layout of another library. NotSupported for what cannot be honoured."""
-    weight_files(folder)
+    weight_files(folder)  # says what is wrong with the files before what they mean is asked
     methods = record_in(folder, config)
     model = _restored(folder, without_layout(config), as_record(methods), dtype, task)
     ledger = predict(ledger_of(dims_of_model(model)), methods)
