@@ -45,7 +45,7 @@ class _Step:
             exact.append(x.float() @ product.weight.T)
             products.append((product.multiply, x.to(product.dtype)))
 
-        @torch.inference_mode()
+        @torch.no_grad()
         def run() -> list[Tensor]:
             return [multiply(x) for multiply, x in products]
 
