@@ -155,6 +155,17 @@ def test_a_part_that_does_not_count_is_taken_off_and_other_figures_are_rows(cloc
     assert as_json(file_row, [time_row, file_row])["met"] is False
 
 
+def test_a_work_that_is_not_timed_has_figures_and_reasons_only(clock):
+    def sized() -> Prepared:
+        return Prepared(lambda: None, lambda: {"loss": [1.0]}, figures=lambda: [Figure("size", "B", 7.0)])
+
+    contenders = [Contender("ours", sized), sleeper("wrong", 1.0, answer=2.0)]
+    work = Work("w", contenders, close(absolute=1e-3), "file", repeats=1, warmup=0, peaks=False, timed=False)
+    ours, wrong = runner.run(Spec("test", [work]), Path(__file__), stopwatch=HostClock(clock), say=lambda line: None)
+    assert (ours.metric, ours.spread and ours.spread.median, wrong.spread) == ("size", 7.0, None)
+    assert "loss" in wrong.reason
+
+
 def test_a_limit_is_a_row_and_each_goal_has_its_own(clock):
     goals = (Goal(op=">=", against="limit", ratio=0.4), Goal(op=">=", against="peer", ratio=3))
     limit = Limit("limit", lambda: Bound(5e-3, "5 of 1"))

@@ -15,6 +15,7 @@ from hayless.core.compose import check_order, compose, conflict
 from hayless.core.errors import NotSupported, RequestError
 from hayless.core.method import MethodConfig, Need, Part
 from hayless.core.registry import configure, find, methods
+from hayless.methods.common import calibrated
 from hayless.model.transform import Context, apply, record
 from tests import tiny
 from tests.methods.running import check_held, logits, losses, predicted
@@ -22,7 +23,14 @@ from tests.methods.running import check_held, logits, losses, predicted
 MODELS = ("llama", "gpt2", "mixtral")
 NAMES = [method.name for method in methods([Part.TRANSFORM])]
 PAIRS = list(product(NAMES, NAMES))
+QUICK = {"gptq": {"group_size": "row", "clip": False}, "awq": {"group_size": "row", "clip": False, "grid": 2}}
+"""What makes calibrated methods quick; in their own tests they are at their defaults."""
 CONTEXT = Context(calibration=[torch.randint(3, 96, (4, 32), generator=torch.Generator().manual_seed(5))])
+
+
+@pytest.fixture(autouse=True)
+def _writer_known_to_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibrated, "try_writer", lambda *arguments: None)
 
 
 @cache
@@ -34,7 +42,7 @@ def suited(name: str, family: str) -> MethodConfig:
     for options in ({}, {"targets": ("attention",)}, {"outputs": ("k", "v")}):
         if not options.keys() <= method.config.model_fields.keys():
             continue
-        config = configure(name, **options)
+        config = configure(name, **QUICK.get(name, {}), **options)
         try:
             predicted(tiny.model(family), [config])
         except NotSupported:

@@ -79,10 +79,6 @@ class Block:
         """The weights to be packed that a stage has."""
         return [self.weights[role] for role in stage.readers if role in self.weights]
 
-    def module(self, path: str) -> nn.Module:
-        """A module of this block, by its path with `{layer}`."""
-        return self.model.get_submodule(path.replace("{layer}", str(self.number)))
-
     def moments(self, chosen: Sequence[Stage]) -> list[list[Moments]]:
         """What the weights of each stage read, over all text: one for all of them, or one an expert."""
         sinks: list[tuple[nn.Module, Callable[[tuple[Any, ...]], None]]] = []

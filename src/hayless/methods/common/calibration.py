@@ -65,7 +65,6 @@ class Stream:
 
     def __init__(self, model: PreTrainedModel, batches: Sequence[Tensor]) -> None:
         self.blocks: list[nn.Module] = list(Anatomy.of(model).blocks)
-        self.tokens = sum(batch.numel() for batch in batches)
         with torch.no_grad(), _evaluating(model):
             self._calls = _calls(model, self.blocks, batches)
             self._hidden = [_first_input(model, self.blocks[0], batch) for batch in batches]

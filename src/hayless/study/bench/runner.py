@@ -136,7 +136,12 @@ def _limit(work: Work, absent: str) -> Iterator[Row]:
 
 
 def _columns(work: Work, seconds: Sequence[float]) -> _Columns:
-    """Time, and rate where the work has tokens, from the seconds of a piece in each repeat."""
+    """Time, and rate where the work has tokens, from the seconds of a piece in each repeat.
+
+    Of a work that is not timed only a row for the reason why it was not done, where there are no seconds.
+    """
+    if seconds and not work.timed:
+        return {}
     found: _Columns = {TIME: (f"ms/{work.piece}", "lower", tuple(taken * 1e3 for taken in seconds))}
     if work.tokens is not None:
         found[RATE] = ("tokens/s", "higher", tuple(work.tokens / taken for taken in seconds))

@@ -103,7 +103,8 @@ class Work:
 
     A repeat is `pieces` pieces, each a `piece` (step, token). `same` judges answers. `tokens` are those of a piece,
     where tokens/s say something. `rehearse` loads what libraries load on first use, in the fresh process before memory
-    is read. `peaks` is False where memory says nothing. `clock` is the spec's where it is None.
+    is read. `peaks` is False where memory says nothing, `timed` where time does: then only figures are written. `clock`
+    is the spec's where it is None.
     """
 
     name: str
@@ -115,6 +116,7 @@ class Work:
     repeats: int = 20
     warmup: int = 3
     peaks: bool = True
+    timed: bool = True
     rehearse: Callable[[], object] | None = None
     limit: Limit | None = None
     clock: Clock | None = None

@@ -18,7 +18,7 @@ class GPTQConfig(CalibratedConfig):
         description="Round the columns with the largest inputs first; scales are then those of the whole weights.",
     )
     clip: bool = Field(
-        False, description="Search each scale for the least squared error, instead of covering the largest weight."
+        True, description="Search each scale for the least squared error, instead of covering the largest weight."
     )
     damp: float = Field(
         0.01, gt=0, le=1, description="Added to the Hessian's diagonal, as a share of its mean (the paper's 1%)."
