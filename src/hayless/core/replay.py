@@ -81,7 +81,7 @@ def _backward(tape: Tape, loss: Tensor, memory: _Memory, *, last: bool) -> Held:
     for segment in reversed(tape.segments):
         again = segment.checkpointed and memory.reaches(segment.ops)
         if again:
-            memory.fetch(segment)
+            memory.recall(segment)
             memory.forward(segment.ops, _last_uses([segment]), saving=True)
             memory.release(_kept(segment))
         for op in reversed(segment.ops):
@@ -141,7 +141,7 @@ class _Memory:
                 self._drop(self._before[segment])
             self._bring(segment)
 
-    def fetch(self, segment: Segment) -> None:
+    def recall(self, segment: Segment) -> None:
         """What enters an offloaded segment is here, and what enters the one before it is on its way back."""
         if segment.offloaded:
             self._bring(segment)
