@@ -21,6 +21,7 @@ from hayless.model.save import save_model
 from hayless.model.transform import apply, record
 from tests import tiny
 from tests.methods.running import batch, check_held, logits, predicted
+from tests.methods.test_saved import generated
 from tests.model.saving import check_same, edit_config, edit_tensors
 
 ATTENTION = ("q", "k", "v", "o")
@@ -69,6 +70,17 @@ def test_what_they_cannot_hold_is_in_our_layout(method: str, name: str, tmp_path
     assert json.loads((tmp_path / "model" / "config.json").read_text())["model_type"] == "hayless"
     assert file_bytes(tmp_path / "model").weights == predicted(model, [config]).files()["model"]
     check_same(model, load_model(tmp_path / "model"))
+
+
+@pytest.mark.parametrize(
+    ("method", "name"), [*(("int8", name) for name in tiny.CAUSAL), *(("fp8", name) for name in ("llama", "mixtral"))]
+)
+def test_every_family_generates_the_same_after_a_save(method: str, name: str, tmp_path: Path) -> None:
+    model, _ = packed(method, name)
+    save_model(model, tmp_path / "model")
+    back = load_model(tmp_path / "model")
+    assert torch.equal(logits(back), logits(model))
+    assert torch.equal(generated(back), generated(model))
 
 
 def test_scales_stored_in_16_bits_are_read(tmp_path: Path) -> None:
