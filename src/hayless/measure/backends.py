@@ -20,6 +20,7 @@ EXTRAS = {
     "track": ("TensorBoard events while training", ("tensorboard",)),
     "energy": ("joules of NVIDIA GPUs", ("nvidia-ml-py",)),
     "fit": ("scaling laws fitted to runs", ("scipy",)),
+    "hub": ("weights of modules found without gradients", ("nevergrad",)),
     "peers": ("studies that run transformers' Trainer and PEFT beside hayless", ("accelerate", "peft")),
 }
 """Optional extra → what it is for, the packages it brings."""

@@ -31,6 +31,7 @@ CATALOGUE = {
     "prompt": "hayless.methods.adapters.prompt",
     "compose": "hayless.methods.adapters.compose",
     "retrieve": "hayless.methods.adapters.retrieve",
+    "lorahub": "hayless.methods.adapters.lorahub",
     "bitfit": "hayless.methods.adapters.bitfit",
     "speculative": "hayless.methods.decoding.speculative",
     "early_exit": "hayless.methods.decoding.early_exit",
