@@ -1,4 +1,4 @@
-"""The search itself (Huang et al., 2023, arXiv:2307.13269, section 3.3): min over w of L(w) + α·mean|wᵢ|, no gradients."""
+"""The search itself: min over w of L(w) + α·mean|wᵢ| (Huang et al., 2023, arXiv:2307.13269, section 3.3)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SURROGATE = 30
 def search(
     loss: Callable[[Sequence[float]], float], count: int, *, steps: int, bound: float, penalty: float, seed: int
 ) -> tuple[list[float], float]:
-    """The best weights of `count` modules that were tried, within ±`bound`, and their loss in nats, without the penalty.
+    """The best weights of `count` modules that were tried, within ±`bound`, and their loss without the penalty.
 
     nevergrad's NGOpt proposes them, from zero on. MissingExtra without nevergrad.
     """

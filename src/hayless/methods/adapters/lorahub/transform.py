@@ -26,8 +26,8 @@ class LoraHub:
     def apply(model: PreTrainedModel, config: LoraHubConfig, context: Context) -> Change:
         """Search, and put the modules on the model with the weights found.
 
-        Figures: `weight/NAME` of each module, `loss` with them and `loss_without` on the bare base, in nats a token of the
-        answers.
+        Figures: `weight/NAME` of each module, `loss` with them and `loss_without` on the bare base, in nats a token of
+        the answers.
         """
         if context.tokenizer is None:
             raise RequestError("lorahub needs a tokenizer, and none was given.", hint="Give the context the model's.")
