@@ -47,8 +47,9 @@ def add(
     data: str = "",
     metrics: dict[str, float] | None = None,
 ) -> Module:
-    """Add the adapter in `source`, to be found by what is like its task's `examples`; called as its folder if no name is
-    given. NotSupported and RequestError for adapters that could not be put on the base."""
+    """Add the adapter in `source`, to be found by what is like its task's `examples`; called as its folder unless named.
+
+    NotSupported and RequestError for adapters that could not be put on the base."""
     config = adapters.read(source).config
     found = atomic.read_json(source / adapters.CONFIG)
     module = Module(
