@@ -47,7 +47,7 @@ def add(
     data: str = "",
     metrics: dict[str, float] | None = None,
 ) -> Module:
-    """Add the adapter in `source`, to be found by what is like its task's `examples`; called as its folder unless named.
+    """Add the adapter in `source`, found from now on by its task's `examples`; called as its folder unless named.
 
     NotSupported and RequestError for adapters that could not be put on the base."""
     config = adapters.read(source).config
