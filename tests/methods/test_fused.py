@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from hayless.core.errors import RequestError, WorkError
+from hayless.core.errors import NotSupported, RequestError, WorkError
 from hayless.core.registry import configure
 from hayless.methods.memory.adalomo import optimizer as adalomo_optimizer
 from hayless.methods.memory.adalomo.reference import adalomo
@@ -162,6 +162,12 @@ def test_accumulation_is_refused_before_anything_is_moved(tmp_path):
     with pytest.raises(RequestError, match=r"2 micro-batches an update are not possible(.|\n)*micro_batch_size"):
         run.run()
     assert source.same(before, source.weights(run.model))
+
+
+def test_two_passes_through_a_compiled_model_are_refused(tmp_path):
+    for options in ({"clip_norm": 1.0}, {"clip_norm": None, "precision": "fp16"}):
+        with pytest.raises(NotSupported, match="lomo goes backward twice"):
+            source.trainer(tmp_path, optimizer=configure("lomo"), compile=True, **options)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "lomo"])

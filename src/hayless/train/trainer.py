@@ -17,7 +17,7 @@ from rich.console import Console
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hayless.core.errors import RequestError
+from hayless.core.errors import NotSupported, RequestError
 from hayless.core.method import MethodConfig
 from hayless.core.registry import method_of
 from hayless.data.batches import Batch, Batches
@@ -188,6 +188,13 @@ class Trainer:
         if settings.patience and not (self._validation and settings.validate_every):
             raise RequestError(
                 "patience needs held-out data that is looked at while training.", hint="Set validate_every."
+            )
+        twice = settings.clip_norm is not None or settings.precision == "fp16"
+        if settings.compile and twice and method_of(self._optimizer).load().fused:
+            # Compiled backward passes reuse the memory of what the forward pass saved.
+            raise NotSupported(
+                f"{self._optimizer.method} goes backward twice with clip_norm or fp16, and a compiled model cannot.",
+                hint="Set compile: false; or clip_norm: null, in another precision.",
             )
         if settings.sample_every:
             if self.tokenizer is None:
