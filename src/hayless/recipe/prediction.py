@@ -115,6 +115,7 @@ def train_shape(train: Train, device: DeviceKind) -> TrainShape:
         sequence=train.sequence_length,
         accumulation=train.accumulation,
         precision=train.precision,
+        clips=train.clip_norm is not None,
         attention=train.attention,
         device=device,
     )
