@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hayless.core.errors import RequestError
 from hayless.core.ledger import Layout
 from hayless.core.registry import configure, method_of
+from hayless.kernels.packed.formats import dequantize_reference
 from hayless.methods.common.bits import pack, pack_rows, unpack_rows
 from hayless.methods.common.integer_packing import Codes, IntegerPacking, in_groups, packed, rounded, squared_error
 from hayless.methods.common.integers import IntegerFormat
@@ -102,6 +103,19 @@ def test_codes_are_the_reference(bits: int, group_size: object) -> None:
             assert pieces["scale"][place].item() == pytest.approx(scale, rel=1e-6)
             filled = [code for code, value in zip(codes[place].tolist(), group, strict=True) if value]
             assert filled == [code for code, value in zip(expected, group, strict=True) if value]
+
+
+@pytest.mark.parametrize("options", [{}, {"bits": 2, "twos_complement": True}, {"bits": 8, "symmetric": False}])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_kernels_read_the_same_weights(options: dict[str, object], dtype: torch.dtype) -> None:
+    found = form((16, 128), **{"bits": 4, "group_size": 64, **options})
+    packing = IntegerPacking(found)
+    pieces = rounded(torch.randn(1, 16, 128).to(dtype), found)
+    integers = packing.integers(pieces)
+    assert integers is not None
+    assert torch.equal(dequantize_reference(integers, dtype), packing.unpack(pieces, dtype)[0])
+    for other in (form((16, 100), 4, 64), form((16, 64), 3), form((2, 16, 64), 4), form((16, 64), 4, "tensor")):
+        assert IntegerPacking(other).integers(rounded(torch.randn(other.matrices, 16, other.columns), other)) is None
 
 
 def test_two_bits_are_as_published() -> None:
