@@ -255,6 +255,28 @@ def test_accumulation_keeps_gradients_and_multiplies_work() -> None:
     assert twice.tokens == 2 * once.tokens
 
 
+def test_updates_in_the_backward_pass_hold_the_largest_gradient() -> None:
+    found, lomo = ledger("llama", vocab_size=5000, tied_embeddings=False), configure("lomo")
+    largest = max(math.prod(row.shape) * 4 for row in found.rows)
+    once, twice = (training_cost(found, shaped(lomo, clips=clips, device="cpu")) for clips in (False, True))
+    plain = training_cost(found, shaped(SGD, device="cpu"))
+    for cost, phase in ((once, "backward"), (twice, "backward"), (twice, "step")):
+        assert cost.phases[phase].gradients <= largest < plain.phases["step"].gradients
+    assert once.phases["step"].gradients == once.phases["step"].activations == 0
+    # The first of two passes keeps what was saved for the second.
+    assert once.phases["backward"].total <= twice.phases["backward"].total
+    assert twice.work["step"].flops == twice.work["backward"].flops == once.work["backward"].flops
+    assert once.work["step"].flops == 0 and once.work["step"].launches > plain.work["step"].launches / 3
+    assert [any("two backward passes" in note for note in cost.notes) for cost in (once, twice)] == [False, True]
+    again = training_cost(found, shaped(lomo, precision="fp16", clips=False))
+    assert any("fp16's loss scale" in note for note in again.notes)
+
+
+def test_updates_in_the_backward_pass_do_not_accumulate() -> None:
+    with pytest.raises(RequestError, match="2 micro-batches an update are not possible"):
+        shaped(configure("adalomo"), accumulation=2)
+
+
 def test_cache_is_that_of_transformers() -> None:
     import transformers
 
