@@ -15,6 +15,7 @@ from hayless.plan.table import as_printed, significant, wholes
 PARAMETERS = {
     "llama-7b": 6_738_415_616,
     "llama-13b": 13_015_864_320,
+    "llama-65b": 65_285_660_672,
     "llama-2-70b": 68_976_648_192,
     "llama-3-8b": 8_030_261_248,
     "llama-3-70b": 70_553_706_496,
