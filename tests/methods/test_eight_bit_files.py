@@ -72,10 +72,9 @@ def test_what_they_cannot_hold_is_in_our_layout(method: str, name: str, tmp_path
     check_same(model, load_model(tmp_path / "model"))
 
 
-@pytest.mark.parametrize(
-    ("method", "name"), [*(("int8", name) for name in tiny.CAUSAL), *(("fp8", name) for name in ("llama", "mixtral"))]
-)
-def test_every_family_generates_the_same_after_a_save(method: str, name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["qwen3", "gpt2", "mixtral"])
+@pytest.mark.parametrize("method", ["int8", "fp8"])
+def test_models_generate_the_same_after_a_save(method: str, name: str, tmp_path: Path) -> None:
     model, _ = packed(method, name)
     save_model(model, tmp_path / "model")
     back = load_model(tmp_path / "model")
