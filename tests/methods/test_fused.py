@@ -40,6 +40,8 @@ def test_lomo_has_sgds_bits(tmp_path, name, clip_norm, precision):
             log_every=1,
         )
         run.run()
+        said = any("goes backward twice" in line["message"] for line in source.lines(tmp_path / optimizer, "event"))
+        assert said == (optimizer == "lomo" and (clip_norm is not None or precision == "fp16"))
         figures = [(line["loss"], line["gradient_norm"]) for line in source.lines(tmp_path / optimizer, "train")]
         found.append((source.weights(run.model), figures))
         assert not any(parameter._post_accumulate_grad_hooks for parameter in run.model.parameters())

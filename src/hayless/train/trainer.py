@@ -124,6 +124,8 @@ class Trainer:
                 remarks.append(f"Going on from step {state.step}.")
             packed = self._objective.kind != "preference"
             remarks.append(stack.enter_context(attention(model, settings, packed=packed)))
+            if self._goes_backward_twice():
+                remarks.append("Each update goes backward twice: once to measure gradients, once to move the weights.")
             for config in self._memory:
                 stack.enter_context(method_of(config).load().install(model, config))
             if settings.compile:
@@ -183,14 +185,18 @@ class Trainer:
             stopped=stopped,
         )
 
+    def _goes_backward_twice(self) -> bool:
+        """Whether weights are moved in the backward pass by what must know all gradients before."""
+        knows_all = self.settings.clip_norm is not None or self.settings.precision == "fp16"
+        return knows_all and method_of(self._optimizer).load().fused
+
     def _check(self) -> None:
         settings = self.settings
         if settings.patience and not (self._validation and settings.validate_every):
             raise RequestError(
                 "patience needs held-out data that is looked at while training.", hint="Set validate_every."
             )
-        twice = settings.clip_norm is not None or settings.precision == "fp16"
-        if settings.compile and twice and method_of(self._optimizer).load().fused:
+        if settings.compile and self._goes_backward_twice():
             # Compiled backward passes reuse the memory of what the forward pass saved.
             raise NotSupported(
                 f"{self._optimizer.method} goes backward twice with clip_norm or fp16, and a compiled model cannot.",
