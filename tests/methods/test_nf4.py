@@ -201,7 +201,7 @@ def test_casts_leave_scales_in_float32() -> None:
 def test_gradients_pass_through(name: str) -> None:
     model = tiny.model(name)
     apply(model, [configure("nf4")])
-    found = losses(model, steps=4)
+    found = losses(model, steps=3)
     assert found[-1] < found[0]
 
 
