@@ -103,7 +103,8 @@ class _Execution:
             if self.by is not None:
                 rows = self.by.make(start, self.place, self.console) + self._measured(start)
             else:
-                rows = self._own(start, Context(seed=self.recipe.seed, progress=progress))
+                words = _tokenizer(start)
+                rows = self._own(start, Context(tokenizer=words, seed=self.recipe.seed, progress=progress))
             content = {
                 "machine": describe().model_dump(mode="json"),
                 "date": datetime.now(UTC).isoformat(timespec="seconds"),
