@@ -27,20 +27,20 @@ WIDE = ("attention", "gate", "up")
 CASES: list[dict[str, Any]] = [
     {"bits": 4, "group_size": 32, "targets": WIDE},
     {"bits": 8, "group_size": "row", "symmetric": False},
-    {"bits": 4, "group_size": 32, "targets": WIDE, "symmetric": False, "files": "gptq"},
-    {"bits": 8, "group_size": "row", "files": "gptq_v1"},
-    {"bits": 4, "group_size": "row", "symmetric": False, "files": "awq"},
+    {"bits": 4, "group_size": 32, "targets": WIDE, "symmetric": False, "disk_layout": "gptq"},
+    {"bits": 8, "group_size": "row", "disk_layout": "gptq_v1"},
+    {"bits": 4, "group_size": "row", "symmetric": False, "disk_layout": "awq"},
 ]
 
 
-@pytest.mark.parametrize("options", CASES, ids=lambda options: f"{options.get('files', '')}-{options['bits']}")
+@pytest.mark.parametrize("options", CASES, ids=lambda options: f"{options.get('disk_layout', '')}-{options['bits']}")
 def test_a_folder_that_other_libraries_read(options: dict[str, Any], tmp_path: Path) -> None:
     model, config = tiny.model("llama"), configure("uniform", **options)
     apply(model, [config])
     ledger = predicted(model, [config])
     save_model(model, tmp_path / "model")
     found = json.loads((tmp_path / "model" / "config.json").read_text())
-    library = options.get("files", "compressed-tensors").removesuffix("_v1")
+    library = options.get("disk_layout", "compressed-tensors").removesuffix("_v1")
     assert found["model_type"] == "llama" and found["quantization_config"]["quant_method"] == library
     assert file_bytes(tmp_path / "model").weights == ledger.files()["model"]
     check_same(model, load_model(tmp_path / "model"))
@@ -112,8 +112,8 @@ def test_layouts_are_as_their_libraries_have_them() -> None:
     pieces = rounded(weight, form())
     codes = torch.stack([pieces["codes"] & 15, pieces["codes"] >> 4], dim=-1).flatten(1).long()
     zero = pieces["zero"].long()
-    found = {files: IntegerPacking(form(files=files)).to_disk(pieces, torch.float32) for files in ("gptq", "awq")}
-    first = IntegerPacking(form(files="gptq_v1"))
+    found = {files: IntegerPacking(form(disk_layout=files)).to_disk(pieces, torch.float32) for files in ("gptq", "awq")}
+    first = IntegerPacking(form(disk_layout="gptq_v1"))
     word = found["gptq"]["qweight"][1, 5].item() & 0xFFFFFFFF
     assert [word >> 4 * place & 15 for place in range(8)] == codes[5, 8:16].tolist()
     word = found["gptq"]["qzeros"][1, 0].item() & 0xFFFFFFFF
@@ -127,7 +127,7 @@ def test_layouts_are_as_their_libraries_have_them() -> None:
         first.to_disk({**pieces, "zero": torch.zeros_like(pieces["zero"])}, torch.float32)
     scattered = {**found["gptq"], "g_idx": found["gptq"]["g_idx"].flip(0)}
     with pytest.raises(NotSupported, match="not neighbours"):
-        IntegerPacking(form(files="gptq")).from_disk(scattered, "q_proj")
+        IntegerPacking(form(disk_layout="gptq")).from_disk(scattered, "q_proj")
 
 
 def _edited(folder: Path, **fields: Any) -> None:
@@ -160,7 +160,7 @@ def _edited(folder: Path, **fields: Any) -> None:
 )
 def test_folders_that_cannot_be_honoured(files: str, fields: dict[str, Any], said: str, tmp_path: Path) -> None:
     model = tiny.model("llama")
-    apply(model, [configure("uniform", group_size="row", symmetric=False, files=files)])
+    apply(model, [configure("uniform", group_size="row", symmetric=False, disk_layout=files)])
     save_model(model, tmp_path / "model")
     _edited(tmp_path / "model", **fields)
     with pytest.raises(HaylessError, match=said):

@@ -24,21 +24,23 @@ _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 
 
 def to_disk(pieces: Pieces, form: IntegerFormat) -> dict[str, Tensor]:
-    """The tensors of the form's `files` for the pieces of a weight."""
+    """The tensors of the form's `disk_layout` for the pieces of a weight."""
     scale = pieces["scale"]
     zero = pieces["zero"] if not form.symmetric else torch.full_like(scale, middle(form.bits), dtype=torch.uint8)
-    if form.files == "compressed-tensors":
+    if form.disk_layout == "compressed-tensors":
         shape = torch.tensor([form.rows, form.columns])
         found = {"weight_packed": _words(pieces["codes"]), "weight_scale": scale, "weight_shape": shape}
         by_row = _words(pack_rows(zero.T.contiguous(), form.bits)).T.contiguous()
         return found if form.symmetric else {**found, "weight_zero_point": by_row}
     scales = scale.T.contiguous()
-    if form.files == "awq":
+    if form.disk_layout == "awq":
         codes = unpack_rows(pieces["codes"], form.bits, form.columns)
         return {"qweight": _awq_words(codes.T), "qzeros": _awq_words(zero.T), "scales": scales}
-    if form.files == "gptq_v1":
+    if form.disk_layout == "gptq_v1":
         if not zero.all():
-            raise NotSupported("A zero of 0 cannot be stored in the first version of GPTQ's files.", hint="files=gptq")
+            raise NotSupported(
+                "A zero of 0 cannot be stored in the first version of GPTQ's files.", hint="Say disk_layout=gptq."
+            )
         zero = zero - 1
     qzeros = _words(pack_rows(zero.T.contiguous(), form.bits))
     return {
@@ -50,7 +52,7 @@ def to_disk(pieces: Pieces, form: IntegerFormat) -> dict[str, Tensor]:
 
 
 def from_disk(tensors: Mapping[str, Tensor], form: IntegerFormat, name: str) -> Pieces:
-    """The pieces of a weight from the tensors of the form's `files`.
+    """The pieces of a weight from the tensors of the form's `disk_layout`.
 
     FileDamaged for tensors of other shapes and dtypes, and for zeros that are none of a symmetric weight; NotSupported
     for inputs in groups that are not neighbours (`desc_act` without static groups).
@@ -63,13 +65,13 @@ def from_disk(tensors: Mapping[str, Tensor], form: IntegerFormat, name: str) -> 
                 f"{name}: {piece.name} is {tuple(found.shape)} of {found.dtype}, not {piece.shape} of {piece.dtype}.",
                 hint="config.json and weights must belong to one model.",
             )
-    if form.files == "compressed-tensors":
+    if form.disk_layout == "compressed-tensors":
         if tensors["weight_shape"].tolist() != [form.rows, form.columns]:
             raise FileDamaged(f"{name}: weight_shape is {tensors['weight_shape'].tolist()}, not {form.shape}.")
         codes, scale, zero = _bytes(tensors["weight_packed"]), tensors["weight_scale"], None
         if not form.symmetric:
             zero = unpack_rows(_bytes(tensors["weight_zero_point"].T), form.bits, form.rows).T
-    elif form.files == "awq":
+    elif form.disk_layout == "awq":
         codes = pack_rows(_awq_codes(tensors["qweight"]).T.contiguous(), form.bits)
         scale, zero = tensors["scales"].T, _awq_codes(tensors["qzeros"]).T
     else:
@@ -79,7 +81,7 @@ def from_disk(tensors: Mapping[str, Tensor], form: IntegerFormat, name: str) -> 
             )
         codes, scale = _bytes(tensors["qweight"].T), tensors["scales"].T
         zero = unpack_rows(_bytes(tensors["qzeros"]), form.bits, form.rows).T
-        if form.files == "gptq_v1":
+        if form.disk_layout == "gptq_v1":
             if (zero == 2**form.bits - 1).any():
                 raise NotSupported(f"{name} has a zero of {2**form.bits}, which is beyond its {form.bits} bits.")
             zero = zero + 1

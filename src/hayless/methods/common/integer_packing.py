@@ -63,7 +63,7 @@ class IntegerPacking(Packing[IntegerFormat]):
         return Integers(pieces["codes"], pieces["scale"], form.bits, pieces.get("zero"), form.twos_complement)
 
     def to_disk(self, pieces: Pieces, dtype: torch.dtype) -> dict[str, Tensor]:
-        """The tensors of the form's `files`."""
+        """The tensors of the form's `disk_layout`."""
         return integer_files.to_disk(pieces, self.form)
 
     def from_disk(self, tensors: Mapping[str, Tensor], name: str) -> Pieces:

@@ -19,10 +19,10 @@ def _number(value: Any) -> Any:
     return int(value) if isinstance(value, str) and value.isdecimal() else value
 
 
-Files = Literal["compressed-tensors", "gptq", "gptq_v1", "awq"]
+DiskLayout = Literal["compressed-tensors", "gptq", "gptq_v1", "awq"]
 """Layouts of integers of other libraries: compressed-tensors' pack-quantized, both versions of GPTQ's, AutoAWQ's."""
 
-ECOSYSTEMS: dict[Files, str] = {"compressed-tensors": "compressed-tensors-int", "gptq": "gptq", "awq": "awq"}
+ECOSYSTEMS: dict[DiskLayout, str] = {"compressed-tensors": "compressed-tensors-int", "gptq": "gptq", "awq": "awq"}
 ECOSYSTEMS["gptq_v1"] = ECOSYSTEMS["gptq"]
 """What rows and formats call these layouts: compressed-tensors has another one for floats."""
 
@@ -69,7 +69,7 @@ class IntegerFormat(Format):
     group_size: GroupSize
     symmetric: bool = True
     twos_complement: bool = False
-    files: Files = "compressed-tensors"
+    disk_layout: DiskLayout = "compressed-tensors"
 
     @property
     def width(self) -> int:
@@ -96,22 +96,22 @@ class IntegerFormat(Format):
 
     @property
     def ecosystem(self) -> str:
-        """That of `files`, where its library and those that run its files know the form: linears of 4 or 8 bits
+        """That of `disk_layout`, where its library and those that run its files know the form: linears of 4 or 8 bits
         (AutoAWQ's of 4) whose groups divide their inputs."""
         grouped = self.group_size == "row" or (isinstance(self.group_size, int) and self.columns % self.group_size == 0)
-        known = self.bits in ((4,) if self.files == "awq" else (4, 8)) and not self.twos_complement
-        whole = self.files == "compressed-tensors" or (self.rows % 8 == 0 and self.columns % 8 == 0)
-        return ECOSYSTEMS[self.files] if self.layout is Layout.LINEAR and grouped and known and whole else ""
+        known = self.bits in ((4,) if self.disk_layout == "awq" else (4, 8)) and not self.twos_complement
+        whole = self.disk_layout == "compressed-tensors" or (self.rows % 8 == 0 and self.columns % 8 == 0)
+        return ECOSYSTEMS[self.disk_layout] if self.layout is Layout.LINEAR and grouped and known and whole else ""
 
     def disk(self, dtype: str) -> tuple[Piece, ...]:
-        """The tensors of `files`: compressed-tensors' pack-quantized, GPTQ's, or AutoAWQ's for its GEMM."""
+        """The tensors of `disk_layout`: compressed-tensors' pack-quantized, GPTQ's, or AutoAWQ's for its GEMM."""
         groups, in_words, out_words = self.scales[1], self._words(self.columns), self._words(self.rows)
-        if self.files == "compressed-tensors":
+        if self.disk_layout == "compressed-tensors":
             zero = () if self.symmetric else (Piece("weight_zero_point", (out_words, groups), "int32"),)
             packed = Piece("weight_packed", (self.rows, in_words), "int32")
             return packed, Piece("weight_scale", self.scales, dtype), Piece("weight_shape", (2,), "int64"), *zero
         by_output = (Piece("qzeros", (groups, out_words), "int32"), Piece("scales", (groups, self.rows), dtype))
-        if self.files == "awq":
+        if self.disk_layout == "awq":
             return Piece("qweight", (self.columns, out_words), "int32"), *by_output
         return Piece("qweight", (in_words, self.rows), "int32"), *by_output, Piece("g_idx", (self.columns,), "int32")
 

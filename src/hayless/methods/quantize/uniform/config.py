@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from hayless.methods.common.integers import Files, IntegerConfig
+from hayless.methods.common.integers import DiskLayout, IntegerConfig
 
 
 class UniformConfig(IntegerConfig):
@@ -20,7 +20,7 @@ class UniformConfig(IntegerConfig):
         False, description="2 bits as published: 01 = 1, 00 = 0, 11 = −1, 10 = −2. The values are the same."
     )
 
-    files: Files = Field(
+    disk_layout: DiskLayout = Field(
         "compressed-tensors",
         description="Whose layout the files are in, where it has one for such weights: compressed-tensors, gptq (the"
         " second version of its files), gptq_v1, awq.",

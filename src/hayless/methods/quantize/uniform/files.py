@@ -86,7 +86,7 @@ def write_gptq(configs: Sequence[MethodConfig], ledger: Ledger) -> dict[str, Any
         "group_size": -1 if config.group_size == "row" else config.group_size,
         "desc_act": False,
         "sym": config.symmetric,
-        "checkpoint_format": "gptq" if config.files == "gptq_v1" else "gptq_v2",
+        "checkpoint_format": "gptq" if config.disk_layout == "gptq_v1" else "gptq_v2",
         "lm_head": False,
     }
 
@@ -106,7 +106,9 @@ def write_awq(configs: Sequence[MethodConfig], ledger: Ledger) -> dict[str, Any]
     """AutoAWQ's `quantization_config`, for its GEMM."""
     config = _only(configs)
     if config.symmetric:
-        raise NotSupported("AutoAWQ's files have zeros.", hint="Say symmetric=false, or files=compressed-tensors.")
+        raise NotSupported(
+            "AutoAWQ's files have zeros.", hint="Say symmetric=false, or disk_layout=compressed-tensors."
+        )
     return {
         "quant_method": "awq",
         "bits": config.bits,
@@ -135,9 +137,11 @@ def _config(
             f"{library} has {bits} bits in groups of {size}; {' or '.join(map(str, allowed))} bits are read, in groups"
             " of 32, 64 or 128 inputs or whole rows."
         )
-    files = "gptq_v1" if first else library
+    layout = "gptq_v1" if first else library
     targets = targets_that_are(library, packed, ledger)
-    return configure("uniform", bits=bits, group_size=size, symmetric=bool(symmetric), files=files, targets=targets)
+    return configure(
+        "uniform", bits=bits, group_size=size, symmetric=bool(symmetric), disk_layout=layout, targets=targets
+    )
 
 
 def _packed(files: WeightFiles, suffix: str) -> list[str]:
@@ -153,7 +157,9 @@ def _modules(config: IntegerConfig, ledger: Ledger) -> list[str]:
 def _only(configs: Sequence[MethodConfig]) -> UniformConfig:
     found = [config for config in configs if isinstance(config, UniformConfig)]
     if len(found) != 1:
-        raise NotSupported("Such a folder has one setting for all its weights.", hint="Say files=compressed-tensors.")
+        raise NotSupported(
+            "Such a folder has one setting for all its weights.", hint="Say disk_layout=compressed-tensors."
+        )
     return found[0]
 
 

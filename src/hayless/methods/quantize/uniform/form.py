@@ -13,7 +13,9 @@ from hayless.methods.quantize.uniform.config import UniformConfig
 
 def form_of(row: Row, config: UniformConfig) -> IntegerFormat:
     """The form of one row."""
-    return replace(integers.form_of(row, config), twos_complement=config.twos_complement, files=config.files)
+    return replace(
+        integers.form_of(row, config), twos_complement=config.twos_complement, disk_layout=config.disk_layout
+    )
 
 
 def predict(ledger: Ledger, config: UniformConfig) -> Ledger:
