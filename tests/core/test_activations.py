@@ -191,6 +191,18 @@ def test_frozen_base_with_adapters(name: str, methods: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_options_of_lora(name: str, autocast: bool) -> None:
+    """Lengths beside directions, pairs that began with singular vectors, other ranks in some layers, trained norms."""
+    layer = {"llama": "model.layers.1.mlp.up_proj", "gpt2": "h.1.mlp.c_fc"}[name]
+    config = configure("lora", dora=True, initial="pissa", ranks={layer: 16, "down": 3}, whole="norm")
+    model, ledger = built(name)
+    apply(model, [config])
+    expected = predicted(predict(ledger, [config]), arithmetic="bfloat16" if autocast else None)
+    agree(measured(model.train(), autocast=autocast), expected)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("name", ["llama", "gemma3_text", "gpt2", "opt-350m", "gpt_neox"])
 def test_rows_of_new_tokens_alone(name: str, autocast: bool) -> None:
     model, ledger = built(name)

@@ -99,10 +99,9 @@ PLAIN = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_pro
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("use_dora", True),
-        ("modules_to_save", ["lm_head"]),
-        ("rank_pattern", {"q_proj": 2}),
-        ("alpha_pattern", {"q_proj": 2}),
+        ("modules_to_save", "all"),
+        ("rank_pattern", {r".*\.layers\.[01]\.q_proj": 2}),
+        ("alpha_pattern", {"(q|v)_proj": 2}),
         ("bias", "all"),
         ("bias", "lora_only"),
         ("lora_bias", True),

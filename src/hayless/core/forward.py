@@ -15,6 +15,8 @@ from hayless.core.tape import Packed, Tape, Tensor, wider
 
 SCALE_IN, SCALE_OUT = "scale_in", "scale_out"
 """What a module calls a trained vector that its inputs, or its outputs, are multiplied by."""
+MAGNITUDE = "lora_magnitude_vector"
+"""What a module calls the trained lengths of its rows of weights, as PEFT's files do (DoRA)."""
 VIRTUAL = "virtual_tokens"
 """The module of virtual tokens, which every block attends to before the text."""
 
@@ -26,6 +28,9 @@ class Run:
         self.dims, self.shape, self.tape = ledger.dims, shape, tape
         self.paths = family_of(ledger.dims.model_type).PATHS
         self.rows: dict[tuple[str, str], Row] = {(row.module, row.parameter): row for row in ledger.rows}
+        self._by_layers: dict[tuple[str, str], list[Row]] = {}
+        for row in ledger.rows:
+            self._by_layers.setdefault((row.module, row.parameter), []).append(row)
         self._branches = _branches(ledger)
         self._weight_dtype = weight_dtype
         self._leaves: dict[tuple[str, str, int], Tensor] = {}
@@ -54,8 +59,9 @@ class Run:
 
     def weight(self, module: str, parameter: str, layer: int = 0) -> Tensor | None:
         """A weight as a leaf, the same object for shared ones; None where the model has none of that name."""
-        row = self.rows.get((module, parameter))
-        if row is None or (row.layers and layer not in row.layers):
+        found = self._by_layers.get((module, parameter), ())
+        row = next((row for row in found if not row.layers or layer in row.layers), None)
+        if row is None:
             return None
         if row.tied_to:
             module, parameter, row = row.tied_to, "weight", self.rows[row.tied_to, "weight"]
@@ -73,10 +79,22 @@ class Run:
             out = self._float8(x, weight, bias, tokens, shape)
         else:
             out = self.tape.linear(x, weight, bias, tokens, shape, self._packed(row, weight, tokens))
+        lengths = self.weight(module, MAGNITUDE, layer)
+        if lengths is not None and bias is not None:
+            out = self.tape.scale(out)
         for branch in self._branches.get(module, ()):
             if not branch[0].layers or layer in branch[0].layers:
                 out = self._branch(x, branch, layer, out)
+        if lengths is not None:
+            out = self._lengthened(out, lengths, bias)
         return self._scaled(out, module, SCALE_OUT, layer)
+
+    def _lengthened(self, out: Tensor, lengths: Tensor, bias: Tensor | None) -> Tensor:
+        """A product without its bias, times trained lengths over those that the weights have; then the bias."""
+        tape = self.tape
+        share = tape.mul(lengths, tape.constant(lengths.elements, lengths.dtype))
+        out = tape.mul(out, tape.cast(share, out.dtype))
+        return out if bias is None else tape.add(out, tape.cast(bias, out.dtype))
 
     def _float8(self, x: Tensor, weight: Tensor, bias: Tensor | None, tokens: int, shape: tuple[int, int]) -> Tensor:
         """A product of 8-bit floats: codes of both factors, forward and backward, where W is transposed before."""
@@ -370,10 +388,12 @@ class Run:
         return self._leaves[key]
 
     def _branch(self, x: Tensor, rows: tuple[Row, ...], layer: int, out: Tensor) -> Tensor:
-        """Two thin matrices one after the other, scaled and added to `out`."""
+        """Two thin matrices one after the other, scaled and added to `out`; several pairs are put side by side."""
         tape, dtype = self.tape, self.shape.arithmetic or x.dtype
-        thin, wide = (tape.cast(self._leaf(row, layer), dtype) for row in rows)
-        return tape.low_rank(out, x, thin, wide, (rows[0].in_features, rows[0].out_features, rows[1].out_features))
+        leaves = [tape.cast(self._leaf(row, layer), dtype) for row in rows]
+        thin, wide = (leaves[part] if len(rows) == 2 else tape.join(*leaves[part::2]) for part in (0, 1))
+        rank = sum(row.out_features for row in rows[::2])
+        return tape.low_rank(out, x, thin, wide, (rows[0].in_features, rank, rows[1].out_features))
 
 
 def module_of(row: Row) -> str:

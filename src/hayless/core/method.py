@@ -112,6 +112,7 @@ class MethodConfig(Options):
 
 Predict = Callable[[Ledger, Any], Ledger]
 PredictTraining = Callable[[TrainShape, Any], TrainShape]
+Rate = Callable[[Any, str], float]
 PredictDecoding = Callable[[DecodeShape, Any], DecodeShape]
 
 
@@ -125,7 +126,7 @@ class Method:
     `peft_type` names the adapter format of PEFT that this method reads and writes, `ecosystems` the layouts of packed
     weights that other libraries read. `predict_training` is to training
     what `predict` is to the model: an optimizer states its bytes a parameter, a memory method what is computed again;
-    `predict_decoding` to decoding.
+    `predict_decoding` to decoding. `rate` is what the learning rate is multiplied by for a trained tensor, by its name.
     Every option of a transform has a default, so that a bare name is a valid request.
 
     The recommender (`hayless.plan.recommend`) reads three fields. `gives_up` says in words what an optimizer costs
@@ -147,6 +148,7 @@ class Method:
     ecosystems: tuple[Ecosystem, ...] = ()
     predict_training: PredictTraining = lambda shape, config: shape
     predict_decoding: PredictDecoding = lambda shape, config: shape
+    rate: Rate = lambda config, name: 1.0
     gives_up: str = ""
     upon: str = ""
     ladder: Callable[[ModelDims], Sequence[Any]] | None = None

@@ -7,12 +7,14 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import nn
 
 from hayless.core.errors import RequestError
+from hayless.core.registry import method_of, record_of
 from hayless.model.packing import PackedModule
 from hayless.train.settings import Precision
 from hayless.train.slots import Kind, Trainable
@@ -30,8 +32,14 @@ _ARITHMETIC: dict[Precision, torch.dtype] = {"autocast": torch.bfloat16, "fp16":
 def trainables(model: nn.Module) -> list[Trainable]:
     """Every trained parameter once (shared ones under their first name). RequestError where there is none."""
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    noted = record_of(getattr(getattr(model, "config", None), "hayless", None))
     found = [
-        Trainable(name, _kind(name, parameter, tables), parameter)
+        Trainable(
+            name,
+            _kind(name, parameter, tables),
+            parameter,
+            math.prod(method_of(config).rate(config, name) for config in noted),
+        )
         for name, parameter in model.named_parameters()
         if parameter.requires_grad
     ]

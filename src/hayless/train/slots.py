@@ -80,11 +80,15 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Trainable:
-    """A tensor the optimizer moves: its name in the model, its kind, and the model's parameter or its fp32 master."""
+    """A tensor the optimizer moves: its name in the model, its kind, and the model's parameter or its fp32 master.
+
+    `rate`: what the learning rate is multiplied by for it.
+    """
 
     name: str
     kind: Kind
     tensor: torch.nn.Parameter
+    rate: float = 1.0
 
 
 class OptimizerPart(Protocol):
@@ -94,8 +98,9 @@ class OptimizerPart(Protocol):
     """Whether weights are moved during the backward pass: what is built is a `FusedOptimizer` then."""
 
     def build(self, config: Any, parameters: Sequence[Trainable]) -> torch.optim.Optimizer:
-        """An optimizer of `parameters` at the peak learning rate. It may be called several times a run, each time with
-        another share of the parameters, so that what it does to one may not depend on the others."""
+        """An optimizer of `parameters` at the peak learning rate, whose groups say under `rate` by what theirs will be
+        multiplied. It may be called several times a run, each time with another share of the parameters, so that what
+        it does to one may not depend on the others."""
         ...
 
 

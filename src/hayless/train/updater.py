@@ -40,7 +40,9 @@ class Updater:
         self._clip_norm: float | None = None
         self._optimizers = [part.build(config, chunk) for chunk in self._chunks()]
         self._names: dict[Tensor, str] = {trainable.tensor: trainable.name for trainable in self._moved}
-        self._peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in self._optimizers]
+        self._peaks = [
+            [group["lr"] * group.get("rate", 1.0) for group in optimizer.param_groups] for optimizer in self._optimizers
+        ]
 
     @property
     def device(self) -> torch.device:

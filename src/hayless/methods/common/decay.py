@@ -1,4 +1,4 @@
-"""Which parameters weight decay acts on: an option that optimizers share."""
+"""Parameter groups: which of them weight decay acts on, an option that optimizers share, and how fast they learn."""
 
 from __future__ import annotations
 
@@ -13,10 +13,15 @@ Decay = Literal["matrices", "all"]
 
 
 def decay_groups(parameters: Sequence[Trainable], weight_decay: float, decay: Decay) -> list[dict[str, Any]]:
-    """torch's parameter groups: those that decay and those that do not; a group without parameters is left out."""
-    decays: list[Tensor] = []
-    stays: list[Tensor] = []
+    """torch's parameter groups: those that decay before those that do not, those of one `rate` together.
+
+    The updater multiplies the learning rate by a group's `rate`. Groups that learn at the rate itself come first.
+    """
+    groups: dict[tuple[bool, float, float], list[Tensor]] = {}
     for item in parameters:
-        (decays if decay == "all" or item.kind is Kind.MATRIX else stays).append(item.tensor)
-    groups = ({"params": decays, "weight_decay": weight_decay}, {"params": stays, "weight_decay": 0.0})
-    return [group for group in groups if group["params"]]
+        stays = decay != "all" and item.kind is not Kind.MATRIX
+        groups.setdefault((item.rate != 1.0, item.rate, float(stays)), []).append(item.tensor)
+    return [
+        {"params": groups[key], "weight_decay": 0.0 if key[2] else weight_decay, "rate": key[1]}
+        for key in sorted(groups)
+    ]

@@ -61,6 +61,14 @@ def linear_targets(ledger: Ledger, targets: Sequence[str], method: str) -> list[
     return chosen
 
 
+def named_paths(ledger: Ledger, name: str, method: str) -> list[str]:
+    """The paths of the matrices that a role, a group or a module's name means. RequestError where there are none."""
+    found = _matches(ledger, name)
+    if not found:
+        raise unknown(f"{method} target in a {ledger.dims.model_type} model", name, _choices(ledger))
+    return [_path(row, layer) for row, layers in found for layer in layers or (0,)]
+
+
 def refuse_second(ledger: Ledger, method: str) -> None:
     """RequestError where the model has an adapter."""
     if any(row.role is Role.ADAPTER for row in ledger.rows):

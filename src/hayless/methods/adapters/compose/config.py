@@ -89,4 +89,11 @@ def read(folder: Path) -> Any:
     kind = found.get("peft_type") if isinstance(found, dict) else None
     if kind != "LORA":
         raise NotSupported(f"{folder} holds an adapter of kind {kind!r}; those that compose are LORA.")
-    return method_of(configure("lora")).load().read(found)
+    config = method_of(configure("lora")).load().read(found)
+    if not config.is_sum:
+        raise NotSupported(
+            f"{folder} holds a module with DoRA, trained norms or embeddings, or ranks or alphas of its own for some"
+            " matrices.",
+            hint="Modules compose that add one product of one rank and scaling to each matrix.",
+        )
+    return config

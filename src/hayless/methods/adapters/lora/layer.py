@@ -15,15 +15,20 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn.utils import skip_init
 from torch.utils.hooks import RemovableHandle
+from transformers.pytorch_utils import Conv1D
 
+from hayless.core.forward import MAGNITUDE
 from hayless.methods.adapters.lora.config import LoraConfig
+from hayless.methods.adapters.lora.predict import START, Site
+
+_START_A, _START_B = f"{START}_A", f"{START}_B"
 
 
 class Branch:
     """A forward hook: output + scaling · B(A(dropout(x))), computed in the dtype of the products around it.
 
     The matrices are trained in float32 and rounded for each pass, as autocast rounds weights: in 16 bits x is never
-    copied to float32, and tensor cores are used.
+    copied to float32, and tensor cores are used. With DoRA the sum without the bias is scaled to the trained lengths.
     """
 
     def __init__(self, scaling: float, dropout: float) -> None:
@@ -34,9 +39,17 @@ class Branch:
         """The module's output with the branch added, in the output's dtype."""
         x = F.dropout(inputs[0], self.dropout, training=module.training)
         dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
-        a, b = module.lora_A.weight.to(dtype), module.lora_B.weight.to(dtype)
-        added: Tensor = AddLowRank.apply(output, x, a, b, self.scaling)
-        return added
+        a, b = (factor.to(dtype) for factor in factors(module))
+        if MAGNITUDE not in module._parameters:
+            added: Tensor = AddLowRank.apply(output, x, a, b, self.scaling)
+            return added
+        # Under autocast a bias is of another dtype than what it was added to.
+        bias = None if module.bias is None else module.bias.to(output.dtype)
+        summed: Tensor = AddLowRank.apply(output if bias is None else output - bias, x, a, b, self.scaling)
+        # The lengths that the weights have are taken for a constant (DoRA, section 4.3).
+        share = getattr(module, MAGNITUDE) / lengths(module, self.scaling)
+        summed = summed * share.to(summed.dtype)
+        return summed if bias is None else summed + bias
 
 
 class AddLowRank(torch.autograd.Function):
@@ -69,15 +82,25 @@ class AddLowRank(torch.autograd.Function):
         return gradient if ctx.needs_input_grad[0] else None, for_x, for_a, for_b, None
 
 
-def attach(module: nn.Module, in_features: int, out_features: int, config: LoraConfig) -> None:
-    """Give a linear module a branch whose A and B are zero; float32, on the module's device."""
+def attach(
+    module: nn.Module, in_features: int, out_features: int, config: LoraConfig, site: Site | None = None
+) -> None:
+    """Give a linear module a branch whose A and B are zero; float32, on the module's device.
+
+    `site` has its rank and scaling where they are not those of `config`.
+    """
     device = next(tensor.device for tensor in (*module.parameters(), *module.buffers()))
-    shapes = {"lora_A": (in_features, config.rank), "lora_B": (config.rank, out_features)}
-    for name, shape in shapes.items():
+    rank, scaling = (site.rank, site.scaling) if site else (config.rank, config.scaling)
+    shapes = {"lora_A": (in_features, rank), "lora_B": (rank, out_features)}
+    frozen = {_START_A: shapes["lora_A"], _START_B: shapes["lora_B"]} if config.initial == "pissa" else {}
+    for name, shape in (shapes | frozen).items():
         thin = skip_init(nn.Linear, *shape, bias=False, device=device, dtype=torch.float32)
         nn.init.zeros_(thin.weight)
+        thin.requires_grad_(name not in frozen)
         module.add_module(name, thin)
-    handle = module.register_forward_hook(Branch(config.scaling, config.dropout))
+    if config.dora:
+        module.register_parameter(MAGNITUDE, nn.Parameter(torch.ones(out_features, device=device)))
+    handle = module.register_forward_hook(Branch(scaling, config.dropout))
     module.lora_handle = handle  # type: ignore[assignment]
 
 
@@ -88,14 +111,61 @@ def draw(module: Any, generator: torch.Generator) -> None:
     module.lora_A.weight.data.copy_(start)
 
 
-def update(module: Any, scaling: float) -> Tensor:
-    """scaling · BA (out, in), in float32 or better."""
-    b, a = module.lora_B.weight.detach(), module.lora_A.weight.detach()
-    return scaling * (b.float() @ a.float())
+def draw_singular(module: Any, scaling: float) -> None:
+    """A and B from the largest singular vectors of W (PiSSA, arXiv:2404.02948, equations 2 and 3), and the same frozen
+    and with the other sign beside them, so that the branch begins with no effect and W stays as it is."""
+    u, s, v = torch.linalg.svd(_weight(module).float(), full_matrices=False)
+    rank = len(module.lora_A.weight)
+    root = (s[:rank] / scaling).sqrt()
+    a, b = root[:, None] * v[:rank], u[:, :rank] * root
+    for name, value in (("lora_A", a), ("lora_B", b), (_START_A, a), (_START_B, -b)):
+        getattr(module, name).weight.data.copy_(value)
+
+
+def start_lengths(module: Any, scaling: float) -> None:
+    """DoRA begins with the lengths that the weights have."""
+    getattr(module, MAGNITUDE).data.copy_(lengths(module, scaling))
+
+
+def factors(module: Any) -> tuple[Tensor, Tensor]:
+    """A (r, in) and B (out, r); with what they began with beside them, r is twice the trained rank."""
+    a, b = module.lora_A.weight, module.lora_B.weight
+    if not hasattr(module, _START_A):
+        return a, b
+    return torch.cat([a, getattr(module, _START_A).weight]), torch.cat([b, getattr(module, _START_B).weight], 1)
+
+
+@torch.no_grad()
+def lengths(module: Any, scaling: float) -> Tensor:
+    """The norm of each row of W + scaling · BA, (out,), in float32.
+
+    ‖w + u‖² = ‖w‖² + 2 w·u + ‖u‖², in which u = scaling · bA is never written down.
+    """
+    w = _weight(module).float()
+    a, b = (factor.float() for factor in factors(module))
+    cross, square = ((w @ a.T) * b).sum(1), ((b @ (a @ a.T)) * b).sum(1)
+    return (w.square().sum(1) + 2 * scaling * cross + scaling**2 * square).clamp(min=0).sqrt()
+
+
+def merged(module: Any, scaling: float) -> Tensor:
+    """What an ordinary weight would be in the place of W and the branch, laid out as W is, in float32."""
+    a, b = (factor.detach().float() for factor in factors(module))
+    total = _weight(module).float() + scaling * (b @ a)
+    if MAGNITUDE in module._parameters:
+        total *= (getattr(module, MAGNITUDE).detach() / lengths(module, scaling))[:, None]
+    return total.T if isinstance(module, Conv1D) else total
 
 
 def detach(module: Any) -> None:
     """Take the branch off."""
     handle: RemovableHandle = module.lora_handle
     handle.remove()
-    del module.lora_A, module.lora_B, module.lora_handle
+    for name in ("lora_A", "lora_B", _START_A, _START_B, MAGNITUDE, "lora_handle"):
+        if hasattr(module, name):
+            delattr(module, name)
+
+
+def _weight(module: Any) -> Tensor:
+    """W (out, in)."""
+    weight: Tensor = module.weight.detach()
+    return weight.T if isinstance(module, Conv1D) else weight

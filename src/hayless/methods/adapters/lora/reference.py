@@ -17,3 +17,15 @@ def forward(x: Tensor, w0: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, sc
     delta = b @ a
     h = x @ w0.T + scale * (x @ delta.T)
     return h if bias is None else h + bias
+
+
+def dora(x: Tensor, w0: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, magnitude: Tensor, scale: float) -> Tensor:
+    """W' = m · (W₀ + s·BA) / ‖W₀ + s·BA‖, each row of weights by itself, whose norm is no function of what is trained
+    (Liu et al. 2024, arXiv:2402.09353, equation 5 and section 4.3): shapes as above, magnitude (out,).
+
+    The paper's W has its outputs in columns.
+    """
+    w = w0 + scale * b @ a
+    directed = w / w.norm(dim=1, keepdim=True).detach()
+    h = x @ (magnitude[:, None] * directed).T
+    return h if bias is None else h + bias

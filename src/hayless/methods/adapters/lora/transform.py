@@ -10,15 +10,17 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hayless.core.errors import NotSupported
+from hayless.core.forward import MAGNITUDE
 from hayless.core.ledger import Layout
 from hayless.core.method import Aspect, MethodConfig
 from hayless.core.registry import method_of
 from hayless.methods.adapters.lora import layer, peft_config
 from hayless.methods.adapters.lora.config import LoraConfig
-from hayless.methods.adapters.lora.predict import targets_of
+from hayless.methods.adapters.lora.predict import Site, sites_of
 from hayless.methods.common.adapting import fill, freeze, modules_of, peft_names, peft_task, thaw, trained
-from hayless.methods.common.sites import PEFT_PREFIX, Target, another
+from hayless.methods.common.sites import PEFT_PREFIX, another
 from hayless.methods.common.weights import plain_ledger
+from hayless.methods.common.whole_modules import check_whole, take_back, train_whole, whole_names, whole_tensors
 from hayless.model.merging import PackedBase
 from hayless.model.transform import AdapterFiles, Change, Context, record
 
@@ -33,30 +35,40 @@ class Lora:
         """Freeze the model and add a branch to each target; the model computes what it did before."""
         chosen = _add(model, config)
         generator = torch.Generator().manual_seed(context.seed)
-        for _, module, _ in chosen:
-            layer.draw(module, generator)
+        for _, module, site in chosen:
+            if config.initial == "pissa":
+                layer.draw_singular(module, site.scaling)
+            else:
+                layer.draw(module, generator)
+            if config.dora:
+                layer.start_lengths(module, site.scaling)
         return Change(config.method, tuple(path for path, *_ in chosen), figures=trained(model))
 
     @staticmethod
     def restore(model: PreTrainedModel, config: LoraConfig) -> None:
-        """Freeze the model and add empty branches."""
-        _add(model, config)
+        """Freeze the model and add empty branches, as files hold them."""
+        _add(model, config.in_files)
 
     @staticmethod
     def export(model: PreTrainedModel, config: LoraConfig) -> AdapterFiles:
         """The adapter as PEFT writes it, in float32."""
         chosen = list(_modules(model, config))
         tensors = {
-            f"{PEFT_PREFIX}{path}.{part}.weight": getattr(module, part).weight.detach().float()
+            f"{PEFT_PREFIX}{path}.{part}.weight": factor.detach().float()
             for path, module, _ in chosen
-            for part in _PARTS
+            for part, factor in zip(_PARTS, layer.factors(module), strict=True)
         }
+        for name, tensor in _others(model, config, chosen).items():
+            tensors[name] = tensor.detach().float()
+        paths = [path for path, *_ in chosen]
         found = peft_config.write(
-            config,
+            config.in_files,
             base=model.config.name_or_path or "",
             task=peft_task(model),
-            modules=peft_names(model, [path for path, *_ in chosen]),
-            transposed=all(target.row.layout is Layout.CONV1D for *_, target in chosen),
+            modules=peft_names(model, paths),
+            sites=sites_of(plain_ledger(model), config.in_files),
+            transposed=all(site.target.row.layout is Layout.CONV1D for *_, site in chosen),
+            whole=whole_names(model, config.whole, config.method),
         )
         return AdapterFiles(found, tensors)
 
@@ -67,24 +79,27 @@ class Lora:
 
     @staticmethod
     def load(model: PreTrainedModel, config: LoraConfig, tensors: dict[str, Tensor]) -> None:
-        """Fill the branches. FileDamaged for tensors that are missing, unexpected or misshapen."""
+        """Fill the branches, and what trains whole. FileDamaged for missing, unexpected or misshapen tensors."""
+        chosen = list(_modules(model, config))
         wanted = {
             f"{PEFT_PREFIX}{path}.{part}.weight": getattr(module, part).weight
-            for path, module, _ in _modules(model, config)
+            for path, module, _ in chosen
             for part in _PARTS
         }
-        fill(wanted, tensors)
+        fill(wanted | _others(model, config, chosen), tensors)
 
     @staticmethod
     def remove(model: PreTrainedModel, config: LoraConfig) -> None:
-        """Take the branches off; what is not packed trains again."""
+        """Take the branches off; what is not packed trains again, and what trained whole is what it was."""
         for _, module, _ in list(_modules(model, config)):
             layer.detach(module)
+        take_back(model, config.whole, config.method, keep=False)
         thaw(model, config)
 
     @staticmethod
     def merge(model: PreTrainedModel, config: LoraConfig, base: PackedBase | None = None) -> Change:
-        """W ← W + scaling·BA, rounded once to W's dtype; the branches go, and what is not packed trains again.
+        """W ← W + scaling·BA (with DoRA at its trained lengths), rounded once to W's dtype; the branches go, and what
+        is not packed trains again.
 
         NotSupported for packed weights that `base` does not open, and for values that a method set whose work would be
         undone.
@@ -93,34 +108,46 @@ class Lora:
         base.check((path, module) for path, module, _ in chosen)
         _refuse_merge(model, config, chosen)
         with torch.no_grad():
-            for path, module, target in chosen:
-                delta = layer.update(module, config.scaling)
+            for path, module, site in chosen:
                 with base.opened(path, module):
-                    weight = module.weight
-                    weight.copy_(weight.float() + (delta.T if target.row.layout is Layout.CONV1D else delta))
+                    module.weight.copy_(layer.merged(module, site.scaling))
                     layer.detach(module)
+        take_back(model, config.whole, config.method, keep=True)
         thaw(model, config)
         return Change(config.method, tuple(path for path, *_ in chosen))
 
 
-def _add(model: PreTrainedModel, config: LoraConfig) -> list[tuple[str, Any, Target]]:
+def _add(model: PreTrainedModel, config: LoraConfig) -> list[tuple[str, Any, Site]]:
     """Freeze the model and add branches of zeros. Refuses before anything is changed."""
     if any(hasattr(module, part) for module in model.modules() for part in _PARTS):
         raise another(config.method)
     chosen = list(_modules(model, config))
+    check_whole(model, config.whole, config.method)
     freeze(model, config.method)
-    for _, module, target in chosen:
-        layer.attach(module, target.row.in_features, target.row.out_features, config)
+    for _, module, site in chosen:
+        row = site.target.row
+        layer.attach(module, row.in_features, row.out_features, config, site)
+    train_whole(model, config.whole, config.method)
     return chosen
 
 
-def _modules(model: PreTrainedModel, config: LoraConfig) -> Iterator[tuple[str, Any, Target]]:
-    """Each target's path, module and row."""
-    return modules_of(model, targets_of(plain_ledger(model), config))
+def _modules(model: PreTrainedModel, config: LoraConfig) -> Iterator[tuple[str, Any, Site]]:
+    """Each target's path, module and site."""
+    for site in sites_of(plain_ledger(model), config):
+        for path, module, _ in modules_of(model, [site.target]):
+            yield path, module, site
 
 
-def _refuse_merge(model: PreTrainedModel, config: LoraConfig, chosen: list[tuple[str, Any, Target]]) -> None:
-    roles = {target.row.role for *_, target in chosen}
+def _others(model: PreTrainedModel, config: LoraConfig, chosen: list[tuple[str, Any, Site]]) -> dict[str, Tensor]:
+    """What is trained beside the thin matrices, by the names that PEFT's files have for it."""
+    found = {
+        f"{PEFT_PREFIX}{path}.{MAGNITUDE}": getattr(module, MAGNITUDE) for path, module, _ in chosen if config.dora
+    }
+    return found | whole_tensors(model, config.whole, config.method)
+
+
+def _refuse_merge(model: PreTrainedModel, config: LoraConfig, chosen: list[tuple[str, Any, Site]]) -> None:
+    roles = {site.target.row.role for *_, site in chosen}
     for other in record(model):
         claimed = [claim for claim in method_of(other).claims(other) if claim.aspect is Aspect.VALUES]
         if any(claim.roles & roles for claim in claimed):
