@@ -46,8 +46,8 @@ class Lora:
 
     @staticmethod
     def restore(model: PreTrainedModel, config: LoraConfig) -> None:
-        """Freeze the model and add empty branches, as files hold them."""
-        _add(model, config.in_files)
+        """Freeze the model and add empty branches."""
+        _add(model, config)
 
     @staticmethod
     def export(model: PreTrainedModel, config: LoraConfig) -> AdapterFiles:
@@ -79,7 +79,10 @@ class Lora:
 
     @staticmethod
     def load(model: PreTrainedModel, config: LoraConfig, tensors: dict[str, Tensor]) -> None:
-        """Fill the branches, and what trains whole. FileDamaged for missing, unexpected or misshapen tensors."""
+        """Fill the branches, and what trains whole, for a config that `read` gave.
+
+        FileDamaged for missing, unexpected or misshapen tensors.
+        """
         chosen = list(_modules(model, config))
         wanted = {
             f"{PEFT_PREFIX}{path}.{part}.weight": getattr(module, part).weight
