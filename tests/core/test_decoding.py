@@ -42,7 +42,7 @@ def test_a_cache_in_graphs_is_there_from_the_start() -> None:
 def test_changed_models_are_decoded_through_modules(changes: list[MethodConfig]) -> None:
     changed = predict(ledger(), changes)
     assert decode_cost(ledger(), 1, 8).work["decode"].launches == 0
-    assert decode_cost(changed, 1, 8).work["decode"].launches > 100
+    assert decode_cost(changed, 1, 8).work["decode"].launches > 50
     assert "decoded in captured graphs" not in decode_cost(changed, 1, 8).notes
     assert decode_cost(ledger("gpt2"), 1, 8).work["decode"].launches > 0
     assert decode_cost(ledger(), 1, 8, device="cpu").work["decode"].launches > 0

@@ -95,14 +95,6 @@ def test_what_forms_mean():
     assert formats.dequantize_reference(stream, torch.float32).tolist() == [[7, 1, 2]]
 
 
-@pytest.mark.parametrize("bits", range(1, 9))
-def test_packing_is_undone(bits):
-    codes = torch.randint(2**bits, (3, 11), dtype=torch.uint8)
-    stream = formats.packed(codes, bits)
-    assert stream.shape == (3, -(-11 * bits // 8))
-    assert torch.equal(formats.unpacked(stream, bits)[:, :11], codes)
-
-
 def _ptx(text: str, registers: dict[str, int]) -> dict[str, int]:
     """Registers after the instructions that packed products use of PTX, as its manual describes them."""
     floats = {"f16": torch.float16, "bf16": torch.bfloat16}

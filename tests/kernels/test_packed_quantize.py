@@ -8,7 +8,8 @@ import torch
 pytest.importorskip("triton", reason="triton is not installed")
 
 from hayless.core.errors import RequestError
-from hayless.kernels.packed.formats import dequantize_reference, unpacked
+from hayless.kernels.packed.bits import unpack
+from hayless.kernels.packed.formats import dequantize_reference
 from hayless.kernels.packed.quantize import (
     quantize_integers,
     quantize_integers_reference,
@@ -71,7 +72,7 @@ def test_tables(rows, width, block):
         found, expected = quantize_table(weight, values, block), quantize_table_reference(weight, values, block)
         assert torch.equal(found.codes, expected.codes) and torch.equal(found.absmax, expected.absmax)
         codes, absmax = quantized(weight.cpu().flatten(), block, values_of(kind))
-        high_first = unpacked(found.codes.flatten(), 4).view(-1, 2).flip(1).flatten()
+        high_first = unpack(found.codes.flatten(), 4, 2 * found.codes.numel()).view(-1, 2).flip(1).flatten()
         assert torch.equal(high_first.cpu(), codes) and torch.equal(found.absmax.cpu(), absmax)
 
 

@@ -13,7 +13,7 @@ from hayless.core.families import dims_of, ledger_of
 from hayless.core.ledger import Ledger
 from hayless.core.registry import configure
 from hayless.core.roles import BLOCK_LINEARS
-from hayless.methods.common.bits import pack
+from hayless.kernels.packed.bits import pack
 from hayless.methods.optimizers.adamw import state_bytes
 from hayless.methods.quantize.kmeans.clustering import palettize
 
@@ -171,7 +171,9 @@ def test_a_palette_of_bits(bits: int, colours: int) -> None:
     matrices = sum(row.elements for row in plain.where(BLOCK_LINEARS))
     assert {row.held[1].shape for row in packed} == {(1, colours)}
     assert sum(row.bytes for row in packed) == matrices * bits // 8 + 224 * colours * 2
-    assert ledger.files()["model"] == pytest.approx(2 * (plain.parameters - matrices) + matrices * bits / 8, rel=1e-3)
+    assert ledger.file_bytes()["model"] == pytest.approx(
+        2 * (plain.parameters - matrices) + matrices * bits / 8, rel=1e-3
+    )
 
 
 def test_deep_compressions_worked_example() -> None:

@@ -49,7 +49,7 @@ def test_a_folder_that_other_libraries_read(method: str, name: str, options: dic
     library = {"int8": "bitsandbytes", "fp8": "compressed-tensors"}[method]
     assert found["model_type"] == model.config.model_type
     assert found["quantization_config"]["quant_method"] == library
-    assert file_bytes(tmp_path / "model").weights == ledger.files()["model"]
+    assert file_bytes(tmp_path / "model").weights == ledger.file_bytes()["model"]
     check_same(model, load_model(tmp_path / "model"))
     # As another tool would have written it: without our record.
     edit_config(tmp_path / "model", remove=("hayless",))
@@ -68,7 +68,7 @@ def test_what_they_cannot_hold_is_in_our_layout(method: str, name: str, tmp_path
     model, config = packed(method, name)
     save_model(model, tmp_path / "model")
     assert json.loads((tmp_path / "model" / "config.json").read_text())["model_type"] == "hayless"
-    assert file_bytes(tmp_path / "model").weights == predicted(model, [config]).files()["model"]
+    assert file_bytes(tmp_path / "model").weights == predicted(model, [config]).file_bytes()["model"]
     check_same(model, load_model(tmp_path / "model"))
 
 

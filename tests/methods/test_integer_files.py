@@ -42,7 +42,7 @@ def test_a_folder_that_other_libraries_read(options: dict[str, Any], tmp_path: P
     found = json.loads((tmp_path / "model" / "config.json").read_text())
     library = options.get("disk_layout", "compressed-tensors").removesuffix("_v1")
     assert found["model_type"] == "llama" and found["quantization_config"]["quant_method"] == library
-    assert file_bytes(tmp_path / "model").weights == ledger.files()["model"]
+    assert file_bytes(tmp_path / "model").weights == ledger.file_bytes()["model"]
     check_same(model, load_model(tmp_path / "model"))
     # As another tool would have written it: without our record.
     edit_config(tmp_path / "model", remove=("hayless",))

@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from hayless.core.errors import HaylessError, NotSupported, RequestError
 from hayless.core.ledger import Layout
 from hayless.core.registry import configure, method_of
-from hayless.methods.common.bits import pack, unpack
+from hayless.kernels.packed.bits import pack, unpack
 from hayless.methods.common.packing import matrices_of
 from hayless.methods.quantize.kmeans import reference
 from hayless.methods.quantize.kmeans.config import KMeansConfig
@@ -51,7 +51,7 @@ def test_file_bytes_are_exact(name: str, tmp_path: Path) -> None:
     kept = {key: model.state_dict()[key] for key in shared.values()}
     save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
     size = (tmp_path / "model.safetensors").stat().st_size
-    assert predicted(model, [config]).files() == {"model": size}
+    assert predicted(model, [config]).file_bytes() == {"model": size}
 
 
 @pytest.mark.parametrize("name", tiny.NAMES)

@@ -43,7 +43,7 @@ def test_peft_reads_what_we_write(name: str, tmp_path: Path) -> None:
     files = LORA.export(model, config)
     (tmp_path / "adapter_config.json").write_text(json.dumps(files.config))
     save_file(files.tensors, tmp_path / "adapter_model.safetensors", metadata={"format": "pt"})
-    assert (tmp_path / "adapter_model.safetensors").stat().st_size == predicted(model, [config]).files()["adapter"]
+    assert (tmp_path / "adapter_model.safetensors").stat().st_size == predicted(model, [config]).file_bytes()["adapter"]
     loaded = peft.PeftModel.from_pretrained(tiny.model(name), tmp_path)
     assert torch.equal(outputs(loaded, model), logits(model))
 

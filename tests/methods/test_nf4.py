@@ -108,10 +108,10 @@ def test_packing_is_the_reference(rows: int, columns: int, kind: str, block_size
 @pytest.mark.parametrize(("kind", "double"), [("nf4", True), ("fp4", False), ("int4", True)])
 def test_kernels_are_given_the_same_numbers(kind: str, double: bool) -> None:
     packing, pieces = packed(torch.randn(48, 128), type=kind, double=double)
-    table = packing.table(pieces)
+    table = packing.held(pieces)
     for dtype in (torch.float32, torch.bfloat16):
         assert torch.equal(dequantize_reference(table, dtype), packing.unpack(pieces, dtype)[0])
-    assert packed(torch.randn(48, 96))[0].table(pieces) is None
+    assert packed(torch.randn(48, 96))[0].held(pieces) is None
 
 
 @pytest.mark.gpu

@@ -55,7 +55,7 @@ def test_a_folder_of_bitsandbytes(name: str, options: dict[str, Any], tmp_path: 
     save_model(model, tmp_path / "model")
     found = json.loads((tmp_path / "model" / "config.json").read_text())
     assert found["model_type"] == model.config.model_type and found["quantization_config"]["load_in_4bit"]
-    assert file_bytes(tmp_path / "model").weights == ledger.files()["model"]
+    assert file_bytes(tmp_path / "model").weights == ledger.file_bytes()["model"]
     check_same(model, load_model(tmp_path / "model"))
     edit_config(tmp_path / "model", remove=("hayless",))
     back = load_model(tmp_path / "model")
@@ -72,7 +72,7 @@ def test_what_bitsandbytes_cannot_hold_is_in_our_layout(name: str, options: dict
     model, config = packed(name, **options)
     save_model(model, tmp_path / "model")
     assert json.loads((tmp_path / "model" / "config.json").read_text())["model_type"] == "hayless"
-    assert file_bytes(tmp_path / "model").weights == predicted(model, [config]).files()["model"]
+    assert file_bytes(tmp_path / "model").weights == predicted(model, [config]).file_bytes()["model"]
     check_same(model, load_model(tmp_path / "model"))
 
 
@@ -84,7 +84,7 @@ def test_another_dtype_is_noted_in_each_weight(tmp_path: Path) -> None:
     check_held(back, predicted(back, [config]))
     narrow = model.to(torch.bfloat16).state_dict()
     assert all(torch.equal(tensor, narrow[name]) for name, tensor in back.state_dict().items())
-    assert file_bytes(tmp_path / "model").weights == predicted(back, [config]).files()["model"]
+    assert file_bytes(tmp_path / "model").weights == predicted(back, [config]).file_bytes()["model"]
 
 
 def test_a_recipe_knows_what_a_foreign_folder_holds(tmp_path: Path) -> None:

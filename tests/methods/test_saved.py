@@ -63,7 +63,7 @@ def test_predicted_bytes_are_the_files(name: str, which: str, tmp_path: Path) ->
     configs = configs_of(name, which)
     apply(model, configs)
     save_model(model, tmp_path / "model")
-    files = predicted(model, configs).files()
+    files = predicted(model, configs).file_bytes()
     found = file_bytes(tmp_path / "model")
     assert found.adapter == files.get("adapter", 0)
     if which != "lora":

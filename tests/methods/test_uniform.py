@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from hayless.core.errors import RequestError
 from hayless.core.ledger import Layout
 from hayless.core.registry import configure, method_of
+from hayless.kernels.packed.bits import pack, pack_rows, unpack_rows
 from hayless.kernels.packed.formats import dequantize_reference
-from hayless.methods.common.bits import pack, pack_rows, unpack_rows
 from hayless.methods.common.integer_packing import Codes, IntegerPacking, in_groups, packed, rounded, squared_error
 from hayless.methods.common.integers import IntegerFormat
 from hayless.methods.quantize.uniform import reference
@@ -111,11 +111,19 @@ def test_kernels_read_the_same_weights(options: dict[str, object], dtype: torch.
     found = form((16, 128), **{"bits": 4, "group_size": 64, **options})
     packing = IntegerPacking(found)
     pieces = rounded(torch.randn(1, 16, 128).to(dtype), found)
-    integers = packing.integers(pieces)
+    integers = packing.held(pieces)
     assert integers is not None
     assert torch.equal(dequantize_reference(integers, dtype), packing.unpack(pieces, dtype)[0])
-    for other in (form((16, 100), 4, 64), form((16, 64), 3), form((2, 16, 64), 4), form((16, 64), 4, "tensor")):
-        assert IntegerPacking(other).integers(rounded(torch.randn(other.matrices, 16, other.columns), other)) is None
+    assert found.product is not None
+    whole = form((16, 128), 4, "tensor")
+    pieces = rounded(torch.randn(1, 16, 128), whole)
+    held = IntegerPacking(whole).held(pieces)
+    assert torch.equal(
+        dequantize_reference(held, torch.float32), IntegerPacking(whole).unpack(pieces, torch.float32)[0]
+    )
+    for other in (form((16, 100), 4, 64), form((16, 64), 3)):
+        assert IntegerPacking(other).held(rounded(torch.randn(1, 16, other.columns), other)) is None
+        assert other.product is None
 
 
 def test_two_bits_are_as_published() -> None:
@@ -167,7 +175,7 @@ def test_a_model_is_as_predicted_and_comes_back_to_the_bit(name: str, tmp_path: 
     ledger = predicted(model, [config])
     check_held(model, ledger)
     save_model(model, tmp_path / "model")
-    assert ledger.files() == {"model": (tmp_path / "model" / "model.safetensors").stat().st_size}
+    assert ledger.file_bytes() == {"model": (tmp_path / "model" / "model.safetensors").stat().st_size}
     back = load_model(tmp_path / "model")
     assert torch.equal(logits(back), logits(model))
 

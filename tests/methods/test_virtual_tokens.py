@@ -106,7 +106,7 @@ def test_peft_reads_ours_and_we_read_pefts(name: str, which: str, tmp_path: Path
     save_model(tiny.model(name), tmp_path / "base")
     save_model(model, tmp_path / "ours", base=tmp_path / "base")
     size = (tmp_path / "ours" / "adapter_model.safetensors").stat().st_size
-    assert size == predicted(model, [CONFIGS[which]]).files()["adapter"]
+    assert size == predicted(model, [CONFIGS[which]]).file_bytes()["adapter"]
     theirs = peft.PeftModel.from_pretrained(tiny.model(name), tmp_path / "ours").eval()
     with torch.no_grad():
         found = theirs(**batch(model)).logits[:, -batch(model)["input_ids"].shape[1] :]

@@ -30,4 +30,4 @@ def test_file_bytes_are_exact(name: str, tmp_path: Path) -> None:
     model = tiny.model(name)
     model.save_pretrained(tmp_path)
     ledger = ledger_of(dims_of(model.config.to_dict()))
-    assert ledger.files() == {"model": (tmp_path / "model.safetensors").stat().st_size}
+    assert ledger.file_bytes() == {"model": (tmp_path / "model.safetensors").stat().st_size}

@@ -73,7 +73,7 @@ def test_into_packed_weights(name: str, base: object, adapter: str, tmp_path: Pa
     if adapter == "lora":
         assert untouched and all(torch.equal(model.state_dict()[key], value) for key, value in untouched.items())
     save_model(model, tmp_path / "model")
-    assert file_bytes(tmp_path / "model").weights == predicted(model, [base]).files()["model"]
+    assert file_bytes(tmp_path / "model").weights == predicted(model, [base]).file_bytes()["model"]
     check_same(model, load_model(tmp_path / "model"))
 
 

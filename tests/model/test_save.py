@@ -56,7 +56,7 @@ def test_narrow_and_sharded(name: str, dtype: str, tmp_path: Path) -> None:
     save_model(model, tmp_path / "model", shard_bytes=20_000)
     files = sorted((tmp_path / "model").glob("*.safetensors"))
     assert len(files) > 1 and (tmp_path / "model" / INDEX).is_file()
-    assert file_bytes(tmp_path / "model").weights == ledger_of(dims_of_model(model)).files(20_000)["model"]
+    assert file_bytes(tmp_path / "model").weights == ledger_of(dims_of_model(model)).file_bytes(20_000)["model"]
     check_same(model, load_model(tmp_path / "model"))
 
 
@@ -65,7 +65,7 @@ def test_packed_and_sharded(name: str, tmp_path: Path) -> None:
     model = tiny.model(name)
     apply(model, [KMEANS])
     save_model(model, tmp_path / "model", shard_bytes=5_000)
-    predicted = predict(ledger_of(dims_of_model(model)), [KMEANS]).files(5_000)
+    predicted = predict(ledger_of(dims_of_model(model)), [KMEANS]).file_bytes(5_000)
     assert file_bytes(tmp_path / "model").weights == predicted["model"]
     check_same(model, load_model(tmp_path / "model"))
 
@@ -116,7 +116,7 @@ def test_a_saved_dtype(name: str, tmp_path: Path) -> None:
     for key, value in back.state_dict().items():
         assert torch.equal(value, before[key].to(value.dtype)), key
     narrow = ledger_of(dims_of_model(model).with_dtype("bfloat16"))
-    assert file_bytes(tmp_path / "model").weights == predict(narrow, [KMEANS]).files()["model"]
+    assert file_bytes(tmp_path / "model").weights == predict(narrow, [KMEANS]).file_bytes()["model"]
     if name == "t5":
         # Its feed-forward overflows in float16, so transformers keeps that in float32.
         save_model(tiny.model(name), tmp_path / "plain")

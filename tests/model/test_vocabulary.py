@@ -89,7 +89,7 @@ def test_saved_and_read_back(name: str, dtype: str, tmp_path: Path) -> None:
     words = tokenizer()
     add(model, words, NEW[0], special=(NEW[1],))
     save_model(model, tmp_path / "model", tokenizer=words)
-    assert file_bytes(tmp_path / "model").weights == ledger_of(dims_of_model(model)).files()["model"]
+    assert file_bytes(tmp_path / "model").weights == ledger_of(dims_of_model(model)).file_bytes()["model"]
     back = load_model(tmp_path / "model")
     if dtype == "float32":
         check_same(model, back)

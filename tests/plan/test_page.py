@@ -20,7 +20,7 @@ from hayless.core.cost import PRECISIONS, TrainShape
 from hayless.core.devices import DEVICES, find
 from hayless.core.errors import HaylessError
 from hayless.core.families import dims_of
-from hayless.core.method import Part
+from hayless.core.method import Need, Part
 from hayless.core.registry import methods, record_of
 from hayless.plan import memory, page, recommend, running
 from hayless.plan.picture import CAUSES
@@ -34,7 +34,9 @@ from tests import tiny
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-METHODS = [card.name for card in methods((Part.TRANSFORM, Part.OPTIMIZER, Part.MEMORY))]
+PARTS = (Part.TRANSFORM, Part.OPTIMIZER, Part.MEMORY)
+METHODS = [card.name for card in methods(PARTS) if Need.TRAINED_ADAPTER not in card.needs]
+"""Not those that look at adapters' files: a page has none."""
 WAYS = [
     "full",
     *METHODS,

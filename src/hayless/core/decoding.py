@@ -227,7 +227,7 @@ def _product(group: list[Row], rows: int, count: int) -> Kernel:
     elements = sum(row.in_features * row.out_features for row in group)
     moved = rows * (group[0].in_features + sum(row.out_features for row in group)) * item_bytes(group[0].dtype)
     held = sum(tensor.bytes for row in group for tensor in row.held)
-    dtype = next((row.product.dtype for row in group if row.product), group[0].dtype)
+    dtype = next((row.product.dtype for row in group if row.product and row.product.dtype), group[0].dtype)
     widened = sum(unpacked_bytes(row) for row in group if row.product)
     unit: Unit = "stream" if rows == 1 else "matrix"
     return Kernel(unit, dtype, 2.0 * rows * elements, held + moved, count, widened)
@@ -240,4 +240,6 @@ def _unpacked(ledger: Ledger, tokens: int) -> int:
 
 def _scratch(row: Row, tokens: int) -> int:
     """What one product of a packed row takes on a GPU beside its result: the matrix unpacked unless its method says."""
-    return row.product.kernel.of(tokens) if row.product else unpacked_bytes(row)
+    if row.product is None or not row.product.serves(tokens, "cuda"):
+        return unpacked_bytes(row)
+    return row.product.kernel.of(tokens)

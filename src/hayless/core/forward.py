@@ -113,7 +113,7 @@ class Run:
     def _packed(self, row: Row, weight: Tensor, tokens: int) -> Packed:
         """What the product of a packed row with `tokens` tokens takes beside its result."""
         unpacked, product = unpacked_bytes(row), row.product
-        if product is None:
+        if product is None or not product.serves(tokens, self.shape.device):
             return Packed(unpacked, unpacked)
         scratch = product.kernel if self.shape.device == "cuda" else product.plain
         less = weight.bytes - sum(tensor.bytes for tensor in row.held)

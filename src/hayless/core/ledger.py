@@ -74,13 +74,19 @@ class Scratch:
 class Product:
     """How a packed matrix meets its input where its tensors are multiplied as they are, and not unpacked first.
 
-    `dtype` is that of the numbers that are multiplied; `kernel` is what that needs on a GPU, `plain` without a kernel
-    for it. Backward the matrix is unpacked.
+    `dtype` is that of the numbers that are multiplied, empty for the input's own; `kernel` is what that needs on a GPU,
+    `plain` without a kernel for it. Backward the matrix is unpacked. `few`: only so many tokens at most are multiplied
+    thus, and only on a GPU; more of them meet the unpacked matrix.
     """
 
     dtype: str
     kernel: Scratch
     plain: Scratch
+    few: int | None = None
+
+    def serves(self, tokens: int, device: str) -> bool:
+        """Whether so many tokens are multiplied without unpacking."""
+        return self.few is None or (device == "cuda" and tokens <= self.few)
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +212,7 @@ class Ledger:
         """A ledger with `change` applied to every row, `extra` rows added and `method` noted."""
         return replace(self, rows=tuple(change(row) for row in self.rows) + extra, methods=(*self.methods, method))
 
-    def files(self, limit: int = SHARD_BYTES) -> dict[str, int]:
+    def file_bytes(self, limit: int = SHARD_BYTES) -> dict[str, int]:
         """Exact bytes of each safetensors file this model is saved as, by name (`model`, `adapter`).
 
         A model with more than `limit` bytes of tensors is written as several files and counted whole under `model`; its

@@ -9,8 +9,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from hayless.core.ledger import Layout, Ledger, Product, Row, Stored
+from hayless.core.ledger import Layout, Ledger, Product, Row, Scratch, Stored
 from hayless.core.roles import Role
+
+FEW = 64
+"""Tokens on a GPU that are multiplied by codes as they are held; more are multiplied by the matrix, unpacked."""
+FROM_CODES = Product("", Scratch(0, 0), Scratch(0, 0), few=FEW)
+"""The product of weights whose codes a kernel turns into numbers while it reads them."""
 
 
 @dataclass(frozen=True, slots=True)

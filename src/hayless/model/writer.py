@@ -35,7 +35,7 @@ def try_writer(model: PreTrainedModel, config: MethodConfig, folder: Path | None
         folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".writer-", dir=folder) as place:
         ledger = predict(ledger_of(dims_of_model(model)), [*record(model), config])
-        needed, free = sum(ledger.files().values()), shutil.disk_usage(place).free
+        needed, free = sum(ledger.file_bytes().values()), shutil.disk_usage(place).free
         if needed > free:
             raise WorkError(
                 f"The model will take {format_bytes(needed)}, and {place} has {format_bytes(free)} left.",

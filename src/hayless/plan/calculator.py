@@ -15,7 +15,7 @@ from hayless.core.devices import DEVICES, Device
 from hayless.core.dims import ModelDims
 from hayless.core.errors import RequestError, bad_value, unknown
 from hayless.core.families import dims_of
-from hayless.core.method import MethodConfig
+from hayless.core.method import MethodConfig, Need
 from hayless.core.registry import catalogue, configure, find, record_of
 from hayless.plan import memory, recommend, running
 from hayless.plan.ways import label
@@ -105,6 +105,16 @@ def configured(name: str, **options: Any) -> MethodConfig:
     return DEFAULTS[card.name].model_copy(update=options)
 
 
+def known() -> Mapping[str, str]:
+    """`hayless.core.registry.catalogue` as far as the page has it."""
+    return KNOWN
+
+
+def without_files() -> None:
+    """What stands on the page for whatever reads or writes a model's files."""
+    raise RequestError("The calculator has no files.")
+
+
 def _model(request: Mapping[str, Any]) -> tuple[ModelDims, list[MethodConfig]]:
     """Dims of a config and the transforms that it says the model has had."""
     return dims_of(request["config"]), record_of(request["config"].get("hayless"))
@@ -122,9 +132,11 @@ def _device(request: Mapping[str, Any]) -> Device:
 
 
 def _defaults() -> dict[str, MethodConfig]:
-    """Every method that is a valid request without options."""
+    """Every method that is a valid request without options, and that looks at no files."""
     found = {}
     for name in catalogue():
+        if Need.TRAINED_ADAPTER in find(name).needs:
+            continue
         try:
             found[name] = configure(name)
         except RequestError:
@@ -142,6 +154,7 @@ def _limits(schema: Mapping[str, Any]) -> Limits | None:
 
 
 DEFAULTS: Mapping[str, MethodConfig] = _defaults()
+KNOWN: Mapping[str, str] = {name: module for name, module in catalogue().items() if name in DEFAULTS}
 LIMITS: Mapping[str, Mapping[str, Limits]] = {
     name: {
         field: limits

@@ -18,7 +18,7 @@ from hayless.core.devices import DEVICES
 from hayless.core.errors import RequestError
 from hayless.core.families import FAMILIES
 from hayless.core.method import Method, Part
-from hayless.core.registry import catalogue, methods
+from hayless.core.registry import methods
 from hayless.core.units import format_bytes
 from hayless.plan import calculator
 from hayless.plan.javascript.program import Program, runtime
@@ -74,7 +74,7 @@ def write(out: Path, start: Mapping[str, Any]) -> None:
 
 def render(start: Mapping[str, Any]) -> str:
     """The page as text; see `write`."""
-    cards = {card.name: card for card in methods(_PARTS) if card.name in calculator.DEFAULTS}
+    cards = {card.name: card for card in methods(_PARTS) if card.name in calculator.KNOWN}
     found = {
         name: {"name": name, "part": card.part.value, "summary": card.summary, "options": list(options_of(card))}
         for name, card in cards.items()
@@ -117,11 +117,12 @@ def engine() -> tuple[str, Mapping[str, str]]:
 
     And what could not be translated, with the reason.
     """
-    program = Program({registry.configure: calculator.configured})
+    doors = [door for card in methods() for each in card.ecosystems for door in (each.write, each.read)]
+    of_files = {getattr(door, "func", door): calculator.without_files for door in doors}
+    program = Program({registry.catalogue: calculator.known, registry.configure: calculator.configured, **of_files})
     for family in FAMILIES:
         program.offer(f"hayless.core.families.{family}", "read", "rows", "PATHS")
-    program.offer("hayless.methods", "CATALOGUE")
-    for module in catalogue().values():
+    for module in calculator.KNOWN.values():
         program.offer(module, "METHOD")
     answers = {
         name: program.reference(function, name)

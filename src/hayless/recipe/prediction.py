@@ -67,7 +67,7 @@ def predict(recipe: Recipe, device: DeviceKind | None = None) -> Prediction:
     stages, dims, done = walk(recipe)
     ledger, saved = rewrite(ledger_of(dims), done), _saved(dims, done, recipe.saving)
     training = stages[-1].ledger if stages else ledger
-    files = saved.files()
+    files = saved.file_bytes()
     figures: dict[str, float] = {
         "parameters": saved.parameters,
         "trainable_parameters": training.trainable,

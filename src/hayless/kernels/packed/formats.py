@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hayless.core.errors import bad_value
+from hayless.kernels.packed.bits import unpack, unpack_rows
 
 NESTED_BLOCK = 256
 """Scales that share a second scale (QLoRA, section 3: double quantization)."""
@@ -149,17 +150,17 @@ def dequantize_reference(weight: Packed, dtype: torch.dtype) -> Tensor:
     """The weight (out, in) in plain PyTorch: computed in float32, rounded once."""
     rows, width = weight.shape
     if isinstance(weight, Integers):
-        codes = unpacked(weight.codes, weight.bits).view(rows, weight.groups, -1).int()
+        codes = unpack_rows(weight.codes, weight.bits, width).view(rows, weight.groups, -1).int()
         middle = 2 ** (weight.bits - 1)
         if weight.twos_complement:
             codes = codes ^ middle
         zero = middle if weight.zero is None else weight.zero.int()[..., None]
         values = (codes - zero) * weight.scale.float()[..., None]
     elif isinstance(weight, Table):
-        high_first = unpacked(weight.codes.flatten(), 4).view(-1, 2).flip(1)
+        high_first = unpack(weight.codes.flatten(), 4, 2 * weight.codes.numel()).view(-1, 2).flip(1)
         values = weight.table[high_first.long()].view(-1, weight.block_size) * scales(weight)[:, None]
     else:
-        codes = unpacked(weight.codes, weight.bits)[: rows * width].view(rows, width)
+        codes = unpack(weight.codes.flatten(), weight.bits, rows * width).view(rows, width)
         books = weight.codebook.repeat_interleave(weight.group_size, 0)[:rows]
         values = books.gather(1, codes.long())
     return values.view(rows, width).to(dtype)
@@ -177,27 +178,6 @@ def scales(weight: Table) -> Tensor:
         return absmax
     second = nested.scale.flatten().repeat_interleave(NESTED_BLOCK)[: absmax.numel()]
     return nested.table.flatten()[absmax.long()] * second + nested.offset.flatten()
-
-
-def unpacked(codes: Tensor, bits: int) -> Tensor:
-    """Codes uint8 of a stream of `bits` an element, the lowest first; rows of bytes are streams of their own.
-
-    Bits that are left over at the end are dropped.
-    """
-    count = codes.shape[-1] * 8 // bits
-    runs = F.pad(codes, (0, -codes.shape[-1] % bits)).unflatten(-1, (-1, bits)).long()  # `bits` bytes hold 8 codes
-    words = sum((runs[..., place] << (8 * place) for place in range(1, bits)), runs[..., 0])
-    found = [((words >> (bits * place)) & (2**bits - 1)).byte() for place in range(8)]
-    return torch.stack(found, -1).flatten(-2)[..., :count].contiguous()
-
-
-def packed(codes: Tensor, bits: int) -> Tensor:
-    """The inverse of `unpacked`, along the last dimension; the last byte is filled with zeros."""
-    count = -(-codes.shape[-1] * bits // 8)
-    runs = F.pad(codes, (0, -codes.shape[-1] % 8)).unflatten(-1, (-1, 8)).long()
-    words = sum((runs[..., place] << (bits * place) for place in range(1, 8)), runs[..., 0])
-    found = [((words >> (8 * place)) & 255).byte() for place in range(bits)]
-    return torch.stack(found, -1).flatten(-2)[..., :count].contiguous()
 
 
 def _bytes(name: str, tensor: Tensor, dimensions: int | None = None, elements: int | None = None) -> None:

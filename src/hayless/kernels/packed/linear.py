@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from hayless.core.errors import NotSupported, bad_value
+from hayless.core.packing import FEW
 from hayless.kernels.packed.formats import Packed, linear_reference
-from hayless.kernels.packed.tiles import MOST_TOKENS
 
 Kernel = Literal["tensor_cores", "gemv", "gemm", "dequantize", "reference"]
 
@@ -23,7 +23,7 @@ def kernel_for(x: Tensor, weight: Packed) -> Kernel:
     from hayless.kernels.packed.tensor_cores import unsupported
 
     tokens = x.numel() // x.shape[-1]
-    if tokens > MOST_TOKENS or not in_units(weight):
+    if tokens > FEW or not in_units(weight):
         return "dequantize"
     if not unsupported(x, weight):
         return "tensor_cores"

@@ -12,7 +12,8 @@ import triton.language as tl
 from torch import Tensor
 
 from hayless.core.errors import bad_value
-from hayless.kernels.packed.formats import Integers, Table, packed
+from hayless.kernels.packed.bits import pack_rows
+from hayless.kernels.packed.formats import Integers, Table
 
 _TILE = 2048
 
@@ -143,7 +144,7 @@ def quantize_integers_reference(
     if twos_complement:
         codes ^= half
     return Integers(
-        packed(codes, bits), scale.to(dtype), bits, None if symmetric else zero.to(torch.uint8), twos_complement
+        pack_rows(codes, bits), scale.to(dtype), bits, None if symmetric else zero.to(torch.uint8), twos_complement
     )
 
 

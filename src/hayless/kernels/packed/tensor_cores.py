@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from hayless.core.errors import NotSupported
+from hayless.core.packing import FEW
 from hayless.kernels.packed.formats import Integers, Packed, Palette, Table
 from hayless.kernels.packed.gemm import add_splits
-from hayless.kernels.packed.tiles import MOST_TOKENS, CoreTiles, core_tiles_for
+from hayless.kernels.packed.tiles import CoreTiles, core_tiles_for
 
 _SCALES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.uint8: 3}
 _SHARED = 48 * 1024
@@ -32,8 +33,8 @@ def unsupported(x: Tensor, weight: Packed) -> str:
         return "it reads integers and tables of sixteen values"
     if x.dtype not in (torch.float16, torch.bfloat16):
         return f"it multiplies in fp16 and bf16, not {x.dtype}"
-    if x.shape[0] > MOST_TOKENS:
-        return f"it takes up to {MOST_TOKENS} tokens, not {x.shape[0]}"
+    if x.shape[0] > FEW:
+        return f"it takes up to {FEW} tokens, not {x.shape[0]}"
     group, word = weight.shape[1] // weight.groups, 128 // _bits(weight)
     if group % word:
         return f"groups of {group} columns are not whole times {word}, which the lanes of a row read"

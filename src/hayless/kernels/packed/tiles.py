@@ -10,9 +10,6 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-MOST_TOKENS = 64
-"""More tokens than this are multiplied by the dequantized weight."""
-
 
 @dataclass(frozen=True, slots=True)
 class VectorTiles:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from hayless.core.errors import FileDamaged, NotSupported
-from hayless.methods.common.bits import pack_rows, unpack_rows
+from hayless.kernels.packed.bits import pack_rows, unpack_rows
 from hayless.methods.common.integers import IntegerFormat, middle
 from hayless.model.packing import Pieces
 

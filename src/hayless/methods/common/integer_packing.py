@@ -16,12 +16,11 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from hayless.core.ledger import Row
+from hayless.kernels.packed.bits import pack_rows, unpack_rows
 from hayless.kernels.packed.formats import Integers
-from hayless.kernels.packed.linear import MOST_TOKENS, linear
 from hayless.methods.common import integer_files
-from hayless.methods.common.bits import pack_rows, unpack_rows
 from hayless.methods.common.integers import IntegerConfig, IntegerFormat, form_of, middle
-from hayless.model.packing import Packing, Pieces
+from hayless.model.packing import KernelPacking, Pieces
 
 Loss = Callable[[Tensor], Tensor]
 """What differences (…, n) of the weights of groups cost, (…)."""
@@ -30,7 +29,7 @@ _SHARES = tuple(1 - step / 50 for step in range(1, 40))
 """Shares of the whole range that are tried beside it."""
 
 
-class IntegerPacking(Packing[IntegerFormat]):
+class IntegerPacking(KernelPacking[IntegerFormat]):
     """(code − zero) · scale."""
 
     def unpack(self, pieces: Pieces, dtype: torch.dtype) -> Tensor:
@@ -47,20 +46,15 @@ class IntegerPacking(Packing[IntegerFormat]):
         }
         return self._values(chosen, dtype).view(*index.shape, self.form.columns)
 
-    def multiply(self, x: Tensor, bias: Tensor | None, pieces: Pieces, dtype: torch.dtype) -> Tensor:
-        """x · Wᵀ + bias; few tokens on a GPU are multiplied by a kernel that reads the codes."""
-        few = x.is_cuda and x.dtype == dtype and x.numel() <= MOST_TOKENS * self.form.columns
-        integers = self.integers(pieces) if few else None
-        return super().multiply(x, bias, pieces, dtype) if integers is None else linear(x, integers, bias)
-
-    def integers(self, pieces: Pieces) -> Integers | None:
-        """The same tensors as the kernels have them; None for what they do not read: 3 bits, stacks, a tensor's scale,
-        and groups that do not divide the columns."""
-        form = self.form
-        whole = form.columns % form.width == 0 and form.columns * form.bits % 8 == 0
-        if form.bits == 3 or form.matrices > 1 or form.group_size == "tensor" or not whole:
+    def held(self, pieces: Pieces) -> Integers | None:
+        """Codes and scales; None where a row's last group or byte is not full, and for 3 bits: no kernel reads them."""
+        form, scale, zero = self.form, pieces["scale"].detach(), pieces.get("zero")
+        if form.bits == 3 or form.columns * form.bits % 8 or form.columns % max(1, form.width):
             return None
-        return Integers(pieces["codes"], pieces["scale"], form.bits, pieces.get("zero"), form.twos_complement)
+        if form.group_size == "tensor":
+            scale = scale.expand(form.rows, 1).contiguous()
+            zero = None if zero is None else zero.expand(form.rows, 1).contiguous()
+        return Integers(pieces["codes"], scale, form.bits, zero, form.twos_complement)
 
     def to_disk(self, pieces: Pieces, dtype: torch.dtype) -> dict[str, Tensor]:
         """The tensors of the form's `disk_layout`."""

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from hayless.core.ledger import Layout, Row
-from hayless.core.packing import Format, Piece
+from hayless.core.ledger import Layout, Product, Row
+from hayless.core.packing import FROM_CODES, Format, Piece
 from hayless.methods.common.packed_rows import PackingConfig
 
 
@@ -87,6 +87,12 @@ class IntegerFormat(Format):
     def row_bytes(self) -> int:
         """Bytes of a row of codes."""
         return -(-self.columns * self.bits // 8)
+
+    @property
+    def product(self) -> Product | None:
+        """Codes are read as they are, except 3 bits and rows whose last group or byte is not full."""
+        whole = self.columns * self.bits % 8 == 0 and self.columns % max(1, self.width) == 0
+        return FROM_CODES if whole and self.bits != 3 else None
 
     def pieces(self, dtype: str) -> tuple[Piece, ...]:
         """`codes` by row, `scale` in the weights' dtype and, where not symmetric, `zero`."""

@@ -20,7 +20,7 @@ class ComposeConfig(MethodConfig):
     """The weighted sum of what several adapters add to each matrix, as one adapter."""
 
     method: Literal["compose"] = "compose"
-    modules: tuple[str, ...] = Field(min_length=1, description="Folders of LoRA adapters, as PEFT writes them.")
+    modules: tuple[str, ...] = Field((), description="Folders of LoRA adapters, as PEFT writes them.")
     weights: tuple[float, ...] | None = Field(
         None,
         description="What each module counts: 1 as it is, −1 undoes what it taught, (1, −1, 1) is an analogy; one over"
@@ -66,6 +66,8 @@ def predict(ledger: Ledger, config: ComposeConfig) -> Ledger:
 
 def result(config: ComposeConfig) -> Any:
     """The config of the adapter that comes of it: scaled by one, with every module's targets."""
+    if not config.modules:
+        raise RequestError("compose has no modules.", hint="Name the folders of trained adapters: modules: [...].")
     found = [read(Path(folder)) for folder in config.modules]
     ranks = [each.rank for each in found]
     if config.how == "separate" and len(set(ranks)) > 1:

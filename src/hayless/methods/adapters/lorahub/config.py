@@ -24,8 +24,8 @@ class LoraHubConfig(MethodConfig):
     """A and B of trained modules are summed apart, with weights that make a few examples likely."""
 
     method: Literal["lorahub"] = "lorahub"
-    modules: tuple[str, ...] = Field(min_length=1, description="Folders of LoRA adapters of one rank.")
-    examples: tuple[Example, ...] = Field(min_length=1, description="A few prompts of the task with their answers.")
+    modules: tuple[str, ...] = Field((), description="Folders of LoRA adapters of one rank.")
+    examples: tuple[Example, ...] = Field((), description="A few prompts of the task with their answers.")
     steps: int = Field(40, ge=1, description="Weights that are tried.")
     bound: float = Field(1.5, gt=0, description="Weights lie between this and its negative.")
     penalty: float = Field(0.05, ge=0, description="Nats that are added for the mean size of the weights.")

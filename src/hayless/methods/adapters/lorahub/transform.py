@@ -31,6 +31,8 @@ class LoraHub:
         """
         if context.tokenizer is None:
             raise RequestError("lorahub needs a tokenizer, and none was given.", hint="Give the context the model's.")
+        if not config.examples:
+            raise RequestError("lorahub has no examples.", hint="Give a few: examples: [{prompt: ..., answer: ...}].")
         rows = [_row(example, context.tokenizer) for example in config.examples]
         part = method_of(composition(config)).load()
         without = _loss(model, rows)

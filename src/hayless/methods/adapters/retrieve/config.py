@@ -18,8 +18,8 @@ class RetrieveConfig(MethodConfig):
     """The modules of a library that are nearest to some examples, as one adapter."""
 
     method: Literal["retrieve"] = "retrieve"
-    library: str = Field(description="The library's folder.")
-    examples: tuple[str, ...] = Field(min_length=1, description="Texts of the task; five are enough to find its kin.")
+    library: str = Field("library", description="The library's folder.")
+    examples: tuple[str, ...] = Field((), description="Texts of the task; five are enough to find its kin.")
     top: int = Field(3, ge=1, description="How many modules are taken.")
     mix: Literal["outputs", "weights", "one"] = Field(
         "outputs",

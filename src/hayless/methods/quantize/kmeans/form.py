@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from hayless.core.ledger import Ledger, Row
-from hayless.core.packing import Format, Piece
+from hayless.core.ledger import Ledger, Product, Row
+from hayless.core.packing import FROM_CODES, Format, Piece
 from hayless.methods.common.packed_rows import pack_rows
 from hayless.methods.quantize.kmeans.config import KMeansConfig
 
@@ -21,6 +21,11 @@ class PaletteFormat(Format):
     def codebooks(self) -> int:
         """How many codebooks there are."""
         return self.matrices * -(-self.rows // self.group_size)
+
+    @property
+    def product(self) -> Product | None:
+        """Indices are looked up as they are read, where bytes hold whole ones of one row."""
+        return None if 8 % self.bits or self.columns * self.bits % 8 else FROM_CODES
 
     def pieces(self, dtype: str) -> tuple[Piece, ...]:
         """The stream of indices, matrix by matrix and row by row, and the codebooks."""

@@ -8,15 +8,16 @@ import torch
 from torch import Tensor
 
 from hayless.core.ledger import Row
-from hayless.methods.common.bits import pack, unpack, unpack_at
+from hayless.kernels.packed import formats
+from hayless.kernels.packed.bits import pack, unpack, unpack_at
 from hayless.methods.common.packing import Packer
 from hayless.methods.quantize.kmeans.clustering import palettize
 from hayless.methods.quantize.kmeans.config import KMeansConfig
 from hayless.methods.quantize.kmeans.form import PaletteFormat, form_of
-from hayless.model.packing import Packing, Pieces
+from hayless.model.packing import KernelPacking, Pieces
 
 
-class Palette(Packing[PaletteFormat]):
+class Palette(KernelPacking[PaletteFormat]):
     """Indices and codebooks: a weight is a value looked up."""
 
     def unpack(self, pieces: Pieces, dtype: torch.dtype) -> Tensor:
@@ -34,6 +35,12 @@ class Palette(Packing[PaletteFormat]):
         found = unpack_at(pieces["codes"], form.bits, index[..., None].long() * form.columns + columns)
         found += (index[..., None] // form.group_size).int() << form.bits
         return pieces["codebook"].to(dtype).view(-1)[found]
+
+    def held(self, pieces: Pieces) -> formats.Palette:
+        """The indices and codebooks, which kernels look up."""
+        form = self.form
+        shape = (form.rows, form.columns)
+        return formats.Palette(pieces["codes"], pieces["codebook"].detach(), shape, form.bits, form.group_size)
 
     def _group(self, device: torch.device) -> Tensor:
         """The number of each weight's codebook, (matrices, rows, 1), int32."""

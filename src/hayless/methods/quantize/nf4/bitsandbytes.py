@@ -12,7 +12,8 @@ from hayless.core.method import MethodConfig
 from hayless.methods.common.bitsandbytes import is_about, written
 from hayless.methods.common.foreign import targets_that_are
 from hayless.methods.quantize.nf4.config import NF4Config
-from hayless.methods.quantize.nf4.form import NESTED_BLOCK, read_state
+from hayless.methods.quantize.nf4.form import NESTED_BLOCK
+from hayless.methods.quantize.nf4.state import read_state
 
 _STATE = ".weight.quant_state.bitsandbytes__"
 _TYPES = ("nf4", "fp4")

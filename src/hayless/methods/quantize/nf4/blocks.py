@@ -11,12 +11,12 @@ from torch.nn import functional as F
 from hayless.core.errors import FileDamaged, NotSupported
 from hayless.core.ledger import Row
 from hayless.kernels.packed.formats import Nested, Table
-from hayless.kernels.packed.linear import MOST_TOKENS, linear
 from hayless.methods.common.packing import Packer
 from hayless.methods.quantize.nf4.config import NF4Config
-from hayless.methods.quantize.nf4.form import NESTED_BLOCK, BlockFormat, form_of, read_state
+from hayless.methods.quantize.nf4.form import NESTED_BLOCK, BlockFormat, form_of
+from hayless.methods.quantize.nf4.state import quant_state, read_state
 from hayless.methods.quantize.nf4.tables import nearest, pairs_of, scale_values, values_of
-from hayless.model.packing import Packing, Pieces
+from hayless.model.packing import KernelPacking, Pieces
 
 _AT_ONCE = 2**22
 """Weights that are packed or looked up at a time: it bounds the memory beside the weight itself. Whole blocks."""
@@ -24,7 +24,7 @@ _SMALLEST = 1e-38
 """What a scale is divided by at least, so that a block of zeros has codes."""
 
 
-class Blocks(Packing[BlockFormat]):
+class Blocks(KernelPacking[BlockFormat]):
     """Codes and scales: a weight is a value looked up, times its block's scale; in float32, rounded once."""
 
     def unpack(self, pieces: Pieces, dtype: torch.dtype) -> Tensor:
@@ -52,17 +52,10 @@ class Blocks(Packing[BlockFormat]):
         scales = scales_of(pieces)[place // form.block_size]
         return (values_of(form.type, codes.device)[codes] * scales).to(dtype)
 
-    def multiply(self, x: Tensor, bias: Tensor | None, pieces: Pieces, dtype: torch.dtype) -> Tensor:
-        """x · Wᵀ + bias; few tokens on a GPU are multiplied by a kernel that reads the codes."""
-        few = x.is_cuda and x.dtype == dtype and x.numel() <= MOST_TOKENS * self.form.columns
-        table = self.table(pieces) if few else None
-        return super().multiply(x, bias, pieces, dtype) if table is None else linear(x, table, bias)
-
-    def table(self, pieces: Pieces) -> Table | None:
-        """The same tensors as the kernels have them; None for blocks that go on in the next row, which they do not
-        read."""
+    def held(self, pieces: Pieces) -> Table | None:
+        """None for blocks that go on in the next row, which kernels do not read."""
         form = self.form
-        if form.matrices > 1 or form.columns % form.block_size:
+        if form.columns % form.block_size:
             return None
         nested = Nested(pieces["absmax_table"], pieces["nested_absmax"], pieces["offset"]) if form.double else None
         values = values_of(form.type, pieces["codes"].device)
@@ -76,7 +69,7 @@ class Blocks(Packing[BlockFormat]):
             "weight": pieces["codes"][:, None],
             "weight.absmax": pieces["absmax"],
             "weight.quant_map": values_of(form.type).clone(),
-            form.state_name: torch.frombuffer(bytearray(form.quant_state(name, offset)), dtype=torch.uint8),
+            form.state_name: torch.frombuffer(bytearray(quant_state(form, name, offset)), dtype=torch.uint8),
         }
         if form.double:
             tensors["weight.nested_absmax"] = pieces["nested_absmax"]

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from hayless.core.ledger import Row
-from hayless.core.packing import Format, Piece
+from hayless.core.ledger import Product, Row
+from hayless.core.packing import FROM_CODES, Format, Piece
 from hayless.methods.quantize.nf4.config import NF4Config
 
 NESTED_BLOCK = 256
@@ -51,6 +48,11 @@ class BlockFormat(Format):
         )
 
     @property
+    def product(self) -> Product | None:
+        """Codes are read as they are where no block goes on in the next row."""
+        return None if self.columns % self.block_size else FROM_CODES
+
+    @property
     def ecosystem(self) -> str:
         """bitsandbytes has no int4."""
         return "" if self.type == "int4" else ECOSYSTEM
@@ -68,22 +70,22 @@ class BlockFormat(Format):
                 Piece("weight.nested_absmax", nested[1].shape, "float32"),
                 Piece("weight.nested_quant_map", (256,), "float32"),
             ]
-        return *tensors, Piece(self.state_name, (len(self.quant_state(dtype, 0.0)),), "uint8")
+        return *tensors, Piece(self.state_name, (self.state_bytes(dtype),), "uint8")
 
     @property
     def state_name(self) -> str:
         """What bitsandbytes calls the tensor that is JSON."""
         return f"weight.quant_state.bitsandbytes__{self.type}"
 
-    def quant_state(self, dtype: str, offset: float) -> bytes:
-        """That JSON. It is filled with spaces to one length, whatever the offset, so that files have a known size."""
-        state: dict[str, Any] = {"quant_type": self.type, "blocksize": self.block_size, "dtype": dtype}
-        state["shape"] = [self.rows, self.columns]
+    def state_bytes(self, dtype: str) -> int:
+        """Bytes of that JSON: its text without values, and these; filled up with spaces where it has an offset, so that
+        the length does not depend on it."""
+        text = '{"quant_type": "", "blocksize": , "dtype": "", "shape": [, ]}'
+        values = f"{self.type}{self.block_size}{dtype}{self.rows}{self.columns}"
         if not self.double:
-            return json.dumps(state).encode()
-        state |= {"nested_blocksize": NESTED_BLOCK, "nested_dtype": "float32"}
-        length = len(json.dumps({**state, "nested_offset": 0})) - 1 + _OFFSET_WIDTH
-        return json.dumps({**state, "nested_offset": offset}).ljust(length).encode()
+            return len(text) + len(values)
+        nested = f', "nested_blocksize": {NESTED_BLOCK}, "nested_dtype": "float32", "nested_offset": '
+        return len(text) + len(values) + len(nested) + _OFFSET_WIDTH
 
 
 def form_of(row: Row, config: NF4Config) -> BlockFormat:
@@ -91,12 +93,3 @@ def form_of(row: Row, config: NF4Config) -> BlockFormat:
     return BlockFormat(
         shape=row.shape, layout=row.layout, type=config.type, block_size=config.block_size, double=config.double
     )
-
-
-def read_state(content: bytes) -> Mapping[str, Any] | None:
-    """What bitsandbytes' JSON says; None for what is no such thing."""
-    try:
-        found = json.loads(content)
-    except ValueError:
-        return None
-    return found if isinstance(found, dict) else None

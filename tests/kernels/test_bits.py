@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hayless.methods.common.bits import pack, unpack, unpack_at
+from hayless.kernels.packed.bits import pack, unpack, unpack_at
 from hayless.methods.quantize.kmeans import reference
 
 
