@@ -31,6 +31,7 @@ BUDGET_TOKENS = 120_000
 """What a row may train on beyond the target."""
 HELDOUT_TOKENS = 32_768
 
+_CALIBRATION_TOKENS = 32_000
 _CONTEXT = 128
 """Tokens of context, in training as in measuring: positions that were never trained would be measured as noise."""
 _DATA = {"sources": [{"builtin": "stdlib"}]}
@@ -50,6 +51,8 @@ class Entry:
     data: str = "stdlib"
     """The builtin source it learns from and is measured on."""
     task: str = "causal"
+    calibrated: bool = False
+    """Whether it looks at text before it changes the model."""
 
 
 def _apply(method: str, **options: Any) -> dict[str, Any]:
@@ -66,12 +69,36 @@ def _train(learning_rate: float = 5e-4, **settings: Any) -> dict[str, Any]:
 ENTRIES = (
     Entry("more training", "optimizers", "adamw", (_train(),), first=True),
     Entry("more training, SGD", "optimizers", "sgd", (_train(optimizer={"method": "sgd", "learning_rate": 0.05}),)),
+    *(
+        Entry(f"more training, {label}", "optimizers", method, (_train(optimizer={"method": method, **options}),))
+        for label, method, options in (
+            ("AdamW in 8 bits", "adamw8bit", {"learning_rate": 5e-4}),
+            ("AdamW in pages", "paged", {"learning_rate": 5e-4}),
+            ("Adafactor", "adafactor", {"learning_rate": 1e-2}),
+            ("LOMO", "lomo", {"learning_rate": 0.05}),
+            ("AdaLomo", "adalomo", {"learning_rate": 1e-2}),
+        )
+    ),
     Entry("more training, checkpointing", "memory", "checkpointing", (_train(memory=["checkpointing"]),), first=True),
+    *(
+        Entry(f"more training, {label}", "memory", methods[-1], (_train(memory=methods),))
+        for label, methods in (
+            ("offload", ["checkpointing", "offload"]),
+            ("loss by chunks", ["chunked_loss"]),
+            ("fused kernels", ["fused_kernels"]),
+        )
+    ),
     Entry("LoRA rank 8", "adapters", "lora", (_apply("lora", rank=8), _train(2e-3)), first=True),
     Entry("IA³", "adapters", "ia3", (_apply("ia3"), _train(1e-2))),
     Entry("prefix of 8 tokens", "adapters", "prefix", (_apply("prefix", tokens=8, projection=64), _train(5e-3))),
     Entry("soft prompt of 8 tokens", "adapters", "prompt", (_apply("prompt", tokens=8), _train(1e-2))),
     Entry("k-means 4 bits", "quantize", "kmeans", (_apply("kmeans", bits=4),), first=True),
+    Entry("nearest 4 bits", "quantize", "uniform", (_apply("uniform"),)),
+    Entry("NF4", "quantize", "nf4", (_apply("nf4"),)),
+    Entry("GPTQ 4 bits", "quantize", "gptq", (_apply("gptq"),), calibrated=True),
+    Entry("AWQ 4 bits", "quantize", "awq", (_apply("awq"),), calibrated=True),
+    Entry("LLM.int8()", "quantize", "int8", (_apply("int8"),)),
+    Entry("8-bit floats", "quantize", "fp8", (_apply("fp8"),)),
     Entry("half the weights zero", "prune", "magnitude", (_apply("magnitude", sparsity=0.5), _train()), first=True),
     Entry("drafts from its own text", "decoding", "speculative", ({"decode": {"draft": "speculative"}},), first=True),
     Entry(
@@ -120,7 +147,8 @@ def study(folder: Path, *, everything: bool = False) -> Study:
 def _from_target(target: str, entry: Entry) -> dict[str, Any]:
     data = _DATA if entry.data == "stdlib" else {"sources": [{"builtin": entry.data}]}
     model = {"path": target, "task": entry.task}
-    return {"name": "row", "model": model, "data": data, "steps": [*entry.steps, _MEASURE]}
+    looked_at = {"calibration": {"tokens": _CALIBRATION_TOKENS}} if entry.calibrated else {}
+    return {"name": "row", "model": model, "data": data, **looked_at, "steps": [*entry.steps, _MEASURE]}
 
 
 def _pretraining(name: str, width: int, layers: int, tokens: int) -> dict[str, Any]:
