@@ -202,6 +202,17 @@ def test_options_of_lora(name: str, autocast: bool) -> None:
     agree(measured(model.train(), autocast=autocast), expected)
 
 
+@pytest.mark.parametrize("form", ["serial", "parallel"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "gpt_neox"])
+def test_bottlenecks(name: str, form: str) -> None:
+    config = configure("bottleneck", form=form, width=24, activation="relu" if name == "opt" else "gelu")
+    model, ledger = built(name)
+    apply(model, [config])
+    autocast = name == "gpt_neox"
+    expected = predicted(predict(ledger, [config]), arithmetic="bfloat16" if autocast else None)
+    agree(measured(model.train(), autocast=autocast), expected)
+
+
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("name", ["llama", "gemma3_text", "gpt2", "opt-350m", "gpt_neox"])
 def test_rows_of_new_tokens_alone(name: str, autocast: bool) -> None:

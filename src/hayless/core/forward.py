@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from hayless.core.beside import Beside
 from hayless.core.dtypes import item_bytes
 from hayless.core.families import family_of
-from hayless.core.ledger import Layout, Ledger, Row
+from hayless.core.ledger import Ledger, Row
 from hayless.core.new_rows import NAME as NEW_ROWS
 from hayless.core.roles import Role
 from hayless.core.run_shape import RunShape
@@ -15,8 +16,6 @@ from hayless.core.tape import Packed, Tape, Tensor, wider
 
 SCALE_IN, SCALE_OUT = "scale_in", "scale_out"
 """What a module calls a trained vector that its inputs, or its outputs, are multiplied by."""
-MAGNITUDE = "lora_magnitude_vector"
-"""What a module calls the trained lengths of its rows of weights, as PEFT's files do (DoRA)."""
 VIRTUAL = "virtual_tokens"
 """The module of virtual tokens, which every block attends to before the text."""
 
@@ -31,7 +30,7 @@ class Run:
         self._by_layers: dict[tuple[str, str], list[Row]] = {}
         for row in ledger.rows:
             self._by_layers.setdefault((row.module, row.parameter), []).append(row)
-        self._branches = _branches(ledger)
+        self._beside = Beside(ledger)
         self._weight_dtype = weight_dtype
         self._leaves: dict[tuple[str, str, int], Tensor] = {}
         self._hidden_dtype = "float32"
@@ -79,22 +78,7 @@ class Run:
             out = self._float8(x, weight, bias, tokens, shape)
         else:
             out = self.tape.linear(x, weight, bias, tokens, shape, self._packed(row, weight, tokens))
-        lengths = self.weight(module, MAGNITUDE, layer)
-        if lengths is not None and bias is not None:
-            out = self.tape.scale(out)
-        for branch in self._branches.get(module, ()):
-            if not branch[0].layers or layer in branch[0].layers:
-                out = self._branch(x, branch, layer, out)
-        if lengths is not None:
-            out = self._lengthened(out, lengths, bias)
-        return self._scaled(out, module, SCALE_OUT, layer)
-
-    def _lengthened(self, out: Tensor, lengths: Tensor, bias: Tensor | None) -> Tensor:
-        """A product without its bias, times trained lengths over those that the weights have; then the bias."""
-        tape = self.tape
-        share = tape.mul(lengths, tape.constant(lengths.elements, lengths.dtype))
-        out = tape.mul(out, tape.cast(share, out.dtype))
-        return out if bias is None else tape.add(out, tape.cast(bias, out.dtype))
+        return self._scaled(self._beside.add(self, x, out, module, layer), module, SCALE_OUT, layer)
 
     def _float8(self, x: Tensor, weight: Tensor, bias: Tensor | None, tokens: int, shape: tuple[int, int]) -> Tensor:
         """A product of 8-bit floats: codes of both factors, forward and backward, where W is transposed before."""
@@ -355,7 +339,7 @@ class Run:
         weight, bias = self.weight(head.module, "weight"), self.weight(head.module, "bias")
         assert weight is not None
         more = [self.weight(head.module, parameter) for parameter in (SCALE_IN, SCALE_OUT)] + [self._new_rows(head)]
-        if not (self._branches.get(head.module) or unpacked_bytes(head) or any(extra is not None for extra in more)):
+        if not (self._beside.at(head.module) or unpacked_bytes(head) or any(extra is not None for extra in more)):
             shape, targets = (head.out_features, head.in_features), tape.constant(tokens, "int64")
             found = tape.linear_cross_entropy(hidden, weight, bias, targets, shape, chunk)
             tape.hold(hidden)
@@ -387,32 +371,10 @@ class Run:
             self._leaves[key] = self.tape.leaf(size, self._weight_dtype(row), row.trainable)
         return self._leaves[key]
 
-    def _branch(self, x: Tensor, rows: tuple[Row, ...], layer: int, out: Tensor) -> Tensor:
-        """Two thin matrices one after the other, scaled and added to `out`; several pairs are put side by side."""
-        tape, dtype = self.tape, self.shape.arithmetic or x.dtype
-        leaves = [tape.cast(self._leaf(row, layer), dtype) for row in rows]
-        thin, wide = (leaves[part] if len(rows) == 2 else tape.join(*leaves[part::2]) for part in (0, 1))
-        rank = sum(row.out_features for row in rows[::2])
-        return tape.low_rank(out, x, thin, wide, (rows[0].in_features, rank, rows[1].out_features))
-
 
 def module_of(row: Row) -> str:
     """The last part of a row's path."""
     return row.module.rpartition(".")[2]
-
-
-def _branches(ledger: Ledger) -> Mapping[str, tuple[tuple[Row, ...], ...]]:
-    """Module → the chains of adapter matrices beside it (adapters' modules lie under the module they belong to)."""
-    bases = {row.module for row in ledger.rows if row.is_matrix and row.role is not Role.ADAPTER}
-    found: dict[str, dict[tuple[int, ...], list[Row]]] = {}
-    for row in ledger.rows:
-        if row.role is Role.ADAPTER and row.layout is Layout.LINEAR:
-            base = row.module
-            while base and base not in bases:
-                base = base.rpartition(".")[0]
-            if base:
-                found.setdefault(base, {}).setdefault(row.layers, []).append(row)
-    return {base: tuple(tuple(rows) for rows in chains.values()) for base, chains in found.items()}
 
 
 def unpacked_bytes(row: Row) -> int:

@@ -26,6 +26,7 @@ CATALOGUE = {
     "gptq": "hayless.methods.quantize.gptq",
     "awq": "hayless.methods.quantize.awq",
     "lora": "hayless.methods.adapters.lora",
+    "bottleneck": "hayless.methods.adapters.bottleneck",
     "ia3": "hayless.methods.adapters.ia3",
     "prefix": "hayless.methods.adapters.prefix",
     "prompt": "hayless.methods.adapters.prompt",

@@ -17,7 +17,7 @@ from torch.nn.utils import skip_init
 from torch.utils.hooks import RemovableHandle
 from transformers.pytorch_utils import Conv1D
 
-from hayless.core.forward import MAGNITUDE
+from hayless.core.beside import MAGNITUDE
 from hayless.methods.adapters.lora.config import LoraConfig
 from hayless.methods.adapters.lora.predict import START, Site
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from hayless.core.beside import MAGNITUDE
 from hayless.core.errors import RequestError, bad_value
-from hayless.core.forward import MAGNITUDE
 from hayless.core.ledger import Layout, Ledger, Row
 from hayless.methods.adapters.lora.config import LoraConfig
 from hayless.methods.common.sites import (

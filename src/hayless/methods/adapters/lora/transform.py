@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from hayless.core.beside import MAGNITUDE
 from hayless.core.errors import NotSupported
-from hayless.core.forward import MAGNITUDE
 from hayless.core.ledger import Layout
 from hayless.core.method import Aspect, MethodConfig
 from hayless.core.registry import method_of

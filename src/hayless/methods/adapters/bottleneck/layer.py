@@ -1,0 +1,89 @@
+"""The network, and the hooks that add what it gives to what a sublayer gives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hayless.methods.adapters.bottleneck.config import BottleneckConfig
+
+_STD = 1e-2
+"""Deviation of the first values (Houlsby et al. 2019, section 3.6)."""
+_ENTERING = "bottleneck_input"
+_HANDLES = "bottleneck_handles"
+
+
+class Bottleneck(nn.Module):
+    """scaling · up(f(down(x))), in float32, computed in the dtype of the products around it."""
+
+    def __init__(self, wide: int, config: BottleneckConfig, device: torch.device) -> None:
+        super().__init__()
+        self.down = _zeros(wide, config.width, device)
+        self.up = _zeros(config.width, wide, device)
+        self.relu = config.activation == "relu"
+        self.scaling = config.scaling
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (…, wide) → (…, wide)."""
+        dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+        narrow = F.linear(x, self.down.weight.to(dtype), self.down.bias.to(dtype))
+        narrow = F.relu(narrow) if self.relu else F.gelu(narrow)
+        wide = F.linear(narrow, self.up.weight.to(dtype), self.up.bias.to(dtype))
+        return wide if self.scaling == 1 else wide * self.scaling
+
+
+def attach(last: Any, first: Any, wide: int, config: BottleneckConfig) -> None:
+    """Put a bottleneck of zeros behind the last module of a sublayer; in parallel it reads what the first is given."""
+    device = next(tensor.device for tensor in (*last.parameters(), *last.buffers()))
+    network = Bottleneck(wide, config, device)
+    last.add_module(config.kind, network)
+
+    def behind(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        own = getattr(module, config.kind)
+        return output + own(module.__dict__.pop(_ENTERING) if config.form == "parallel" else output).to(output.dtype)
+
+    handles = [last.register_forward_hook(behind)]
+    if config.form == "parallel":
+        handles.append(first.register_forward_pre_hook(_Note(last)))
+    setattr(last, _HANDLES, handles)
+
+
+def draw(module: Any, config: BottleneckConfig, generator: torch.Generator) -> None:
+    """Near-identity values, or a second layer of zeros; biases are zero."""
+    network = getattr(module, config.kind)
+    for linear in (network.down, network.up):
+        if linear is network.down or config.initial == "near_identity":
+            start = torch.empty(linear.weight.shape)
+            nn.init.trunc_normal_(start, std=_STD, a=-2 * _STD, b=2 * _STD, generator=generator)
+            linear.weight.data.copy_(start)
+
+
+def detach(module: Any, kind: str) -> None:
+    """Take the bottleneck away."""
+    for handle in getattr(module, _HANDLES):
+        handle.remove()
+    delattr(module, _HANDLES)
+    delattr(module, kind)
+
+
+class _Note:
+    """A hook before the first module of a sublayer: the last one finds there what the sublayer was given.
+
+    It is taken from the dictionary of attributes, since it is no part of the module.
+    """
+
+    def __init__(self, last: Any) -> None:
+        self.last = last
+
+    def __call__(self, module: Any, inputs: tuple[Tensor, ...]) -> None:
+        self.last.__dict__[_ENTERING] = inputs[0]
+
+
+def _zeros(inputs: int, outputs: int, device: torch.device) -> nn.Linear:
+    linear = nn.utils.skip_init(nn.Linear, inputs, outputs, device=device, dtype=torch.float32)
+    nn.init.zeros_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    return linear
