@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from hayless.cli.plan import app
 from hayless.core.errors import RequestError
+from hayless.plan import grid
 
 MEASURED = str(Path(__file__).parents[2] / "benchmarks/verified/h100")
 
@@ -16,7 +17,7 @@ MEASURED = str(Path(__file__).parents[2] / "benchmarks/verified/h100")
 def test_a_finished_run_is_compared_without_running_anything(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["verify", MEASURED, "--no-run", "--out", str(tmp_path / "v.svg")])
     assert result.exit_code == 0, result.output
-    assert "60 cases" in result.output and "peak of training" in result.output
+    assert f"{len(grid.cases('cuda', quick=False))} cases" in result.output and "peak of training" in result.output
     assert "Margin of predicted peaks: ± 1%" in result.output
     assert "accelerate estimate-memory" in (tmp_path / "v.svg").read_text(encoding="utf-8")
 

@@ -111,7 +111,9 @@ def test_files_come_back_and_peft_refuses_them(name: str, tmp_path: Path) -> Non
     losses(model, steps=2)
     save_model(tiny.model(name), tmp_path / "base")
     save_model(model, tmp_path / "ours", base=tmp_path / "base")
-    assert (tmp_path / "ours/adapter_model.safetensors").stat().st_size == predicted(model, [config]).files()["adapter"]
+    assert (tmp_path / "ours/adapter_model.safetensors").stat().st_size == predicted(model, [config]).file_bytes()[
+        "adapter"
+    ]
     assert torch.equal(logits(load_model(tmp_path / "ours")), logits(model))
     with pytest.raises((KeyError, ValueError, TypeError), match="BOTTLENECK"):
         peft.PeftModel.from_pretrained(tiny.model(name), tmp_path / "ours")

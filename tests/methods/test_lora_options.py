@@ -67,7 +67,7 @@ def test_as_predicted_without_effect_at_first_and_in_files_that_peft_reads(
 
     save_model(tiny.model(name), tmp_path / "base")
     save_model(model, tmp_path / "ours", base=tmp_path / "base")
-    assert (tmp_path / "ours/adapter_model.safetensors").stat().st_size == ledger.files()["adapter"]
+    assert (tmp_path / "ours/adapter_model.safetensors").stat().st_size == ledger.file_bytes()["adapter"]
     close = {"rtol": 1e-4, "atol": 2e-5}
     theirs = peft.PeftModel.from_pretrained(tiny.model(name), tmp_path / "ours").eval()
     with torch.no_grad():

@@ -141,8 +141,8 @@ def test_adapters_that_do_not_fit(folders: Path) -> None:
     (folder / file).rename(folder / "adapter_model.bin")
     refused(folder, RequestError, "no adapter_model.safetensors")
     (folder / "adapter_model.bin").rename(folder / file)
-    edit_config(folder, name="adapter_config.json", peft_type="PREFIX_TUNING")
-    with pytest.raises(NotSupported, match=r"'PREFIX_TUNING'.*LORA"):
+    edit_config(folder, name="adapter_config.json", peft_type="LOHA")
+    with pytest.raises(NotSupported, match=r"'LOHA'.*LORA"):
         load_model(folder)
     shutil.rmtree(folder / "base")
     edit_config(folder, name="adapter_config.json", peft_type="LORA", base_model_name_or_path=None)

@@ -60,7 +60,9 @@ def recommend(
     notes = [f"Times are those of one {on.name} ({on.source}); its memory is taken as {format_bytes(on.memory_bytes)}."]
     shared = None
     if gpus != 1:
-        ways = dict.fromkeys(choice.way for choice in _telling((*advice.others, *advice.fitting)))
+        # Where a weight is moved as soon as its gradient is there, no gradients can be summed between GPUs.
+        telling = _telling((*advice.others, *advice.fitting))
+        ways = dict.fromkeys(choice.way for choice in telling if not choice.way.fused)
         shared = cluster_tables.sharing(list(ways), on, gpus, rows, sequence)
     content = None
     if write or advice.fitting or not (shared and any(row["fits"] for row in shared.records)):

@@ -16,6 +16,10 @@ class Options(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    def __hash__(self) -> int:
+        # Options may hold mappings, which have no hash of their own.
+        return hash(self.model_dump_json())
+
 
 O = TypeVar("O", bound=Options)
 
