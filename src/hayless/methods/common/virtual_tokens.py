@@ -17,11 +17,16 @@ from transformers import PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.models.opt.modeling_opt import OPTLearnedPositionalEmbedding
 
+from hayless.core.errors import NotSupported
 from hayless.core.families import family_of
 from hayless.core.families.building import Paths
 from hayless.core.forward import VIRTUAL
-from hayless.methods.common.virtual_rows import unserved
+from hayless.core.method import MethodConfig
+from hayless.methods.common.adapting import fill, freeze, refuse_marked, thaw
+from hayless.methods.common.virtual_rows import PEFT_NAME, unserved
 from hayless.model.attention import WITH_VIRTUAL, attend_by
+from hayless.model.merging import PackedBase
+from hayless.model.transform import Change
 
 KeysValues = tuple[Tensor, Tensor]
 """One layer's, each (1, h, n, d)."""
@@ -91,6 +96,39 @@ class VirtualTokens(nn.Module):
             return None if s == 1 else torch.ones(s, self.count + t, dtype=torch.bool, device=device).tril(self.count)
         seen = mask.new_ones if mask.dtype is torch.bool else mask.new_zeros
         return torch.cat((seen((*mask.shape[:-1], self.count)), mask[..., :t]), dim=-1)
+
+
+class VirtualPart:
+    """What `prefix` and `prompt` do alike in the slot of transforms: PEFT's file into the table, and taking it away."""
+
+    @staticmethod
+    def load(model: PreTrainedModel, config: MethodConfig, tensors: dict[str, Tensor]) -> None:
+        """Fill the table. FileDamaged for tensors that are missing, unexpected or misshapen."""
+        tokens: Any = model.get_submodule(VIRTUAL)
+        fill({PEFT_NAME: tokens.embedding.weight}, tensors)
+
+    @staticmethod
+    def remove(model: PreTrainedModel, config: MethodConfig) -> None:
+        """Take the virtual tokens away; what is not packed trains again."""
+        take_off(model)
+        thaw(model, config)
+
+    @staticmethod
+    def merge(model: PreTrainedModel, config: MethodConfig, base: PackedBase | None = None) -> Change:
+        """NotSupported: no weight of the base can hold them."""
+        raise NotSupported(
+            f"What {config.method} trained cannot be merged: no weight of the base holds virtual tokens.",
+            hint="Save base and adapter side by side (merge: false).",
+        )
+
+
+def begin(model: PreTrainedModel, method: str, make: Callable[[], VirtualTokens]) -> None:
+    """Freeze the model and put on the virtual tokens that `make` gives, without drawing from the global generator."""
+    refuse_marked(model, method, (VIRTUAL,))
+    freeze(model, method)
+    with torch.random.fork_rng(devices=[]):
+        tokens = make()
+    put_on(model, tokens.to(model.device), method)
 
 
 def put_on(model: PreTrainedModel, tokens: VirtualTokens, method: str) -> None:

@@ -8,17 +8,15 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from hayless.core.errors import NotSupported
 from hayless.core.forward import VIRTUAL
 from hayless.core.method import MethodConfig
 from hayless.core.registry import configure
 from hayless.methods.adapters.prefix.config import PrefixConfig, predict, width_of
-from hayless.methods.common.adapting import fill, freeze, peft_task, refuse_marked, thaw, trained
+from hayless.methods.common.adapting import peft_task, trained
 from hayless.methods.common.peft_fields import refuse_others, required
 from hayless.methods.common.virtual_rows import KNOWN, PEFT_NAME, harmless, peft_fields
-from hayless.methods.common.virtual_tokens import KeysValues, VirtualTokens, put_on, take_off
+from hayless.methods.common.virtual_tokens import KeysValues, VirtualPart, VirtualTokens, begin
 from hayless.methods.common.weights import plain_ledger
-from hayless.model.merging import PackedBase
 from hayless.model.transform import AdapterFiles, Change, Context
 
 
@@ -47,7 +45,7 @@ class _Table(VirtualTokens):
         return [(key[None], value[None]) for key, value in layers.unbind(0)]
 
 
-class Prefix:
+class Prefix(VirtualPart):
     """Fills the transform slot, with an adapter's files."""
 
     @staticmethod
@@ -65,11 +63,7 @@ class Prefix:
     def restore(model: PreTrainedModel, config: PrefixConfig) -> None:
         """Freeze the model and put keys and values before its texts."""
         predict(plain_ledger(model), config)
-        refuse_marked(model, config.method, (VIRTUAL,))
-        freeze(model, config.method)
-        with torch.random.fork_rng(devices=[]):
-            tokens = _Table(config, model)
-        put_on(model, tokens.to(model.device), config.method)
+        begin(model, config.method, lambda: _Table(config, model))
 
     @staticmethod
     def export(model: PreTrainedModel, config: PrefixConfig) -> AdapterFiles:
@@ -93,23 +87,3 @@ class Prefix:
         refuse_others(adapter_config, "PREFIX_TUNING", KNOWN, harmless)
         required(adapter_config, "num_virtual_tokens")
         return configure("prefix", tokens=adapter_config["num_virtual_tokens"], projection=None)
-
-    @staticmethod
-    def load(model: PreTrainedModel, config: PrefixConfig, tensors: dict[str, Tensor]) -> None:
-        """Fill keys and values. FileDamaged for tensors that are missing, unexpected or misshapen."""
-        tokens: Any = model.get_submodule(VIRTUAL)
-        fill({PEFT_NAME: tokens.embedding.weight}, tensors)
-
-    @staticmethod
-    def remove(model: PreTrainedModel, config: PrefixConfig) -> None:
-        """Take them away; what is not packed trains again."""
-        take_off(model)
-        thaw(model, config)
-
-    @staticmethod
-    def merge(model: PreTrainedModel, config: PrefixConfig, base: PackedBase | None = None) -> Change:
-        """NotSupported: no weight of the base can hold keys and values."""
-        raise NotSupported(
-            "A prefix cannot be merged: no weight of the base holds keys and values.",
-            hint="Save base and adapter side by side (merge: false).",
-        )

@@ -9,20 +9,19 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
-from hayless.core.errors import NotSupported, RequestError
+from hayless.core.errors import RequestError
 from hayless.core.forward import VIRTUAL
 from hayless.core.method import MethodConfig
 from hayless.core.registry import configure
 from hayless.methods.adapters.prompt.config import PromptConfig, predict
-from hayless.methods.common.adapting import fill, freeze, peft_task, refuse_marked, thaw, trained
+from hayless.methods.common.adapting import peft_task, trained
 from hayless.methods.common.peft_fields import refuse_others, required
 from hayless.methods.common.virtual_rows import KNOWN, PEFT_NAME, harmless, peft_fields
-from hayless.methods.common.virtual_tokens import KeysValues, VirtualTokens, decoder_of, put_on, take_off
+from hayless.methods.common.virtual_tokens import KeysValues, VirtualPart, VirtualTokens, begin, decoder_of
 from hayless.methods.common.weights import plain_ledger
-from hayless.model.merging import PackedBase
 from hayless.model.transform import AdapterFiles, Change, Context
 
 
@@ -42,7 +41,7 @@ class _Soft(VirtualTokens):
         return self.heard(decoder, inputs_embeds=self.embedding.weight[None].to(table.weight.dtype), use_cache=False)
 
 
-class Prompt:
+class Prompt(VirtualPart):
     """Fills the transform slot, with an adapter's files."""
 
     @staticmethod
@@ -63,11 +62,7 @@ class Prompt:
     def restore(model: PreTrainedModel, config: PromptConfig) -> None:
         """Freeze the model and put embeddings before its texts."""
         predict(plain_ledger(model), config)
-        refuse_marked(model, config.method, (VIRTUAL,))
-        freeze(model, config.method)
-        with torch.random.fork_rng(devices=[]):
-            tokens = _Soft(config, model)
-        put_on(model, tokens.to(model.device), config.method)
+        begin(model, config.method, lambda: _Soft(config, model))
 
     @staticmethod
     def export(model: PreTrainedModel, config: PromptConfig) -> AdapterFiles:
@@ -85,26 +80,6 @@ class Prompt:
         refuse_others(adapter_config, "PROMPT_TUNING", KNOWN, harmless)
         required(adapter_config, "num_virtual_tokens")
         return configure("prompt", tokens=adapter_config["num_virtual_tokens"])
-
-    @staticmethod
-    def load(model: PreTrainedModel, config: PromptConfig, tensors: dict[str, Tensor]) -> None:
-        """Fill the embeddings. FileDamaged for tensors that are missing, unexpected or misshapen."""
-        tokens: Any = model.get_submodule(VIRTUAL)
-        fill({PEFT_NAME: tokens.embedding.weight}, tensors)
-
-    @staticmethod
-    def remove(model: PreTrainedModel, config: PromptConfig) -> None:
-        """Take them away; what is not packed trains again."""
-        take_off(model)
-        thaw(model, config)
-
-    @staticmethod
-    def merge(model: PreTrainedModel, config: PromptConfig, base: PackedBase | None = None) -> Change:
-        """NotSupported: no weight of the base can hold embeddings of no token."""
-        raise NotSupported(
-            "A soft prompt cannot be merged: the base has no tokens for its embeddings.",
-            hint="Save base and adapter side by side (merge: false).",
-        )
 
 
 def _ids(config: PromptConfig, context: Context) -> list[int]:
