@@ -202,6 +202,16 @@ def test_options_of_lora(name: str, autocast: bool) -> None:
     agree(measured(model.train(), autocast=autocast), expected)
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mixtral"])
+def test_mixtures_of_loras(name: str, autocast: bool) -> None:
+    config = configure("lora_moe", experts=6, rank=8)
+    model, ledger = built(name)
+    apply(model, [config])
+    expected = predicted(predict(ledger, [config]), arithmetic="bfloat16" if autocast else None)
+    agree(measured(model.train(), autocast=autocast), expected)
+
+
 @pytest.mark.parametrize("form", ["serial", "parallel"])
 @pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "gpt_neox"])
 def test_bottlenecks(name: str, form: str) -> None:

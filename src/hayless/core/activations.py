@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from hayless.core.beside import beside_stack
 from hayless.core.errors import NotSupported
 from hayless.core.forward import Run, RunShape
 from hayless.core.ledger import Ledger, Row
@@ -105,10 +106,13 @@ def _experts(run: Run, h: Tensor, layer: int) -> Tensor:
     unread = [round(missed * weight.bytes) for weight in (gate_up, down)]
     # Grouped products are not among those that autocast makes narrow: they have the weights' dtype.
     with tape.unfused():
-        both = tape.linear(tape.cast(x, gate_up.dtype), gate_up, None, chosen, (2 * width, hidden), unread=unread[0])
+        x = tape.cast(x, gate_up.dtype)
+        both = tape.linear(x, gate_up, None, chosen, (2 * width, hidden), unread=unread[0])
+        both = beside_stack(run, x, both, f"{mlp}.experts", "gate_up_proj", layer)
         gate, up = tape.parts(both, (chosen * width, chosen * width))
         wide = tape.cast(tape.mul(run.activation(gate), up), down.dtype)
         inner = tape.linear(wide, down, None, chosen, (hidden, width), unread=unread[1])
+        inner = beside_stack(run, wide, inner, f"{mlp}.experts", "down_proj", layer)
     weighted = tape.mul(inner, tape.indexed(weights, chosen, sort))
     summed = tape.unary(tape.indexed(weighted, weighted.elements, sort), "nothing", h.elements)
     tape.hold(h)

@@ -17,6 +17,15 @@ MAGNITUDE = "lora_magnitude_vector"
 """What a module calls the trained lengths of its rows of weights, as PEFT's files do (DoRA)."""
 BOTTLENECKS = ("serial_gelu", "serial_relu", "parallel_gelu", "parallel_relu")
 """What the last module of a sublayer calls a bottleneck behind it, or beside the sublayer, by its activation."""
+MIXTURE = "lora_moe"
+"""What a module calls the gate and the thin matrices of a mixture beside it."""
+
+
+def thin_names(stack: str) -> tuple[str, str]:
+    """What a stack of experts calls the thin matrices beside its matrices `gate_up_proj` or `down_proj`."""
+    part = stack.removesuffix("_proj")
+    return f"lora_{part}_A", f"lora_{part}_B"
+
 
 _ENTRANCES = {Role.O: (Role.Q, Role.QKV), Role.CROSS_O: (Role.CROSS_Q,), Role.DOWN: (Role.UP, Role.GATE_UP)}
 
@@ -64,6 +73,8 @@ class Beside:
             share = tape.mul(lengths, tape.constant(lengths.elements, lengths.dtype))
             out = tape.mul(out, tape.cast(share, out.dtype))
             out = out if bias is None else tape.add(out, tape.cast(bias, out.dtype))
+        if run.weight(f"{module}.{MIXTURE}.gate", "weight", layer) is not None:
+            out = tape.add(out, tape.cast(_mixture(run, x, f"{module}.{MIXTURE}", layer), out.dtype))
         for kind in BOTTLENECKS:
             place = f"{module}.{kind}"
             if run.weight(f"{place}.down", "weight", layer) is not None:
@@ -79,6 +90,32 @@ def _branch(run: Run, x: Tensor, out: Tensor, rows: tuple[Row, ...], layer: int)
     thin, wide = (leaves[part] if len(rows) == 2 else tape.join(*leaves[part::2]) for part in (0, 1))
     rank = sum(row.out_features for row in rows[::2])
     return tape.low_rank(out, x, thin, wide, (rows[0].in_features, rank, rows[1].out_features))
+
+
+def _mixture(run: Run, x: Tensor, place: str, layer: int) -> Tensor:
+    """What the thin matrices of all make of x, each share times its gate, and put together."""
+    tape, dtype = run.tape, run.shape.arithmetic or x.dtype
+    gate, thin, wide = (f"{place}.{part}" for part in ("gate", "lora_A", "lora_B"))
+    count, width = run.rows[gate, "weight"].shape
+    out, rank = run.rows[wide, "weight"].shape
+    tokens = x.elements // width
+    gates, a, b = (tape.cast(_leaf(run, part, "weight", layer), dtype) for part in (gate, thin, wide))
+    scores = tape.cast(tape.linear(x, gates, None, tokens, (count, width)), "float32")
+    inner = tape.linear(x, a, None, tokens, (rank, width))
+    inner = tape.mul(inner, tape.cast(tape.unary(scores, "output"), dtype))
+    return tape.scale(tape.linear(inner, b, None, tokens, (out, rank)))
+
+
+def beside_stack(run: Run, x: Tensor, out: Tensor, module: str, stack: str, layer: int) -> Tensor:
+    """`out`, what a stack of experts makes of sorted tokens x, with the thin matrices of each expert added."""
+    tape, names = run.tape, thin_names(stack)
+    if run.weight(module, names[0], layer) is None:
+        return out
+    a, b = (tape.cast(_leaf(run, module, name, layer), x.dtype) for name in names)
+    _, rank, width = run.rows[module, names[0]].shape
+    tokens = x.elements // width
+    inner = tape.linear(x, a, None, tokens, (rank, width))
+    return tape.add(out, tape.scale(tape.linear(inner, b, None, tokens, (out.elements // tokens, rank))))
 
 
 def _bottleneck(run: Run, x: Tensor, place: str, layer: int) -> Tensor:
@@ -118,10 +155,10 @@ def _chains(ledger: Ledger) -> Mapping[str, tuple[tuple[Row, ...], ...]]:
 
 
 def _parted(row: Row) -> tuple[str, str]:
-    """The module that a row's bottleneck belongs to, and which kind it is; empty for other rows."""
+    """The module that a row's bottleneck or mixture belongs to, and which kind it is; empty for other rows."""
     place = row.module.rpartition(".")[0]
     module, _, kind = place.rpartition(".")
-    return (module, kind) if row.role is Role.ADAPTER and kind in BOTTLENECKS else ("", "")
+    return (module, kind) if row.role is Role.ADAPTER and kind in (*BOTTLENECKS, MIXTURE) else ("", "")
 
 
 def _shared(one: str, other: str) -> int:

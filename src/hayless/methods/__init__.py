@@ -26,6 +26,7 @@ CATALOGUE = {
     "gptq": "hayless.methods.quantize.gptq",
     "awq": "hayless.methods.quantize.awq",
     "lora": "hayless.methods.adapters.lora",
+    "lora_moe": "hayless.methods.adapters.lora_moe",
     "bottleneck": "hayless.methods.adapters.bottleneck",
     "ia3": "hayless.methods.adapters.ia3",
     "prefix": "hayless.methods.adapters.prefix",

@@ -89,6 +89,7 @@ ENTRIES = (
         )
     ),
     Entry("LoRA rank 8", "adapters", "lora", (_apply("lora", rank=8), _train(2e-3)), first=True),
+    Entry("mixture of 4 LoRAs", "adapters", "lora_moe", (_apply("lora_moe", rank=4), _train(2e-3))),
     Entry("bottlenecks of 16", "adapters", "bottleneck", (_apply("bottleneck", width=16), _train(2e-3))),
     Entry("IA³", "adapters", "ia3", (_apply("ia3"), _train(1e-2))),
     Entry("prefix of 8 tokens", "adapters", "prefix", (_apply("prefix", tokens=8, projection=64), _train(5e-3))),

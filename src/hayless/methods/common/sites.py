@@ -43,8 +43,8 @@ def branch_claims(targets: Sequence[str]) -> tuple[Claim, ...]:
     return (Claim(Aspect.BRANCH, roles),)
 
 
-def linear_targets(ledger: Ledger, targets: Sequence[str], method: str) -> list[Target]:
-    """The linear modules that `targets` name, in the ledger's order.
+def linear_targets(ledger: Ledger, targets: Sequence[str], method: str, *, stacks: bool = False) -> list[Target]:
+    """The linear modules that `targets` name, in the ledger's order; stacks of experts among them if `stacks`.
 
     RequestError for a name that matches nothing; NotSupported for stacked experts, routers, embeddings and a head that
     is tied to them.
@@ -57,7 +57,7 @@ def linear_targets(ledger: Ledger, targets: Sequence[str], method: str) -> list[
         for row, layers in found:
             wanted.setdefault(row, set()).update(layers)
     chosen = [Target(row, tuple(sorted(wanted[row]))) for row in ledger.rows if row in wanted]
-    _refuse(ledger, chosen, method)
+    _refuse(ledger, [target for target in chosen if not (stacks and target.row.layout is Layout.EXPERTS)], method)
     return chosen
 
 
@@ -102,7 +102,12 @@ def _matches(ledger: Ledger, target: str) -> list[tuple[Row, tuple[int, ...]]]:
     ending = "." + target.removeprefix(".")
     found = []
     for row in matrices:
-        layers = tuple(layer for layer in row.layers or (0,) if f".{_path(row, layer)}".endswith(ending))
+        # Of a stack of experts the parameter may be named as well.
+        paths = {
+            layer: (f".{_path(row, layer)}", f".{_path(row, layer)}.{row.parameter}") for layer in row.layers or (0,)
+        }
+        tried = 2 if row.layout is Layout.EXPERTS else 1
+        layers = tuple(layer for layer, both in paths.items() if any(path.endswith(ending) for path in both[:tried]))
         if layers:
             found.append((row, layers if row.layers else ()))
     return found
@@ -117,7 +122,7 @@ def _refuse(ledger: Ledger, chosen: list[Target], method: str) -> None:
             raise NotSupported(
                 f"{method} does not reach stacked experts: {target.paths[0]}.{row.parameter} holds"
                 f" {row.shape[0]} matrices in one tensor.",
-                hint=f"Leave the experts out: targets=[{usual}].",
+                hint=f"Leave the experts out: targets=[{usual}]; or apply lora_moe, which reaches them.",
             )
         if row.role is Role.ROUTER or row.layout not in (Layout.LINEAR, Layout.CONV1D):
             raise NotSupported(
