@@ -20,9 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.pytorch_utils import Conv1D
 
 from hayless.core.ledger import Layout
-from hayless.core.packing import FEW, Format, held_name
-from hayless.kernels.packed.formats import Packed
-from hayless.kernels.packed.linear import linear
+from hayless.core.packing import Format, held_name
 
 Pieces = Mapping[str, Tensor]
 """The tensors of one packed weight, by the names of its format's pieces."""
@@ -61,20 +59,6 @@ class Packing(Generic[F_co]):
 
     def from_disk(self, tensors: Mapping[str, Tensor], name: str) -> Pieces:
         """The pieces that such tensors are. NotSupported or FileDamaged, with the weight's `name`, for any others."""
-        raise NotImplementedError
-
-
-class KernelPacking(Packing[F_co]):
-    """A packing whose codes kernels turn into numbers while they read them, for few tokens on a GPU."""
-
-    def multiply(self, x: Tensor, bias: Tensor | None, pieces: Pieces, dtype: torch.dtype) -> Tensor:
-        """x · Wᵀ + bias, by a kernel where one serves."""
-        few = x.is_cuda and x.dtype == dtype and x.numel() <= FEW * self.form.columns
-        held = self.held(pieces) if few and self.form.matrices == 1 else None
-        return super().multiply(x, bias, pieces, dtype) if held is None else linear(x, held, bias)
-
-    def held(self, pieces: Pieces) -> Packed | None:
-        """One matrix as the kernels have it: the pieces themselves; None where none reads such a form."""
         raise NotImplementedError
 
 

@@ -20,7 +20,8 @@ from hayless.kernels.packed.bits import pack_rows, unpack_rows
 from hayless.kernels.packed.formats import Integers
 from hayless.methods.common import integer_files
 from hayless.methods.common.integers import IntegerConfig, IntegerFormat, form_of, middle
-from hayless.model.packing import KernelPacking, Pieces
+from hayless.methods.common.kernel_packing import KernelPacking
+from hayless.model.packing import Pieces
 
 Loss = Callable[[Tensor], Tensor]
 """What differences (…, n) of the weights of groups cost, (…)."""

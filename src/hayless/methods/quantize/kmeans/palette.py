@@ -10,11 +10,12 @@ from torch import Tensor
 from hayless.core.ledger import Row
 from hayless.kernels.packed import formats
 from hayless.kernels.packed.bits import pack, unpack, unpack_at
+from hayless.methods.common.kernel_packing import KernelPacking
 from hayless.methods.common.packing import Packer
 from hayless.methods.quantize.kmeans.clustering import palettize
 from hayless.methods.quantize.kmeans.config import KMeansConfig
 from hayless.methods.quantize.kmeans.form import PaletteFormat, form_of
-from hayless.model.packing import KernelPacking, Pieces
+from hayless.model.packing import Pieces
 
 
 class Palette(KernelPacking[PaletteFormat]):

@@ -11,12 +11,13 @@ from torch.nn import functional as F
 from hayless.core.errors import FileDamaged, NotSupported
 from hayless.core.ledger import Row
 from hayless.kernels.packed.formats import Nested, Table
+from hayless.methods.common.kernel_packing import KernelPacking
 from hayless.methods.common.packing import Packer
 from hayless.methods.quantize.nf4.config import NF4Config
 from hayless.methods.quantize.nf4.form import NESTED_BLOCK, BlockFormat, form_of
 from hayless.methods.quantize.nf4.state import quant_state, read_state
 from hayless.methods.quantize.nf4.tables import nearest, pairs_of, scale_values, values_of
-from hayless.model.packing import KernelPacking, Pieces
+from hayless.model.packing import Pieces
 
 _AT_ONCE = 2**22
 """Weights that are packed or looked up at a time: it bounds the memory beside the weight itself. Whole blocks."""
