@@ -224,6 +224,33 @@ def test_tokens_leave_early_and_their_layers_are_drawn(folder: str, tmp_path: Pa
     assert json.loads(learnt.stdout)["early_exit"]["calibration"]["risk"] == 0.9 and "Early exit" in learnt.stderr
 
 
+def test_the_cache_is_held_in_few_bits(folder: str) -> None:
+    asked = ["--prompt", PROMPT, "--tokens", "12", "--ignore-end", "--cache", "kv:8", "--cache-group", "4"]
+    document = json.loads(run(generate, folder, *asked, "--cache-residual", "64", "--json").stdout)
+    assert document["tokens"] == list(_expected(max_tokens=12, ignore_end=True).tokens)
+    assert document["cache"] == {"method": "kv", "bits": 8, "group_size": 4, "residual": 64}
+    found = run(generate, folder, *asked, "--cache-residual", "4", "--stats")
+    assert found.exit_code == 0 and "8 bits but for the last 4 tokens" in found.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--cache-group", "4"], "--cache-group is given without --cache"),
+        (["--cache", "kv:3"], "--cache = 'kv:3' is not possible; allowed: kv:8, kv:4, kv:2"),
+        (["--cache", "kv:4", "--cache-residual", "0"], "--cache-residual = 0"),
+        (["--cache", "kv:4", "--cache-residual", "40"], "no multiple of group_size 32"),
+        (["--cache", "kv:4", "--lookup"], "excludes drafts and early exits"),
+    ],
+)
+def test_caches_that_cannot_be_are_refused(folder: str, arguments: list[str], message: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        raised(run(generate, folder, "--prompt", PROMPT, *arguments))
+    assert message in str(caught.value)
+    with pytest.raises(RequestError):
+        raised(run(serve, folder, *arguments))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

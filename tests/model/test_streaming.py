@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from hayless.core.errors import FileDamaged, RequestError
 from hayless.core.registry import configure
@@ -20,6 +17,7 @@ from hayless.model.save import save_model
 from hayless.model.streaming import build_and_pack, load_and_pack
 from hayless.model.transform import apply, record
 from tests import tiny
+from tests.live import Live
 from tests.methods.running import check_held, predicted
 from tests.model.saving import check_same, edit_tensors
 
@@ -114,28 +112,6 @@ def test_weights_that_are_drawn(tmp_path: Path) -> None:
     check_same(model, again)
     ids = torch.tensor([[3, 4, 5]])
     assert torch.isfinite(model(input_ids=ids).logits).all() and change.figures["mean_squared_error"] > 0
-
-
-class Live(TorchDispatchMode):
-    """Bytes of the storages that operations made inside the block and that are still there, and their peak."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        seen = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)}
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, torch.Tensor) and leaf.untyped_storage()._cdata not in seen:
-                storage = leaf.untyped_storage()
-                self._count(storage.nbytes())
-                weakref.finalize(storage, self._count, -storage.nbytes())
-        return result
-
-    def _count(self, size: int) -> None:
-        self.now += size
-        self.peak = max(self.peak, self.now)
 
 
 def test_memory_stays_below_a_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -133,6 +133,12 @@ def test_a_saved_model_is_decoded_as_its_recipe_says(tmp_path: Path, monkeypatch
     assert done.receipt.figure("decode_peak_bytes").predicted == found.figures["decode_peak_bytes"]
     with pytest.raises(RequestError, match="none"):
         predict(recipe(tmp_path, {"decode": {"draft": {"draft": str(tmp_path / "none")}}}, measure))
+    cache = {"cache": {"bits": 2, "group_size": 4, "residual": 4}}
+    wanted = recipe(tmp_path, {"decode": cache}, measure, model=model)
+    done, _ = quietly(wanted, tmp_path / "third")
+    note = done.receipt.figure("ms_per_token").note
+    assert note and "cache in 2 bits but for the last 4 tokens" in note
+    assert predict(wanted).figures["decode_peak_bytes"] != alone.figures["decode_peak_bytes"]
 
 
 def test_a_model_larger_than_its_device_is_changed_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,6 +54,8 @@ def test_a_recipe_says_how_its_model_is_decoded() -> None:
     for named in ("speculative", {"draft": "lookup"}, {"method": "speculative"}):
         recipe = decoded({"decode": {"draft": named}}, "measure")
         assert recipe.decoding is not None and recipe.decoding.draft == configure("speculative")
+    recipe = decoded({"decode": {"cache": {"bits": 2}}}, "measure")
+    assert recipe.decoding is not None and recipe.decoding.methods == [configure("kv", bits=2)]
     assert decoded("measure").decoding is None
 
 
@@ -62,7 +64,9 @@ def test_a_recipe_says_how_its_model_is_decoded() -> None:
     [
         ([{"decode": {"draft": {"tokens": 17}}}, "measure"], {}, r"steps.0.decode.draft.tokens: 17"),
         ([{"decode": {"draft": {"method": "kmeans"}}}, "measure"], {}, "steps.0.decode.draft"),
-        ([{"decode": {}}, "measure"], {}, "steps.0.decode.draft: is missing"),
+        ([{"decode": {}}, "measure"], {}, "draft or cache: give one"),
+        ([{"decode": {"draft": "speculative", "cache": "kv"}}, "measure"], {}, "draft or cache: give one"),
+        ([{"decode": {"cache": {"residual": 40}}}, "measure"], {}, "residual is 40, no multiple of group_size 32"),
         ([{"decode": {"draft": "speculative"}}], {}, "add a measure step"),
         ([{"decode": {"draft": "speculative"}}, {"measure": {"decode": False}}], {}, "add a measure step"),
         ([{"decode": {"draft": "speculative"}}] * 2 + ["measure"], {}, "decode twice"),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from hayless.cli.caches import Cache, CacheGroup, CacheResidual, quantized_cache
 from hayless.cli.drafts import Draft, DraftLayers, DraftTokens, Lookup, SelfDraft, speculation
 from hayless.cli.exits import (
     Exit,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from hayless.decode.engine import Engine, Piece
+    from hayless.decode.slots import CachePart
     from hayless.methods.decoding.early_exit.part import EarlyExit
 
 _FINISH = {
@@ -65,6 +67,9 @@ def generate(
     exit_layers: int = ExitLayers,
     exit_heads: str = ExitHeads,
     exit_trace: Path = ExitTrace,
+    cache: str = Cache,
+    cache_group: int = CacheGroup,
+    cache_residual: int = CacheResidual,
     deterministic: bool = typer.Option(
         False,
         "--deterministic",
@@ -100,6 +105,7 @@ def generate(
     )
     speculative = speculation(draft, self_draft, lookup, draft_tokens, draft_layers, preflight)
     early = early_exit(exit, exit_threshold, exit_risk, exit_text, exit_layers, exit_heads, exit_trace)
+    quantized = quantized_cache(cache, cache_group, cache_residual)
     text = _prompt(prompt, prompt_file)
     from hayless.core.registry import method_of
     from hayless.decode.engine import Engine
@@ -112,7 +118,16 @@ def generate(
         check_tokenizer(loaded, words)
         part = method_of(speculative).load()(speculative, loaded, words, say=_remark) if speculative else None
         leaving: EarlyExit | None = method_of(early).load()(early, loaded, words, say=_remark) if early else None
-        engine = Engine(loaded, words, backend=backend, draft=part, exit=leaving, deterministic=deterministic)  # type: ignore[arg-type]
+        held: CachePart | None = method_of(quantized).load()(quantized, loaded, words) if quantized else None
+        engine = Engine(
+            loaded,
+            words,
+            backend=backend,  # type: ignore[arg-type]
+            draft=part,
+            exit=leaving,
+            cache=held,
+            deterministic=deterministic,
+        )
         ids = engine.encode(text)
         path = engine.path
         made = _Made(len(ids))
@@ -121,6 +136,7 @@ def generate(
     about: dict[str, Any] = {"backend": path.backend, "reason": path.reason, "device": str(loaded.device)}
     about |= {"share_of_bandwidth_limit": share} | ({"speculation": part.document()} if part else {})
     about |= {"early_exit": leaving.document()} if leaving else {}
+    about |= {"cache": quantized.model_dump(mode="json")} if quantized else {}
     if leaving and exit_trace and made.pieces:
         draw_trace(leaving, [str(words.decode([piece.token])) for piece in made.pieces], exit_trace)
     if json:
@@ -130,6 +146,7 @@ def generate(
         rows = [] if share is None else [("limit", f"{share:.0%} of what the memory's bandwidth allows without drafts")]
         rows += [("drafts", str(part))] if part else []
         rows += [("early exit", str(leaving))] if leaving else []
+        rows += [("cache", str(held))] if held else []
         rows += [("path", f"{path.backend} ({path.reason}{prepared})"), ("device", str(loaded.device))]
         table(["", ""], [*made.rows(), *rows], console=err)
     if made.finish == "interrupted":

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from hayless.cli.caches import Cache, CacheGroup, CacheResidual, quantized_cache
 from hayless.cli.drafts import Draft, DraftLayers, DraftTokens, Lookup, SelfDraft, speculation
 from hayless.cli.output import Device, Dtype, Json, Model, emit, err
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from hayless.methods.decoding.kv.config import KVConfig
     from hayless.methods.decoding.speculative.config import SpeculativeConfig
     from hayless.serve.settings import ServeSettings
 
@@ -43,6 +45,9 @@ def serve(
     lookup: bool = Lookup,
     draft_tokens: str = DraftTokens,
     draft_layers: int = DraftLayers,
+    cache: str = Cache,
+    cache_group: int = CacheGroup,
+    cache_residual: int = CacheResidual,
     deterministic: bool = typer.Option(
         False, "--deterministic", help="Give each request the tokens that it gets alone, to the bit; slower."
     ),
@@ -61,6 +66,7 @@ def serve(
     from hayless.serve.settings import ServeSettings
 
     drafts = speculation(draft, self_draft, lookup, draft_tokens, draft_layers, preflight=True)
+    quantized = quantized_cache(cache, cache_group, cache_residual)
     if self_draft and adapters is not None:
         raise RequestError(
             "--self-draft and --adapters exclude each other: a model with an adapter runs through its modules.",
@@ -73,7 +79,9 @@ def serve(
         import uvicorn
     except ImportError:
         raise MissingExtra("uvicorn", "serve", "hayless serve") from None
-    app, called = _app(model, adapters, name, tokenizer, drafts, deterministic, backend, device, dtype, settings, token)
+    app, called = _app(
+        model, adapters, name, tokenizer, drafts, quantized, deterministic, backend, device, dtype, settings, token
+    )
     if host not in _LOOPBACK and token is None:
         err.print(f"[yellow]Whoever reaches {host}:{port} can use the model: there is no bearer token.[/yellow]")
     try:
@@ -112,6 +120,7 @@ def _app(
     name: str | None,
     tokenizer: str | None,
     drafts: SpeculativeConfig | None,
+    quantized: KVConfig | None,
     deterministic: bool,
     backend: str,
     device: str,
@@ -143,7 +152,8 @@ def _app(
             f"The model and an adapter are both called {called!r}.", hint="Give the model another --name."
         )
     part = method_of(drafts).load()(drafts, loaded, words) if drafts else None
-    engine = Engine(loaded, words, backend=backend, draft=part, deterministic=deterministic)  # type: ignore[arg-type]
+    held = method_of(quantized).load()(quantized, loaded, words) if quantized else None
+    engine = Engine(loaded, words, backend=backend, draft=part, cache=held, deterministic=deterministic)  # type: ignore[arg-type]
     err.print(f"{called}: {engine.path.backend} on {loaded.device} ({engine.path.reason})")
     server = Server(Service(engine, found, settings), called, words)
     return create_app(server, token), server.models

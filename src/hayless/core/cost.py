@@ -112,12 +112,46 @@ class TrainShape:
 
 
 @dataclass(frozen=True, slots=True)
+class CacheForm:
+    """A quantized cache of keys and values: `bits` a number, and a scale and a least value, in the model's dtype, for
+    each group.
+
+    A channel of keys has groups of `group_size` tokens, and `residual` tokens are quantized at once; a token's values
+    have groups of as many channels of a head (all, where it has fewer), and the last `residual` stay as they are.
+    """
+
+    bits: int
+    group_size: int
+    residual: int
+
+    def channels(self, head_dim: int) -> int:
+        """Channels of a head in a group of values."""
+        return min(self.group_size, head_dim)
+
+    def quantized(self, tokens: int) -> tuple[int, int]:
+        """How many of a row's first tokens have quantized keys, and how many quantized values."""
+        return tokens // self.residual * self.residual, max(0, tokens - self.residual)
+
+    def bytes(self, head_dim: int, item: int, tokens: int) -> int:
+        """Bytes of one head's keys and values of a row of `tokens`, in a dtype of `item` bytes."""
+        keys, values = self.quantized(tokens)
+        codes = (keys + values) * head_dim * self.bits // 8
+        groups = keys // self.group_size * head_dim + values * (head_dim // self.channels(head_dim))
+        return codes + item * (2 * groups + (2 * tokens - keys - values) * head_dim)
+
+    def unpacked_bytes(self, width: int, item: int, tokens: int) -> int:
+        """What turning codes into numbers takes beside these: the codes of one row's keys, `width` a token, as numbers
+        in a dtype of `item` bytes, and where they are smaller than a byte, in one each before."""
+        return max(self.quantized(tokens)) * width * (item + (self.bits < 8))
+
+
+@dataclass(frozen=True, slots=True)
 class DecodeShape:
     """How a model is decoded, as far as memory depends on it.
 
     `batch` rows grow to `context` tokens. A method that drafts sets the rest: `drafted` tokens a row at most are
     checked in one pass; `draft` names the model that drafts them, if one does that is there for nothing else; `tried`:
-    decoding without drafts is tried before.
+    decoding without drafts is tried before. One that holds keys and values in another form sets `cache`.
     """
 
     batch: int
@@ -125,6 +159,7 @@ class DecodeShape:
     drafted: int = 0
     draft: str | None = None
     tried: bool = False
+    cache: CacheForm | None = None
     device: Literal["cuda", "cpu"] = "cuda"
 
 
@@ -315,9 +350,14 @@ def _beside_states(ledger: Ledger, shape: TrainShape) -> int:
     return total
 
 
-def kv_cache_bytes(dims: ModelDims, batch: int, context: int, dtype: str | None = None) -> int:
+def kv_cache_bytes(
+    dims: ModelDims, batch: int, context: int, dtype: str | None = None, form: CacheForm | None = None
+) -> int:
     """Bytes of keys and values of `context` tokens; an encoder-decoder also keeps those of as many source tokens."""
     stacks = 2 if dims.encoder_layers else 1
+    if form is not None:
+        heads = stacks * dims.num_layers * dims.num_kv_heads * batch
+        return heads * form.bytes(dims.head_dim, item_bytes(dtype or dims.dtype), context)
     return 2 * stacks * dims.num_layers * dims.kv_width * batch * context * item_bytes(dtype or dims.dtype)
 
 

@@ -16,6 +16,7 @@ from hayless.core.activations import record
 from hayless.core.allocator import allocated_bytes, workspace_bytes
 from hayless.core.cost import (
     Bytes,
+    CacheForm,
     Cost,
     DecodeShape,
     at_least,
@@ -52,18 +53,20 @@ def decode_cost(
     context: int,
     *,
     cache_dtype: str | None = None,
+    cache_form: CacheForm | None = None,
     attention: Literal["sdpa", "eager"] = "sdpa",
     device: Literal["cuda", "cpu"] = "cuda",
 ) -> Cost:
     """What decoding costs `batch` rows: `prefill` reads `context` tokens a row, `decode` adds one token after them.
 
-    The cache has the model's dtype unless `cache_dtype` says otherwise.
+    The cache has the model's dtype unless `cache_dtype` says otherwise, and is whole unless `cache_form` does.
     """
     at_least(1, batch=batch, context=context)
     dims = ledger.dims
     if dims.family == "bert":
         raise NotSupported("BERT does not continue text.")
-    graphs = device == "cuda" and cache_dtype is None and attention == "sdpa" and _graphed(ledger)
+    plain = cache_dtype is None and cache_form is None and attention == "sdpa"
+    graphs = device == "cuda" and plain and _graphed(ledger)
     run = RunShape(batch, context, training=False, attention=attention, logits=1, device=device)
     reading = record(ledger, run)
     weights, beside = weight_bytes(ledger), _beside(ledger, device)
@@ -86,17 +89,20 @@ def decode_cost(
             (*notes_of(dims, attention), "decoded in captured graphs"),
         )
     one_token = record(ledger, replace(run, sequence=1))
-    cache = kv_cache_bytes(dims, batch, context, cache_dtype)
-    one_layer = cache // dims.num_layers
+    cache = kv_cache_bytes(dims, batch, context, cache_dtype, cache_form)
+    one_layer = kv_cache_bytes(dims, batch, context, cache_dtype) // dims.num_layers
+    item = item_bytes(cache_dtype or dims.dtype)
+    # One layer's keys exist twice for a moment; of a quantized cache, one layer exists whole beside its codes.
+    moved = one_layer + cache_form.unpacked_bytes(dims.kv_width, item, context) if cache_form else one_layer // 2
     if device == "cuda":
         beside += workspace_bytes(dims.qkv_bias or dims.mlp_bias)
     resting = Bytes(weights=weights, kv_cache=cache, temporary=beside)
     phases = {
         "prefill": resting + during(replay(reading).forward),
-        # One layer's keys exist twice for a moment.
-        "decode": resting + Bytes(temporary=one_layer // 2) + during(replay(one_token).forward),
+        "decode": resting + Bytes(temporary=moved) + during(replay(one_token).forward),
     }
-    # The tape of one token attends to itself alone; every layer also reads the cache, and copies it to lengthen it.
+    # The tape of one token attends to itself alone; every layer also reads the cache, and copies it to lengthen it, or
+    # writes it out whole from its codes.
     attended = Kernel("attention", dims.dtype, 4.0 * dims.q_width * batch * context, one_layer, dims.num_layers)
     copied = elementwise(one_layer, 2 * dims.num_layers)
     step = forward_work(one_token) + Work((attended, copied), copied.count)
@@ -108,7 +114,7 @@ def decode_peak(ledger: Ledger, shape: DecodeShape, draft: Ledger | None = None)
 
     `draft` is the model that `shape.draft` names: its weights and its cache are there as long as the target's.
     """
-    plain = decode_cost(ledger, shape.batch, shape.context, device=shape.device)
+    plain = decode_cost(ledger, shape.batch, shape.context, cache_form=shape.cache, device=shape.device)
     if not shape.drafted:
         return plain.peak
     models = [ledger] if draft is None else [ledger, draft]

@@ -1,16 +1,19 @@
 """A static cache with a length for each row.
 
 Row r holds `lengths[r]` tokens in its first slots; what lies behind them is undefined and never read. A row is cut
-back by lowering its length (`truncate`), which is all that a rejected draft needs.
+back by lowering its length (`truncate`), which is all that a rejected draft needs. Shapes: b rows, s new tokens,
+t tokens in the cache, d head_dim.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
+from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
@@ -18,6 +21,23 @@ from hayless.core.dims import ModelDims
 from hayless.core.errors import bad_value
 
 _SMALLEST = 64
+
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+"""Puts a layer's new keys and values (b, kv_heads, s, d) into a cache, and gives what the new queries (b, heads, s, d)
+get from all that their row holds then: (b, heads, s, d)."""
+
+
+class Cache(Protocol):
+    """What a program's forward pass asks of a cache."""
+
+    lengths: list[int]
+    """Tokens that each row holds."""
+
+    def entering(self, new: int) -> Attend:
+        """Make ready for `new` more tokens in every row, which join layer by layer."""
+
+    def advance(self, new: int) -> None:
+        """The tokens have joined in every layer."""
 
 
 class StaticCache:
@@ -54,6 +74,32 @@ class StaticCache:
         capacity = max(_SMALLEST, 1 << (needed - 1).bit_length())
         self.k, self.v = (_grown(tensor, capacity) for tensor in (self.k, self.v))
 
+    def entering(self, new: int) -> Attend:
+        """Make ready for `new` more tokens in every row, which join layer by layer.
+
+        Rows attend together where all are as long.
+        """
+        self.reserve(new)
+        starts, even = self.lengths, min(self.lengths) == max(self.lengths)
+        groups = [(slice(None), starts[0])] if even else [(slice(r, r + 1), n) for r, n in enumerate(starts)]
+        masks = {n: seen_mask(new, n, self.k.device) for n in set(starts)}
+
+        def attend_layer(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            cached_k, cached_v = self.k[layer], self.v[layer]
+            found = []
+            for rows, n in groups:
+                cached_k[rows, :, n : n + new] = k[rows]
+                cached_v[rows, :, n : n + new] = v[rows]
+                held_k, held_v = cached_k[rows, :, : n + new], cached_v[rows, :, : n + new]
+                found.append(attend(q[rows], held_k, held_v, masks[n]))
+            return found[0] if even else torch.cat(found)
+
+        return attend_layer
+
+    def advance(self, new: int) -> None:
+        """The tokens have joined in every layer."""
+        self.lengths = [n + new for n in self.lengths]
+
     def select(self, rows: Sequence[int]) -> None:
         """Keep these rows, in this order."""
         index = torch.tensor(rows, dtype=torch.long, device=self.k.device)
@@ -84,6 +130,24 @@ def keeps_all(cache: DynamicCache) -> bool:
     Rows can then be added, padded and cut back.
     """
     return all(type(layer) is DynamicLayer for layer in cache.layers)
+
+
+def seen_mask(new: int, before: int, device: torch.device) -> Tensor | None:
+    """Which keys (s, before + s) each of `new` tokens sees, where that is neither all nor plain causal."""
+    if new == 1 or before == 0:
+        return None
+    return torch.ones(new, before + new, dtype=torch.bool, device=device).tril(before)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention of the last tokens' queries (b, heads, s, d) to keys and values (b, kv_heads, t, d), by `seen_mask`."""
+    grouped = q.shape[1] != k.shape[1]
+    causal = q.shape[2] > 1 and mask is None
+    if mask is not None and grouped and q.is_cuda:
+        # The fused kernels that take a mask do not take grouped queries.
+        times = q.shape[1] // k.shape[1]
+        k, v, grouped = k.repeat_interleave(times, 1), v.repeat_interleave(times, 1), False
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
 
 
 def _grown(tensor: Tensor, capacity: int) -> Tensor:

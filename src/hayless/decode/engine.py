@@ -24,7 +24,7 @@ from hayless.decode.program import Program, Unplanned, plan
 from hayless.decode.readers import ModuleReader, ProgramReader, Reader, RowReader
 from hayless.decode.request import Batch, Finish, Generation, Piece, Request
 from hayless.decode.running import Running
-from hayless.decode.slots import DraftPart, ExitPart, Target
+from hayless.decode.slots import CachePart, DraftPart, ExitPart, Target
 
 if TYPE_CHECKING:
     from hayless.decode.graphs import Graphs
@@ -56,7 +56,8 @@ class Engine:
     `backend` is how: "modules" runs transformers' own modules, "program" the model's weights in plain PyTorch (for
     Llama's layout), "graphs" the same in Triton kernels and a captured CUDA graph; "auto" takes the last of these that
     the model and the device allow, and `path` says which and why. `draft` fills the slot for methods that give several
-    tokens a pass of the model, `exit` the one for methods that let tokens leave it early, never in graphs. With
+    tokens a pass of the model, `exit` the one for methods that let tokens leave it early, `cache` the one for methods
+    that hold keys and values in another form; the last two never in graphs, and one at most is given. With
     `deterministic` a request gets the same tokens, to the bit, alone and in any batch: rows go through the model one by
     one, and in graphs through kernels that cut up sums in one way, whatever the shape.
 
@@ -71,6 +72,7 @@ class Engine:
         backend: Backend | Literal["auto"] = "auto",
         draft: DraftPart | None = None,
         exit: ExitPart | None = None,
+        cache: CachePart | None = None,
         deterministic: bool = False,
     ) -> None:
         check_causal(model)
@@ -78,6 +80,12 @@ class Engine:
             raise NotSupported(
                 "A draft and early exits exclude each other: what checks drafts is the whole model.",
                 hint="Give one; a model's own first layers draft for it without changing what it says.",
+            )
+        if cache is not None and (draft is not None or exit is not None):
+            raise NotSupported(
+                "A cache in another form excludes drafts and early exits: what it has quantized cannot be cut back, and"
+                " skipped layers have keys of their own.",
+                hint="Give one of them.",
             )
         if deterministic and (draft is not None or exit is not None):
             raise NotSupported(
@@ -91,6 +99,7 @@ class Engine:
         self.backend = backend
         self.draft = draft
         self.exit = exit
+        self.cache = cache
         self.deterministic = deterministic
         self._program: Program | None = None
         self._graphs: Graphs | None = None
@@ -106,7 +115,10 @@ class Engine:
         """Bytes that a step of `rows` rows with `held` tokens each in the cache must read; None for models without a
         program."""
         program = self._chosen()[1]
-        return None if program is None else program.weight_bytes + rows * held * program.token_bytes
+        if program is None:
+            return None
+        cached = held * program.token_bytes if self.cache is None else self.cache.row_bytes(program.dims, held)
+        return program.weight_bytes + rows * cached
 
     def stream(self, prompt: Prompt, options: SamplingOptions | None = None) -> Iterator[Piece]:
         """The continuation of `prompt`, token by token. RequestError for a prompt that does not fit the context."""
@@ -230,6 +242,8 @@ class Engine:
 
     def _plain(self, requests: Sequence[Request]) -> Batch:
         path, program = self._chosen()
+        if (cache := self.cache) is not None:
+            return self._eager(lambda: cache.reader(program), requests)
         if program is None:
             return self._eager(lambda: ModuleReader(self.model), requests)
         if path.backend == "program":
@@ -265,12 +279,15 @@ class Engine:
         if self.backend == "program":
             return Path("program", "asked for"), self._program
         early = "where a token leaves is decided on the host" if self.exit is not None else None
+        held = "its cache is in another form than their kernels read" if self.cache is not None else None
         packed = "packed weights have no kernels whose rows are their own" if self._program.packed else None
-        missing = early or (packed if self.deterministic else None) or _no_graphs(self._program)
+        missing = early or held or (packed if self.deterministic else None) or _no_graphs(self._program)
         if missing is None:
             return Path("graphs", "a CUDA device with Triton"), self._program
         if self.backend == "graphs":
-            raise NotSupported(f"backend = 'graphs' cannot be used: {missing}.", hint="Use backend 'auto'.")
+            raise NotSupported(
+                f"backend = 'graphs' cannot be used: {missing}.", hint="Use backend 'auto' or 'program'."
+            )
         return Path("program", missing), self._program
 
 

@@ -28,7 +28,7 @@ from transformers.models.qwen3 import modeling_qwen3
 from hayless.core.dims import ModelDims
 from hayless.core.errors import NotSupported, RequestError, bad_value
 from hayless.core.roles import Role
-from hayless.decode.cache import StaticCache
+from hayless.decode.cache import Cache, StaticCache
 from hayless.decode.products import AnyProduct, Linear, PackedProduct
 from hayless.model.anatomy import Anatomy, Site
 from hayless.model.attention import VARLEN
@@ -136,15 +136,15 @@ class Program:
         return self._tables
 
     @torch.inference_mode()
-    def forward(self, ids_bs: Tensor, cache: StaticCache) -> Tensor:
+    def forward(self, ids_bs: Tensor, cache: Cache) -> Tensor:
         """Hidden states (b, s, h) of new tokens after the last block, before its norm; they join the cache.
 
-        Each row's tokens follow the `lengths` it has in the cache. Every row gets s tokens: cut those back that are
-        padding with `cache.truncate`.
+        Each row's tokens follow the `lengths` it has in the cache. Every row gets s tokens: those that are padding
+        are to be cut back.
         """
         s = ids_bs.shape[1]
-        cache.reserve(s)
-        starts = list(cache.lengths)
+        attend = cache.entering(s)
+        starts = cache.lengths
         longest = max(starts) + s
         even = min(starts) == max(starts)
         cos, sin = self.rope(longest)
@@ -153,26 +153,18 @@ class Program:
         else:
             at_bs = torch.tensor(starts, device=self.device)[:, None] + torch.arange(s, device=self.device)
             cos, sin = cos[at_bs][:, :, None], sin[at_bs][:, :, None]
-        groups = [(slice(None), starts[0])] if even else [(slice(r, r + 1), n) for r, n in enumerate(starts)]
-        masks = {n: _mask(s, n, self.device) for n in set(starts)}
         heads = [self.dims.num_heads, self.dims.num_kv_heads]
         x_bsh = F.embedding(ids_bs, self.embedding)
-        for layer, cached_k, cached_v in zip(self.layers, cache.k, cache.v, strict=True):
+        for number, layer in enumerate(self.layers):
             y_bsh = self.norm(x_bsh, layer.input_gain)
             q, k, v = self._heads(layer.q(y_bsh)), self._heads(layer.k(y_bsh)), self._heads(layer.v(y_bsh))
             turned = _turn(torch.cat((self.norm(q, layer.q_gain), self.norm(k, layer.k_gain)), 2), cos, sin)
             q, k = turned.transpose(1, 2).split(heads, 1)
-            v = v.transpose(1, 2)
-            found = []
-            for rows, n in groups:
-                cached_k[rows, :, n : n + s] = k[rows]
-                cached_v[rows, :, n : n + s] = v[rows]
-                found.append(_attend(q[rows], cached_k[rows, :, : n + s], cached_v[rows, :, : n + s], n, masks[n]))
-            mixed = found[0] if even else torch.cat(found)
+            mixed = attend(number, q, k, v.transpose(1, 2))
             x_bsh += layer.o(mixed.transpose(1, 2).flatten(2))
             y_bsh = self.norm(x_bsh, layer.post_gain)
             x_bsh += layer.down(F.silu(layer.gate(y_bsh)).mul_(layer.up(y_bsh)))
-        cache.lengths = [n + s for n in starts]
+        cache.advance(s)
         return x_bsh
 
     @torch.inference_mode()
@@ -219,23 +211,6 @@ class Program:
 def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary positions of heads (…, d): (low, high) becomes (low·cos − high·sin, high·cos + low·sin)."""
     return (x * cos).addcmul_(x.roll(x.shape[-1] // 2, -1), sin).to(x.dtype)
-
-
-def _mask(s: int, before: int, device: torch.device) -> Tensor | None:
-    """Which keys (s, before + s) each new token sees, where that is neither all nor plain causal."""
-    if s == 1 or before == 0:
-        return None
-    return torch.ones(s, before + s, dtype=torch.bool, device=device).tril(before)
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor, before: int, mask: Tensor | None) -> Tensor:
-    grouped = q.shape[1] != k.shape[1]
-    causal = q.shape[2] > 1 and before == 0
-    if mask is not None and grouped and q.is_cuda:
-        # The fused kernels that take a mask do not take grouped queries.
-        times = q.shape[1] // k.shape[1]
-        k, v, grouped = k.repeat_interleave(times, 1), v.repeat_interleave(times, 1), False
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
 
 
 def plan(model: PreTrainedModel) -> Program | Unplanned:

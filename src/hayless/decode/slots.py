@@ -11,7 +11,9 @@ from typing import Protocol
 
 from transformers import PreTrainedModel
 
+from hayless.core.dims import ModelDims
 from hayless.decode.program import Program
+from hayless.decode.readers import Reader
 from hayless.decode.request import Batch, Request
 
 
@@ -54,3 +56,13 @@ class ExitPart(Protocol):
 
     def open(self, target: Target, rows: int, tokens: int) -> Batch:
         """A batch without requests yet, at most `rows` of them at once, each of at most `tokens` tokens."""
+
+
+class CachePart(Protocol):
+    """Holds the keys and values of read tokens in another form than the model gives them in."""
+
+    def reader(self, program: Program | None) -> Reader:
+        """The model reading into an empty cache, through its program where there is one. It cuts no rows back."""
+
+    def row_bytes(self, dims: ModelDims, tokens: int) -> int:
+        """Bytes of what the cache holds of a row of `tokens`."""

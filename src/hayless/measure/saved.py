@@ -7,6 +7,7 @@ where the system allows it, so neither loading nor the larger batches of quality
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from hayless.core.units import format_bytes
 from hayless.data.store import TokenStore
 from hayless.decode.engine import Engine
 from hayless.decode.options import SamplingOptions
-from hayless.decode.slots import DraftPart
+from hayless.decode.slots import CachePart, DraftPart
 from hayless.measure.calibration import Calibration, write
 from hayless.measure.energy import EnergyMeter
 from hayless.measure.files import file_bytes
@@ -49,6 +50,7 @@ class _Request(Options):
     heldout: Path
     settings: MeasureSettings
     draft: dict[str, Any] | None = None
+    cache: dict[str, Any] | None = None
     device: str
 
 
@@ -58,6 +60,7 @@ def measure_saved(
     settings: MeasureSettings,
     *,
     draft: MethodConfig | None = None,
+    cache: MethodConfig | None = None,
     device: str = "cpu",
     documents: Path | None = None,
     reliability: Path | None = None,
@@ -65,7 +68,7 @@ def measure_saved(
 ) -> list[Measurement]:
     """Measure the model saved in `folder` on held-out documents, in a fresh process on `device`.
 
-    It is decoded with the method `draft`, if there is one.
+    It is decoded with the method `draft` or `cache`, if there is one.
     A store of preferences is for a reward model (pairwise accuracy, calibration), any other for a language model (loss,
     bits per byte, perplexity; on outputs of examples also accuracy and calibration). `documents` is where the loss of
     each document is written as JSON, for paired comparisons; `reliability` a folder for the reliability diagram.
@@ -76,6 +79,7 @@ def measure_saved(
         heldout=heldout.folder.resolve(),
         settings=settings,
         draft=draft.model_dump(mode="json") if draft else None,
+        cache=cache.model_dump(mode="json") if cache else None,
         device=str(device),
     )
     found = in_fresh_process("hayless.measure.saved", request.model_dump(mode="json"), timeout)
@@ -101,9 +105,9 @@ def _measure(request: dict[str, Any]) -> dict[str, Any]:
     rows = _file_rows(asked.folder)
     documents: list[dict[str, Any]] = []
     if decodes:
-        draft = _part(asked, model)
+        parts = _Parts(_part(asked.draft, asked, model), _part(asked.cache, asked, model))
         meter.restart()
-        rows += _decode_rows(model, store, settings, meter, draft)
+        rows += _decode_rows(model, store, settings, meter, parts)
     calibrated: Calibration | None = None
     if settings.quality:
         found = look(model, store, settings)
@@ -120,35 +124,43 @@ def _measure(request: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _part(asked: _Request, model: PreTrainedModel) -> DraftPart | None:
-    """The method that drafts, ready for the model; None where there is none."""
-    if asked.draft is None:
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What fills the engine's slots."""
+
+    draft: DraftPart | None
+    cache: CachePart | None
+
+
+def _part(options: dict[str, Any] | None, asked: _Request, model: PreTrainedModel) -> Any:
+    """A method of decoding, ready for the model; None where there is none."""
+    if options is None:
         return None
-    [config] = configured([asked.draft])
+    [config] = configured([options])
     try:
         tokenizer = load_tokenizer(str(asked.folder))
     except RequestError:
         tokenizer = None
-    part: DraftPart = method_of(config).load()(config, model, tokenizer)
-    return part
+    return method_of(config).load()(config, model, tokenizer)
 
 
 def _decode_rows(
-    model: PreTrainedModel, store: TokenStore, settings: MeasureSettings, meter: MemoryMeter, draft: DraftPart | None
+    model: PreTrainedModel, store: TokenStore, settings: MeasureSettings, meter: MemoryMeter, parts: _Parts
 ) -> list[Measurement]:
     tokens = chain.from_iterable(document.tokens.tolist() for document in store.sample(settings.heldout_tokens))
     prompt = list(islice(tokens, settings.prompt_tokens))
-    speed = decode_speed(model, [prompt], settings.decode_tokens, draft=draft)
-    return [*decode_rows(speed, meter.read()), _energy_row(model, prompt, settings.decode_tokens, draft)]
+    speed = decode_speed(model, [prompt], settings.decode_tokens, draft=parts.draft, cache=parts.cache)
+    return [*decode_rows(speed, meter.read()), _energy_row(model, prompt, settings.decode_tokens, parts)]
 
 
-def _energy_row(model: PreTrainedModel, prompt: list[int], tokens: int, draft: DraftPart | None) -> Measurement:
+def _energy_row(model: PreTrainedModel, prompt: list[int], tokens: int, parts: _Parts) -> Measurement:
     """Joules of the whole device for each generated token, prompts included; the reason where there is no figure."""
     name, unit = "joules_per_token", "J/token"
     meter = EnergyMeter(model.device)
     if not meter.available:
         return Measurement(name=name, unit=unit, note=meter.reason, better="lower")
-    engine, options = Engine(model, draft=draft), SamplingOptions(max_tokens=tokens, ignore_end=True)
+    engine = Engine(model, draft=parts.draft, cache=parts.cache)
+    options = SamplingOptions(max_tokens=tokens, ignore_end=True)
     generated, start = 0, time.perf_counter()
     with meter:
         while time.perf_counter() - start < _ENERGY_SECONDS:

@@ -37,5 +37,6 @@ CATALOGUE = {
     "bitfit": "hayless.methods.adapters.bitfit",
     "speculative": "hayless.methods.decoding.speculative",
     "early_exit": "hayless.methods.decoding.early_exit",
+    "kv": "hayless.methods.decoding.kv",
 }
 """Name → the module whose `METHOD` is its card."""

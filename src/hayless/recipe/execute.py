@@ -196,6 +196,7 @@ class _Execution:
             start.data(kind).heldout,
             settings,
             draft=self.recipe.decoding.draft if self.recipe.decoding else None,
+            cache=self.recipe.decoding.cache if self.recipe.decoding else None,
             device=str(start.device),
             documents=self.place.documents,
             reliability=self.place.path,

@@ -45,12 +45,14 @@ if TYPE_CHECKING:
     OptimizerConfig = MethodConfig
     MemoryConfig = MethodConfig
     DraftConfig = MethodConfig
+    CacheConfig = MethodConfig
 else:
     TransformConfig = _union(Part.TRANSFORM)
     ObjectiveConfig = _union(Part.OBJECTIVE, default="lm")
     OptimizerConfig = _union(Part.OPTIMIZER, default="adamw")
     MemoryConfig = _union(Part.MEMORY)
     DraftConfig = _union(Part.DRAFT, default="speculative")
+    CacheConfig = _union(Part.CACHE, default="kv")
 
 
 _SMALLEST = 260
@@ -129,9 +131,21 @@ class Train(TrainSettings):
 
 
 class Decode(Options):
-    """A decode step: the methods in the slots of decoding, for whenever the saved model is measured."""
+    """A decode step: the method in a slot of decoding, for whenever the saved model is measured."""
 
-    draft: DraftConfig = Field(description="Who drafts tokens for the model to check.")
+    draft: DraftConfig | None = Field(None, description="Who drafts tokens for the model to check.")
+    cache: CacheConfig | None = Field(None, description="In what form keys and values are held.")
+
+    @property
+    def methods(self) -> list[MethodConfig]:
+        """What fills a slot."""
+        return [config for config in (self.draft, self.cache) if config is not None]
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if len(self.methods) != 1:
+            raise ValueError("a decode step has draft or cache: give one of them")
+        return self
 
 
 class Measure(MeasureSettings):

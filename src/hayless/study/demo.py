@@ -103,6 +103,7 @@ ENTRIES = (
     Entry("8-bit floats", "quantize", "fp8", (_apply("fp8"),)),
     Entry("half the weights zero", "prune", "magnitude", (_apply("magnitude", sparsity=0.5), _train()), first=True),
     Entry("drafts from its own text", "decoding", "speculative", ({"decode": {"draft": "speculative"}},), first=True),
+    Entry("cache of 4 bits", "decoding", "kv", ({"decode": {"cache": {"method": "kv", "residual": 32}}},)),
     Entry(
         "LayerSkip, first layer drafts",
         "objectives",
