@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from hayless.cli import main
 from hayless.core.errors import RequestError
+from hayless.core.registry import catalogue
 from hayless.recipe import yaml
 from tests.recipe.running import TRAIN, recipe
 from tests.study import folders
@@ -52,6 +53,15 @@ def test_a_recipe_is_run_with_overrides(tmp_path: Path) -> None:
     assert "kmeans bits=2" in shown.stdout and "step" not in shown.stderr
     with pytest.raises(RequestError, match="different recipe"):
         run("run", path, "--run-dir", place)
+
+
+def test_every_method_is_listed_and_shown() -> None:
+    listed = {card["name"]: card for card in json.loads(run("methods", "--json").stdout)}
+    assert listed.keys() == catalogue().keys()
+    assert (
+        "a trained adapter" in listed["retrieve"]["needs"] and listed["compose"]["composes_with"]["lora"][:3] == "no:"
+    )
+    assert "per" in run("methods", "retrieve").stdout
 
 
 def test_a_dry_run_predicts_and_does_nothing(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from hayless.core.families import dims_of, ledger_of
 from hayless.core.forward import RunShape
 from hayless.core.ledger import Ledger
 from hayless.core.new_rows import only_new_rows
-from hayless.core.registry import configure
+from hayless.core.registry import configure, method_of
 from hayless.core.replay import Replay, replay
 from hayless.core.roles import Role
 from hayless.core.work import forward_work
@@ -210,6 +210,13 @@ def test_mixtures_of_loras(name: str, autocast: bool) -> None:
     apply(model, [config])
     expected = predicted(predict(ledger, [config]), arithmetic="bfloat16" if autocast else None)
     agree(measured(model.train(), autocast=autocast), expected)
+
+
+def test_a_mixture_whose_gate_is_frozen() -> None:
+    config = configure("lora_moe", experts=6, rank=8, top_k=2, router="arrow", temperature=0.5)
+    model, ledger = built("llama")
+    method_of(config).load().restore(model, config)
+    agree(measured(model.train()), predicted(predict(ledger, [config])))
 
 
 @pytest.mark.parametrize("form", ["serial", "parallel"])

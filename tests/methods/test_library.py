@@ -185,10 +185,14 @@ def test_the_verbs(base: Path, tmp_path: Path) -> None:
     options = ("--base", str(base), "--out", str(made), "--weight", "1", "--weight", "-0.5")
     run(verbs.app, "compose", str(library), "one", "two", *options)
     assert record(load_model(made))[0].rank == 4  # type: ignore[attr-defined]
-    tried = json.loads(
-        run(verbs.app, "try", str(library), "row 5", "--base", str(base), "--tokens", "4", "--json").stdout
-    )
-    assert set(tried["modules"]) == {"one", "two"} and isinstance(tried["text"], str)
+    trying = ("--base", str(base), "--tokens", "4", "--json")
+    tried = json.loads(run(verbs.app, "try", str(library), "row 5", "row 7", *trying).stdout)
+    assert [each["prompt"] for each in tried] == ["row 5", "row 7"] and isinstance(tried[0]["text"], str)
+    assert all(set(each["modules"]) == {"one", "two"} for each in tried)
+    for more in (("--examples", str(examples)), ("--per", "token", "--top", "1", "--temperature", "0.5")):
+        assert len(json.loads(run(verbs.app, "try", str(library), "row 5", *more, *trying).stdout)) == 1
+    with pytest.raises(RequestError, match="--per"):
+        raised(run(verbs.app, "try", str(library), "row 5", "--per", "task", *trying))
     run(verbs.app, "remove", str(library), "one")
     assert "one" not in run(verbs.app, "list", str(library)).stdout
     for wrong in (("search", str(library), "--base", str(base)), ("show", str(library), "tow")):

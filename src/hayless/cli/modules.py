@@ -146,37 +146,64 @@ def compose(
 @app.command("try")
 def try_(
     library: Path = Folder,
-    prompt: str = typer.Argument(metavar="PROMPT", help="The text to continue."),
+    prompts: list[str] = typer.Argument(metavar="PROMPT…", help="The texts to continue."),
     base: str = Base,
     examples: str = Examples,
+    per: str = typer.Option(
+        None,
+        help="task: modules near the examples; request: near each prompt; token: each token chooses among all. task"
+        " where there are examples, else request.",
+    ),
     top: int = Top,
     mix: str = typer.Option("outputs", help="outputs, weights or one: how those that are found become one."),
+    temperature: float = typer.Option(None, help="Shares are the softmax of scores over this, in the place of equal."),
     tokens: int = typer.Option(128, help="Tokens generated at most."),
     json: bool = Json,
 ) -> None:
-    """Find modules for a prompt (or for examples), put their composition on the base, and continue the prompt."""
+    """Find modules for prompts (or for examples), put what they become on the base, and continue the prompts."""
+    from contextlib import nullcontext
+
+    from hayless.core.errors import bad_value
     from hayless.core.registry import configure
     from hayless.decode.engine import Engine
     from hayless.decode.options import SamplingOptions
+    from hayless.methods.adapters.retrieve.transform import answering
     from hayless.model.load import load_model, load_tokenizer
     from hayless.model.transform import Context, apply
 
-    asked = tuple(_asked(prompt if not examples else None, examples))
-    config = configure("retrieve", library=str(library), examples=asked, top=top, mix=mix)
+    per = per or ("task" if examples else "request")
+    if per not in ("task", "request", "token"):
+        raise bad_value("--per", per, allowed="task, request, token")
+    if (per == "task") != bool(examples):
+        raise bad_value("--per", per, allowed="task where there are --examples, else request or token")
+    options = {"library": str(library), "top": top, "mix": mix, "temperature": temperature}
+    config = configure(
+        "retrieve",
+        examples=tuple(_lines(examples)) if examples else (),
+        per="token" if per == "token" else "task",
+        **options,
+    )
     model, words = load_model(base), load_tokenizer(base)
-    (change,) = apply(model, [config], Context(tokenizer=words))
-    near = {
-        name.removeprefix("similarity/"): value
-        for name, value in change.figures.items()
-        if name.startswith("similarity/")
-    }
-    engine = Engine(model, words)
-    made = engine.generate([prompt], SamplingOptions(max_tokens=tokens))[0]
+    context = Context(tokenizer=words)
+    # One change for all prompts, or one for each.
+    change = None if per == "request" else apply(model, [config], context)[0]
+    made = []
+    for prompt in prompts:
+        with answering(model, config, prompt, context) if change is None else nullcontext(change) as found:
+            engine = Engine(model, words)
+            text = engine.generate([prompt], SamplingOptions(max_tokens=tokens))[0].text
+        near = {
+            name.removeprefix("similarity/"): value
+            for name, value in found.figures.items()
+            if name.startswith("similarity/")
+        }
+        made.append({"prompt": prompt, "modules": near, "text": text})
+        if not json:
+            if near:
+                err.print("modules: " + ", ".join(f"{name} ({value:.3f})" for name, value in near.items()))
+            print(text)
     if json:
-        emit({"modules": near, "text": made.text})
-        return
-    err.print("modules: " + ", ".join(f"{name} ({value:.3f})" for name, value in near.items()))
-    print(made.text)
+        emit(made)
 
 
 @app.command("remove")

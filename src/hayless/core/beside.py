@@ -19,6 +19,8 @@ BOTTLENECKS = ("serial_gelu", "serial_relu", "parallel_gelu", "parallel_relu")
 """What the last module of a sublayer calls a bottleneck behind it, or beside the sublayer, by its activation."""
 MIXTURE = "lora_moe"
 """What a module calls the gate and the thin matrices of a mixture beside it."""
+GATE, PROTOTYPES = "gate", "prototypes"
+"""What a mixture calls the matrix that scores its products: trained, or frozen vectors whose sign means nothing."""
 
 
 def thin_names(stack: str) -> tuple[str, str]:
@@ -73,7 +75,7 @@ class Beside:
             share = tape.mul(lengths, tape.constant(lengths.elements, lengths.dtype))
             out = tape.mul(out, tape.cast(share, out.dtype))
             out = out if bias is None else tape.add(out, tape.cast(bias, out.dtype))
-        if run.weight(f"{module}.{MIXTURE}.gate", "weight", layer) is not None:
+        if run.weight(f"{module}.{MIXTURE}.lora_A", "weight", layer) is not None:
             out = tape.add(out, tape.cast(_mixture(run, x, f"{module}.{MIXTURE}", layer), out.dtype))
         for kind in BOTTLENECKS:
             place = f"{module}.{kind}"
@@ -95,12 +97,14 @@ def _branch(run: Run, x: Tensor, out: Tensor, rows: tuple[Row, ...], layer: int)
 def _mixture(run: Run, x: Tensor, place: str, layer: int) -> Tensor:
     """What the thin matrices of all make of x, each share times its gate, and put together."""
     tape, dtype = run.tape, run.shape.arithmetic or x.dtype
-    gate, thin, wide = (f"{place}.{part}" for part in ("gate", "lora_A", "lora_B"))
+    found = run.weight(f"{place}.{GATE}", "weight", layer)
+    gate, thin, wide = (f"{place}.{part}" for part in (PROTOTYPES if found is None else GATE, "lora_A", "lora_B"))
     count, width = run.rows[gate, "weight"].shape
     out, rank = run.rows[wide, "weight"].shape
     tokens = x.elements // width
     gates, a, b = (tape.cast(_leaf(run, part, "weight", layer), dtype) for part in (gate, thin, wide))
     scores = tape.cast(tape.linear(x, gates, None, tokens, (count, width)), "float32")
+    scores = scores if found is not None else tape.unary(scores, "input")
     inner = tape.linear(x, a, None, tokens, (rank, width))
     inner = tape.mul(inner, tape.cast(tape.unary(scores, "output"), dtype))
     return tape.scale(tape.linear(inner, b, None, tokens, (out, rank)))

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from hayless.core import atomic
 from hayless.core.compose import predict
-from hayless.core.errors import FileDamaged, NotSupported
+from hayless.core.errors import FileDamaged, NotSupported, RequestError
 from hayless.core.method import MethodConfig
 from hayless.core.registry import method_of
 from hayless.methods.common.sites import Target, another
 from hayless.methods.common.weights import plain_ledger, weights_of
+from hayless.model import adapters
 from hayless.model.transform import record
 
 _TASKS = {"ForCausalLM": "CAUSAL_LM", "LMHeadModel": "CAUSAL_LM", "ForConditionalGeneration": "SEQ_2_SEQ_LM"}
@@ -54,6 +57,24 @@ def refuse_marked(model: PreTrainedModel, method: str, marks: Sequence[str]) -> 
 def trained(model: PreTrainedModel) -> dict[str, float]:
     """The figure of an adapter: how many parameters are trained."""
     return {"trainable": float(sum(tensor.numel() for tensor in model.parameters() if tensor.requires_grad))}
+
+
+def check_same_base(folders: Sequence[Path], model: PreTrainedModel) -> None:
+    """RequestError where modules that note their base note different ones, or another than the model's folder."""
+    noted: dict[str, Path] = {}
+    for folder in folders:
+        path = folder / adapters.OURS
+        if path.is_file():
+            noted.setdefault(str(atomic.read_json(path).get("base_fingerprint")), folder)
+    if len(noted) > 1:
+        one, other = list(noted.values())[:2]
+        raise RequestError(
+            f"{one} and {other} were trained on different bases, and do not compose.",
+            hint="Train one of them again on the other's base.",
+        )
+    base = Path(model.config.name_or_path or "")
+    if noted and (base / "config.json").is_file():
+        adapters.check_base(next(iter(noted.values())), base)
 
 
 def modules_of(model: PreTrainedModel, targets: Iterable[Target]) -> Iterator[tuple[str, Any, Target]]:

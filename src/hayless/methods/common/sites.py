@@ -43,6 +43,11 @@ def branch_claims(targets: Sequence[str]) -> tuple[Claim, ...]:
     return (Claim(Aspect.BRANCH, roles),)
 
 
+def found_claims() -> tuple[Claim, ...]:
+    """What methods may claim that make an adapter of files: which modules it is beside stands there."""
+    return branch_claims(("blocks", Role.HEAD.value))
+
+
 def linear_targets(ledger: Ledger, targets: Sequence[str], method: str, *, stacks: bool = False) -> list[Target]:
     """The linear modules that `targets` name, in the ledger's order; stacks of experts among them if `stacks`.
 

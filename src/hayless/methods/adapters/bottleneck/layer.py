@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hayless.methods.adapters.bottleneck.config import BottleneckConfig
+from hayless.methods.common.thin import thin_zeros, working_dtype
 
 _STD = 1e-2
 """Deviation of the first values (Houlsby et al. 2019, section 3.6)."""
@@ -21,14 +22,14 @@ class Bottleneck(nn.Module):
 
     def __init__(self, wide: int, config: BottleneckConfig, device: torch.device) -> None:
         super().__init__()
-        self.down = _zeros(wide, config.width, device)
-        self.up = _zeros(config.width, wide, device)
+        self.down = thin_zeros(wide, config.width, device, bias=True)
+        self.up = thin_zeros(config.width, wide, device, bias=True)
         self.relu = config.activation == "relu"
         self.scaling = config.scaling
 
     def forward(self, x: Tensor) -> Tensor:
         """x (…, wide) → (…, wide)."""
-        dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+        dtype = working_dtype(x)
         narrow = F.linear(x, self.down.weight.to(dtype), self.down.bias.to(dtype))
         narrow = F.relu(narrow) if self.relu else F.gelu(narrow)
         wide = F.linear(narrow, self.up.weight.to(dtype), self.up.bias.to(dtype))
@@ -80,10 +81,3 @@ class _Note:
 
     def __call__(self, module: Any, inputs: tuple[Tensor, ...]) -> None:
         self.last.__dict__[_ENTERING] = inputs[0]
-
-
-def _zeros(inputs: int, outputs: int, device: torch.device) -> nn.Linear:
-    linear = nn.utils.skip_init(nn.Linear, inputs, outputs, device=device, dtype=torch.float32)
-    nn.init.zeros_(linear.weight)
-    nn.init.zeros_(linear.bias)
-    return linear

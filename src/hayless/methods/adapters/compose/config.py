@@ -7,11 +7,12 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from hayless.core import atomic
-from hayless.core.errors import NotSupported, RequestError
+from hayless.core.errors import RequestError
 from hayless.core.ledger import Ledger
 from hayless.core.method import Claim, MethodConfig
 from hayless.core.registry import configure, method_of
+from hayless.methods.common.sites import found_claims
+from hayless.methods.common.trained_modules import trained_module
 
 How = Literal["concatenated", "separate", "svd", "ties", "dare"]
 
@@ -53,9 +54,8 @@ class ComposeConfig(MethodConfig):
 
 
 def claims(config: ComposeConfig) -> tuple[Claim, ...]:
-    """Those of the adapter that comes of it."""
-    made = result(config)
-    return method_of(made).claims(made)
+    """Branches beside the modules' targets."""
+    return found_claims()
 
 
 def predict(ledger: Ledger, config: ComposeConfig) -> Ledger:
@@ -68,7 +68,7 @@ def result(config: ComposeConfig) -> Any:
     """The config of the adapter that comes of it: scaled by one, with every module's targets."""
     if not config.modules:
         raise RequestError("compose has no modules.", hint="Name the folders of trained adapters: modules: [...].")
-    found = [read(Path(folder)) for folder in config.modules]
+    found = [trained_module(Path(folder)) for folder in config.modules]
     ranks = [each.rank for each in found]
     if config.how == "separate" and len(set(ranks)) > 1:
         raise RequestError(
@@ -80,22 +80,3 @@ def result(config: ComposeConfig) -> Any:
     if config.how in ("svd", "ties", "dare") and config.rank is not None:
         rank = config.rank
     return configure("lora", rank=rank, alpha=float(rank), targets=targets)
-
-
-def read(folder: Path) -> Any:
-    """The config of the LoRA adapter in `folder`. RequestError where there is none, NotSupported for another kind."""
-    path = folder / "adapter_config.json"
-    if not path.is_file():
-        raise RequestError(f"{folder} has no adapter_config.json.", hint="Name the folder of a trained adapter.")
-    found = atomic.read_json(path)
-    kind = found.get("peft_type") if isinstance(found, dict) else None
-    if kind != "LORA":
-        raise NotSupported(f"{folder} holds an adapter of kind {kind!r}; those that compose are LORA.")
-    config = method_of(configure("lora")).load().read(found)
-    if not config.is_sum:
-        raise NotSupported(
-            f"{folder} holds a module with DoRA, trained norms or embeddings, or ranks or alphas of its own for some"
-            " matrices.",
-            hint="Modules compose that add one product of one rank and scaling to each matrix.",
-        )
-    return config

@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hayless.core import atomic
 from hayless.core.errors import RequestError
 from hayless.core.registry import method_of
 from hayless.methods.adapters.compose import merging
 from hayless.methods.adapters.compose.config import ComposeConfig, result
 from hayless.methods.adapters.compose.merging import Part
-from hayless.methods.common.adapting import trained
+from hayless.methods.common.adapting import check_same_base, trained
 from hayless.methods.common.sites import PEFT_PREFIX
 from hayless.model import adapters
 from hayless.model.adapters import Adapter
@@ -34,6 +33,8 @@ class Compose:
         Figures: trained parameters, and the share of the sum's norm that a lower rank lost. RequestError for modules of
         different bases.
         """
+        # What does not compose is refused before any tensor is looked at.
+        result(config)
         folders = [Path(folder) for folder in config.modules]
         check_same_base(folders, model)
         made, lost = composed(config, [adapters.read(folder) for folder in folders], seed=context.seed)
@@ -92,21 +93,3 @@ def scaling_of(module: Adapter) -> float:
     """What a LoRA module's product is multiplied by."""
     scaling: float = module.config.scaling  # type: ignore[attr-defined]
     return scaling
-
-
-def check_same_base(folders: Sequence[Path], model: PreTrainedModel) -> None:
-    """RequestError where modules that note their base note different ones, or another than the model's folder."""
-    noted: dict[str, Path] = {}
-    for folder in folders:
-        path = folder / adapters.OURS
-        if path.is_file():
-            noted.setdefault(str(atomic.read_json(path).get("base_fingerprint")), folder)
-    if len(noted) > 1:
-        one, other = list(noted.values())[:2]
-        raise RequestError(
-            f"{one} and {other} were trained on different bases, and do not compose.",
-            hint="Train one of them again on the other's base.",
-        )
-    base = Path(model.config.name_or_path or "")
-    if noted and (base / "config.json").is_file():
-        adapters.check_base(next(iter(noted.values())), base)

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-from torch.nn.utils import skip_init
 from torch.utils.hooks import RemovableHandle
 from transformers.pytorch_utils import Conv1D
 
 from hayless.core.beside import MAGNITUDE
 from hayless.methods.adapters.lora.config import LoraConfig
 from hayless.methods.adapters.lora.predict import START, Site
+from hayless.methods.common.thin import thin_zeros, working_dtype
 
 _START_A, _START_B = f"{START}_A", f"{START}_B"
 
@@ -38,7 +38,7 @@ class Branch:
     def __call__(self, module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         """The module's output with the branch added, in the output's dtype."""
         x = F.dropout(inputs[0], self.dropout, training=module.training)
-        dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+        dtype = working_dtype(x)
         a, b = (factor.to(dtype) for factor in factors(module))
         if MAGNITUDE not in module._parameters:
             added: Tensor = AddLowRank.apply(output, x, a, b, self.scaling)
@@ -94,10 +94,8 @@ def attach(
     shapes = {"lora_A": (in_features, rank), "lora_B": (rank, out_features)}
     frozen = {_START_A: shapes["lora_A"], _START_B: shapes["lora_B"]} if config.initial == "pissa" else {}
     for name, shape in (shapes | frozen).items():
-        thin = skip_init(nn.Linear, *shape, bias=False, device=device, dtype=torch.float32)
-        nn.init.zeros_(thin.weight)
-        thin.requires_grad_(name not in frozen)
-        module.add_module(name, thin)
+        thin = thin_zeros(*shape, device)
+        module.add_module(name, thin.requires_grad_(name not in frozen))
     if config.dora:
         module.register_parameter(MAGNITUDE, nn.Parameter(torch.ones(out_features, device=device)))
     handle = module.register_forward_hook(Branch(scaling, config.dropout))

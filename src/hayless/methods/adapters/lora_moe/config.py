@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from hayless.core.beside import MIXTURE, thin_names
+from hayless.core.beside import GATE, MIXTURE, PROTOTYPES, thin_names
 from hayless.core.errors import bad_value
 from hayless.core.ledger import Layout, Ledger, Row
 from hayless.core.method import Claim, MethodConfig
@@ -33,6 +33,12 @@ class LoraMoeConfig(MethodConfig):
     top_k: int | None = Field(
         None, ge=1, description="How many LoRAs a token uses, their shares summing to one; all if not given."
     )
+    router: Literal["gate", "arrow"] = Field(
+        "gate",
+        description="gate: trained with the LoRAs; arrow: the direction that each LoRA amplifies most, frozen"
+        " (arXiv:2405.11157), which `retrieve` finds in modules that were trained.",
+    )
+    temperature: float = Field(1.0, gt=0, description="Scores are divided by this before their softmax.")
     targets: ModuleTargets = Field(
         ("blocks",), description="Where they are added, as `lora` has it; stacks of experts among them."
     )
@@ -48,6 +54,11 @@ class LoraMoeConfig(MethodConfig):
         """What the mixture is multiplied by."""
         return self.alpha / self.rank
 
+    @property
+    def gate(self) -> str:
+        """What a mixture calls the matrix whose product with a token scores the LoRAs."""
+        return GATE if self.router == "gate" else PROTOTYPES
+
 
 def claims(config: LoraMoeConfig) -> tuple[Claim, ...]:
     """It adds branches to its targets."""
@@ -55,15 +66,16 @@ def claims(config: LoraMoeConfig) -> tuple[Claim, ...]:
 
 
 def predict(ledger: Ledger, config: LoraMoeConfig) -> Ledger:
-    """The ledger after `lora_moe`: gates and thin matrices, which alone are trained."""
+    """The ledger after `lora_moe`: gates and thin matrices, which alone are trained; prototypes are not."""
     refuse_second(ledger, config.method)
     rows = tuple(row for target in targets_of(ledger, config) for row in _rows(target, config))
     return ledger.rewrite(config.method, lambda row: replace(row, trainable=False), rows)
 
 
 def targets_of(ledger: Ledger, config: LoraMoeConfig) -> list[Target]:
-    """The matrices and stacks that `config.targets` names. RequestError for a rank that one does not have."""
-    found = linear_targets(ledger, config.targets, config.method, stacks=True)
+    """The matrices and stacks that `config.targets` names. RequestError for a rank that one does not have, and for
+    prototypes where the model's own router chooses."""
+    found = linear_targets(ledger, config.targets, config.method, stacks=config.router == "gate")
     for target in found:
         limit = min(target.row.in_features, target.row.out_features)
         if config.rank > limit:
@@ -82,7 +94,7 @@ def is_stack(target: Target) -> bool:
 
 
 def tensors_of(target: Target, config: LoraMoeConfig) -> dict[str, tuple[int, ...]]:
-    """The trained tensors in a target's module: names and shapes.
+    """The tensors in a target's module: names and shapes.
 
     Beside a linear module the thin matrices of all LoRAs lie below each other in A, and beside each other in B.
     """
@@ -92,7 +104,7 @@ def tensors_of(target: Target, config: LoraMoeConfig) -> dict[str, tuple[int, ..
         return {a: (row.shape[0], rank, row.in_features), b: (row.shape[0], row.out_features, rank)}
     together = config.experts * rank
     return {
-        f"{MIXTURE}.gate.weight": (config.experts, row.in_features),
+        f"{MIXTURE}.{config.gate}.weight": (config.experts, row.in_features),
         f"{MIXTURE}.lora_A.weight": (together, row.in_features),
         f"{MIXTURE}.lora_B.weight": (row.out_features, together),
     }
@@ -103,4 +115,5 @@ def _rows(target: Target, config: LoraMoeConfig) -> Iterator[Row]:
     for name, shape in tensors_of(target, config).items():
         inner, _, parameter = f"{target.row.module}.{name}".rpartition(".")
         disk = f"{PEFT_PREFIX}{inner}.{parameter}"
-        yield adapter_row(config.method, inner, parameter, shape, layout, target.layers, disk)
+        made = adapter_row(config.method, inner, parameter, shape, layout, target.layers, disk)
+        yield replace(made, trainable=not inner.endswith(PROTOTYPES))

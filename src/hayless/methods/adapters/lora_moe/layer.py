@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hayless.core.beside import MIXTURE, thin_names
+from hayless.core.beside import MIXTURE, PROTOTYPES, thin_names
 from hayless.methods.adapters.lora_moe.config import LoraMoeConfig, is_stack, tensors_of
 from hayless.methods.common.sites import Target
+from hayless.methods.common.thin import thin_zeros, working_dtype
 from hayless.model.routed import RoutedExperts, grouped, route_back, route_through
 
 _HANDLE = "lora_moe_handle"
@@ -28,23 +29,30 @@ class Mixture(nn.Module):
 
     def __init__(self, target: Target, config: LoraMoeConfig, device: torch.device) -> None:
         super().__init__()
-        self.gate, self.lora_A, self.lora_B = (
-            _zeros(shape[1], shape[0], device) for shape in tensors_of(target, config).values()
+        gate, self.lora_A, self.lora_B = (
+            thin_zeros(shape[1], shape[0], device) for shape in tensors_of(target, config).values()
         )
+        self.add_module(config.gate, gate.requires_grad_(config.router == "gate"))
+        self._gate = config.gate
+        self.temperature = config.temperature
         self.top_k = config.top_k
         self.rank = config.rank
         self.scaling = config.scaling
 
     def forward(self, x: Tensor) -> Tensor:
         """x (…, in) → (…, out)."""
-        dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
-        gate, a, b = (module.weight.to(dtype) for module in (self.gate, self.lora_A, self.lora_B))
+        dtype = working_dtype(x)
+        modules = (getattr(self, self._gate), self.lora_A, self.lora_B)
+        gate, a, b = (module.weight.to(dtype) for module in modules)
         shares = self.shares(F.linear(x, gate).float()).to(dtype)
         inner = F.linear(x, a).unflatten(-1, (-1, self.rank)) * shares[..., None]
         return F.linear(inner.flatten(-2), b) * self.scaling
 
     def shares(self, scores: Tensor) -> Tensor:
         """Shares (…, experts) that sum to one; zero for those that are not among the largest."""
+        # A singular vector has no sign.
+        scores = scores.abs() if self._gate == PROTOTYPES else scores
+        scores = scores if self.temperature == 1 else scores / self.temperature
         if self.top_k is not None:
             chosen = scores.topk(self.top_k, -1).indices
             left_out = torch.ones_like(scores, dtype=torch.bool).scatter(-1, chosen, False)
@@ -114,9 +122,3 @@ def _product(stack: Any, parameter: str, x: Tensor, ends: Tensor) -> Tensor:
         return out
     a, b = (getattr(stack, name).to(out.dtype) for name in names)
     return out + grouped(grouped(x, a, ends), b, ends) * getattr(stack, _SCALING)
-
-
-def _zeros(inputs: int, outputs: int, device: torch.device) -> nn.Linear:
-    linear = nn.utils.skip_init(nn.Linear, inputs, outputs, bias=False, device=device, dtype=torch.float32)
-    nn.init.zeros_(linear.weight)
-    return linear

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hayless.core.beside import MIXTURE
-from hayless.core.errors import NotSupported
+from hayless.core.errors import NotSupported, RequestError
 from hayless.core.method import MethodConfig
 from hayless.core.registry import configure
 from hayless.methods.adapters.lora_moe import layer
@@ -23,7 +23,7 @@ from hayless.model.merging import PackedBase
 from hayless.model.packing import PackedModule
 from hayless.model.transform import AdapterFiles, Change, Context
 
-_FIELDS = ("experts", "rank", "alpha", "top_k")
+_FIELDS = ("experts", "rank", "alpha", "top_k", "router", "temperature")
 _PEFT_TYPE = "LORA_MOE"
 
 
@@ -32,7 +32,14 @@ class LoraMoe:
 
     @staticmethod
     def apply(model: PreTrainedModel, config: LoraMoeConfig, context: Context) -> Change:
-        """Freeze the model and add mixtures, and a LoRA to each expert; the model computes what it did before."""
+        """Freeze the model and add mixtures, and a LoRA to each expert; the model computes what it did before.
+
+        RequestError for a router that is made of modules that were trained."""
+        if config.router == "arrow":
+            raise RequestError(
+                "lora_moe.router = 'arrow' routes by what modules have learnt, and these have learnt nothing.",
+                hint="Apply retrieve (per: token), which makes such a mixture of a library's modules.",
+            )
         LoraMoe.restore(model, config)
         generator = torch.Generator().manual_seed(context.seed)
         chosen = list(_modules(model, config))

@@ -11,6 +11,7 @@ from hayless.core.ledger import Ledger
 from hayless.core.method import Claim, MethodConfig
 from hayless.core.options import Options
 from hayless.core.registry import configure, method_of
+from hayless.methods.common.sites import found_claims
 
 
 class Example(Options):
@@ -32,9 +33,8 @@ class LoraHubConfig(MethodConfig):
 
 
 def claims(config: LoraHubConfig) -> tuple[Claim, ...]:
-    """Those of the adapter that comes of it."""
-    made = composition(config)
-    return method_of(made).claims(made)
+    """Branches beside the modules' targets."""
+    return found_claims()
 
 
 def predict(ledger: Ledger, config: LoraHubConfig) -> Ledger:
