@@ -230,6 +230,25 @@ def test_bottlenecks(name: str, form: str) -> None:
     agree(measured(model.train(), autocast=autocast), expected)
 
 
+FUSED: dict[str, dict[str, Any]] = {
+    "lora": {"method": "lora", "rank": 6},
+    "serial": {"method": "bottleneck", "width": 12},
+    "parallel": {"method": "bottleneck", "width": 12, "form": "parallel", "activation": "relu"},
+}
+
+
+@pytest.mark.parametrize("value", [False, True])
+@pytest.mark.parametrize("kind", FUSED)
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_attention_over_modules(name: str, kind: str, value: bool) -> None:
+    config = configure("fusion", modules=(FUSED[kind],) * 3, value=value, width=None if value else 24)
+    model, ledger = built(name)
+    method_of(config).load().restore(model, config)
+    autocast = name == "gpt2"
+    expected = predicted(predict(ledger, [config]), arithmetic="bfloat16" if autocast else None)
+    agree(measured(model.train(), autocast=autocast), expected)
+
+
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("name", ["llama", "gemma3_text", "gpt2", "opt-350m", "gpt_neox"])
 def test_rows_of_new_tokens_alone(name: str, autocast: bool) -> None:

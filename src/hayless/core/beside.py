@@ -22,6 +22,16 @@ MIXTURE = "lora_moe"
 GATE, PROTOTYPES = "gate", "prototypes"
 """What a mixture calls the matrix that scores its products: trained, or frozen vectors whose sign means nothing."""
 
+FUSION = "fusion"
+"""What a module calls attention over LoRAs beside it."""
+TRAINED = ("query", "key", "value")
+"""The parts of a fusion that learn; the modules' matrices are the others."""
+
+
+def fusion_of(bottleneck: str) -> str:
+    """What a module calls attention over bottlenecks of this name."""
+    return f"{bottleneck}_{FUSION}"
+
 
 def thin_names(stack: str) -> tuple[str, str]:
     """What a stack of experts calls the thin matrices beside its matrices `gate_up_proj` or `down_proj`."""
@@ -29,6 +39,7 @@ def thin_names(stack: str) -> tuple[str, str]:
     return f"lora_{part}_A", f"lora_{part}_B"
 
 
+_FUSIONS = (FUSION, *map(fusion_of, BOTTLENECKS))
 _ENTRANCES = {Role.O: (Role.Q, Role.QKV), Role.CROSS_O: (Role.CROSS_Q,), Role.DOWN: (Role.UP, Role.GATE_UP)}
 
 
@@ -82,6 +93,11 @@ class Beside:
             if run.weight(f"{place}.down", "weight", layer) is not None:
                 entering = self._entered.pop(place) if kind.startswith("parallel") else out
                 out = tape.add(out, tape.cast(_bottleneck(run, entering, place, layer), out.dtype))
+        for kind in _FUSIONS:
+            place = f"{module}.{kind}"
+            if run.weight(f"{place}.query", "weight", layer) is not None:
+                entering = self._entered.pop(place) if kind.startswith("parallel") else x if kind == FUSION else out
+                out = tape.add(out, tape.cast(_fusion(run, entering, place, layer), out.dtype))
         return out
 
 
@@ -138,6 +154,37 @@ def _bottleneck(run: Run, x: Tensor, place: str, layer: int) -> Tensor:
     return x
 
 
+def _fusion(run: Run, x: Tensor, place: str, layer: int) -> Tensor:
+    """Scores by what the query asks of each thin product, their softmax, and the products mixed by it."""
+    tape, dtype = run.tape, run.shape.arithmetic or x.dtype
+    count, rank, width = run.rows[f"{place}.thin", "weight"].shape
+    out = run.rows[f"{place}.wide", "weight"].shape[0]
+    asking = run.rows[f"{place}.query", "weight"].shape[0]
+    tokens = x.elements // width
+
+    def product(given: Tensor, part: str, shape: tuple[int, int]) -> Tensor:
+        bias = run.weight(f"{place}.{part}", "bias", layer)
+        weight = tape.cast(_leaf(run, f"{place}.{part}", "weight", layer), dtype)
+        return tape.linear(given, weight, None if bias is None else tape.cast(bias, dtype), tokens, shape)
+
+    inner = product(x, "thin", (count * rank, width))
+    shifted = run.weight(f"{place}.shift", "weight", layer) is not None
+    if shifted:
+        inner = tape.unary(inner, "output" if "relu" in place else "input")
+    asked = product(product(x, "query", (asking, width)), "key", (out, asking))
+    each = tape.cast(tape.mul(product(asked, "wide", (count * rank, out)), inner), "float32")
+    scores = tape.unary(each, "nothing", tokens * count)
+    if shifted:
+        scores = tape.add(scores, product(asked, "shift", (count, out)))
+    shares = tape.cast(tape.unary(scores, "output"), dtype)
+    mixed = product(tape.mul(inner, shares), "wide", (out, count * rank))
+    if shifted:
+        mixed = tape.add(mixed, product(shares, "shift", (out, count)))
+    if run.weight(f"{place}.value", "weight", layer) is None:
+        return mixed
+    return tape.add(mixed, product(mixed, "value", (out, out)))
+
+
 def _leaf(run: Run, module: str, parameter: str, layer: int) -> Tensor:
     found = run.weight(module, parameter, layer)
     assert found is not None, (module, parameter, layer)
@@ -159,10 +206,10 @@ def _chains(ledger: Ledger) -> Mapping[str, tuple[tuple[Row, ...], ...]]:
 
 
 def _parted(row: Row) -> tuple[str, str]:
-    """The module that a row's bottleneck or mixture belongs to, and which kind it is; empty for other rows."""
+    """The module that a row's bottleneck, mixture or fusion belongs to, and which kind it is; empty for other rows."""
     place = row.module.rpartition(".")[0]
     module, _, kind = place.rpartition(".")
-    return (module, kind) if row.role is Role.ADAPTER and kind in (*BOTTLENECKS, MIXTURE) else ("", "")
+    return (module, kind) if row.role is Role.ADAPTER and kind in (*BOTTLENECKS, *_FUSIONS, MIXTURE) else ("", "")
 
 
 def _shared(one: str, other: str) -> int:

@@ -28,6 +28,7 @@ CATALOGUE = {
     "lora": "hayless.methods.adapters.lora",
     "lora_moe": "hayless.methods.adapters.lora_moe",
     "bottleneck": "hayless.methods.adapters.bottleneck",
+    "fusion": "hayless.methods.adapters.fusion",
     "ia3": "hayless.methods.adapters.ia3",
     "prefix": "hayless.methods.adapters.prefix",
     "prompt": "hayless.methods.adapters.prompt",

@@ -9,18 +9,11 @@ from typing import Literal
 from pydantic import Field
 
 from hayless.core.beside import entrance
-from hayless.core.errors import NotSupported, bad_value
+from hayless.core.errors import bad_value
 from hayless.core.ledger import Layout, Ledger, Row
 from hayless.core.method import Aspect, Claim, MethodConfig
-from hayless.core.roles import Role
-from hayless.methods.common.sites import PEFT_PREFIX, Target, adapter_row, linear_targets, refuse_second
-
-_LAST = {
-    "both": (Role.O, Role.CROSS_O, Role.DOWN),
-    "attention": (Role.O, Role.CROSS_O),
-    "feed_forward": (Role.DOWN,),
-}
-"""The modules in which sublayers end, before what they give is added to the residual stream."""
+from hayless.methods.common.sites import PEFT_PREFIX, Target, adapter_row, refuse_second
+from hayless.methods.common.sublayers import LAST, Sublayers, sublayer_targets
 
 
 class BottleneckConfig(MethodConfig):
@@ -28,7 +21,7 @@ class BottleneckConfig(MethodConfig):
 
     method: Literal["bottleneck"] = "bottleneck"
     width: int = Field(16, ge=1, description="Width of the middle; the paper tried 8, 64 and 256.")
-    sublayers: Literal["both", "attention", "feed_forward"] = Field(
+    sublayers: Sublayers = Field(
         "both", description="Behind which sublayers: both (Houlsby), feed_forward alone (Pfeiffer), attention alone."
     )
     form: Literal["serial", "parallel"] = Field(
@@ -50,7 +43,7 @@ class BottleneckConfig(MethodConfig):
 
 def claims(config: BottleneckConfig) -> tuple[Claim, ...]:
     """It adds branches behind its sublayers."""
-    return (Claim(Aspect.BRANCH, frozenset(_LAST[config.sublayers])),)
+    return (Claim(Aspect.BRANCH, frozenset(LAST[config.sublayers])),)
 
 
 def predict(ledger: Ledger, config: BottleneckConfig) -> Ledger:
@@ -63,18 +56,7 @@ def predict(ledger: Ledger, config: BottleneckConfig) -> Ledger:
 def targets_of(ledger: Ledger, config: BottleneckConfig) -> list[Target]:
     """The modules in which the sublayers end. NotSupported for experts, and where no input of a sublayer is known;
     RequestError for a middle that is as wide as what is around it."""
-    wanted = _LAST[config.sublayers]
-    present = [row for row in ledger.rows if row.role in wanted and row.is_matrix]
-    stacked = next((row for row in present if row.layout is Layout.EXPERTS), None)
-    if stacked is not None:
-        raise NotSupported(
-            f"bottleneck has no place behind stacked experts: {stacked.module} gives what {stacked.shape[0]} matrices"
-            " make of different tokens.",
-            hint="sublayers: attention leaves them out.",
-        )
-    found = linear_targets(
-        ledger, [role.value for role in wanted if any(row.role is role for row in present)], "bottleneck"
-    )
+    found = sublayer_targets(ledger, config.sublayers, config.method)
     for target in found:
         if config.width >= target.row.out_features:
             raise bad_value(

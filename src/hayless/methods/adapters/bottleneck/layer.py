@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hayless.methods.adapters.bottleneck.config import BottleneckConfig
+from hayless.methods.common.behind import add_behind
 from hayless.methods.common.thin import thin_zeros, working_dtype
 
 _STD = 1e-2
 """Deviation of the first values (Houlsby et al. 2019, section 3.6)."""
-_ENTERING = "bottleneck_input"
 _HANDLES = "bottleneck_handles"
 
 
@@ -39,17 +39,8 @@ class Bottleneck(nn.Module):
 def attach(last: Any, first: Any, wide: int, config: BottleneckConfig) -> None:
     """Put a bottleneck of zeros behind the last module of a sublayer; in parallel it reads what the first is given."""
     device = next(tensor.device for tensor in (*last.parameters(), *last.buffers()))
-    network = Bottleneck(wide, config, device)
-    last.add_module(config.kind, network)
-
-    def behind(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        own = getattr(module, config.kind)
-        return output + own(module.__dict__.pop(_ENTERING) if config.form == "parallel" else output).to(output.dtype)
-
-    handles = [last.register_forward_hook(behind)]
-    if config.form == "parallel":
-        handles.append(first.register_forward_pre_hook(_Note(last)))
-    setattr(last, _HANDLES, handles)
+    last.add_module(config.kind, Bottleneck(wide, config, device))
+    setattr(last, _HANDLES, add_behind(last, first, config.kind, parallel=config.form == "parallel"))
 
 
 def draw(module: Any, config: BottleneckConfig, generator: torch.Generator) -> None:
@@ -68,16 +59,3 @@ def detach(module: Any, kind: str) -> None:
         handle.remove()
     delattr(module, _HANDLES)
     delattr(module, kind)
-
-
-class _Note:
-    """A hook before the first module of a sublayer: the last one finds there what the sublayer was given.
-
-    It is taken from the dictionary of attributes, since it is no part of the module.
-    """
-
-    def __init__(self, last: Any) -> None:
-        self.last = last
-
-    def __call__(self, module: Any, inputs: tuple[Tensor, ...]) -> None:
-        self.last.__dict__[_ENTERING] = inputs[0]

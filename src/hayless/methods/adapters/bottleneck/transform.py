@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hayless.core.beside import BOTTLENECKS, entrance
+from hayless.core.beside import BOTTLENECKS
 from hayless.core.errors import NotSupported
 from hayless.core.method import MethodConfig
 from hayless.core.registry import configure
 from hayless.methods.adapters.bottleneck import layer
 from hayless.methods.adapters.bottleneck.config import BottleneckConfig, targets_of
-from hayless.methods.common.adapting import fill, freeze, modules_of, peft_task, refuse_marked, thaw, trained
+from hayless.methods.common.adapting import fill, freeze, peft_task, refuse_marked, thaw, trained
+from hayless.methods.common.behind import sublayer_ends
 from hayless.methods.common.peft_fields import refuse_others, required
 from hayless.methods.common.sites import PEFT_PREFIX
 from hayless.methods.common.weights import plain_ledger
@@ -92,10 +93,8 @@ def _modules(model: PreTrainedModel, config: BottleneckConfig) -> Iterator[tuple
     """Of each sublayer the path of its last module, that module, its first one, and the width of what it gives."""
     ledger = plain_ledger(model)
     for target in targets_of(ledger, config):
-        begins = entrance(ledger, target.row) if config.form == "parallel" else target.row.module
-        layers = target.layers or (0,)
-        for number, (path, module, _) in zip(layers, modules_of(model, [target]), strict=True):
-            yield path, module, model.get_submodule(begins.replace("{layer}", str(number))), target.row.out_features
+        for path, last, first in sublayer_ends(model, ledger, target, parallel=config.form == "parallel"):
+            yield path, last, first, target.row.out_features
 
 
 def _tensors(model: PreTrainedModel, config: BottleneckConfig) -> dict[str, Tensor]:
