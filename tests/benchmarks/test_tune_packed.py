@@ -22,7 +22,7 @@ def test_it_says_that_there_is_no_gpu(monkeypatch, capsys):
 @pytest.mark.parametrize("tokens", [1, 2, 8, 16, 17, 64])
 @pytest.mark.parametrize(("rows", "width"), [(12288, 4096), (4096, 11008), (28672, 8192), (8, 32)])
 def test_what_is_chosen_could_have_been_swept(tokens, rows, width):
-    core = tiles.core_tiles_for(tokens, rows, width)
+    core = tiles.core_tiles_for(tokens, rows, width, 4)
     assert core in tiles.CORE_CANDIDATES and fits(tokens, core)
     if tokens > 1:
         assert tiles.matrix_tiles_for(tokens, rows, width // 8) in tiles.MATRIX_CANDIDATES

@@ -152,3 +152,10 @@ def test_likeliest(entries):
     assert tokens[:3].tolist() == expected_tokens[:3].tolist() and tokens[0] == 2
     _close(logprobs[:3], expected[:3], torch.float32)
     assert logprobs[3].isnan() and 0 <= tokens[3] < entries
+
+    given = _poisoned(4)
+    choose.logprobs_of(logits, tokens, given)
+    assert torch.equal(given[:3], logprobs[:3]) and given[3].isnan()
+    other = torch.tensor([1, entries - 1, 0, 3], device=DEVICE)
+    choose.logprobs_of(logits, other, given)
+    _close(given[:3], logits.float().log_softmax(-1).gather(-1, other[:, None])[:3, 0], torch.float32)

@@ -108,7 +108,10 @@ def test_the_kernel_of_the_device_is_the_plain_product(tokens: int) -> None:
         pytest.skip("this GPU has no units for e4m3")
     bias = torch.randn(256, device="cuda", dtype=torch.bfloat16)
     codes, scale = fp8.rows_quantized(x)
-    assert torch.equal(codes.float().cpu(), fp8.rows_quantized(x.cpu())[0].float())
+    on_host = fp8.rows_quantized(x.cpu())[0].float()
+    # Devices may divide to another last bit; what lies between two codes then goes to the other.
+    torch.testing.assert_close(codes.float().cpu(), on_host, rtol=0.15, atol=2**-9)
+    assert (codes.float().cpu() != on_host).float().mean() < 1e-3
     expected = fp8.multiplied(codes, scale, weight, weight_scale, bias, torch.float32)
     found = fp8.product(x, weight, weight_scale, bias)
     torch.testing.assert_close(found.float(), expected, rtol=1.6e-2, atol=1e-2 * float(expected.abs().max()))

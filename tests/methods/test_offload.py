@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from hayless.core.cost import TrainShape
 from hayless.core.errors import RequestError
@@ -56,6 +57,24 @@ def test_inputs_and_nothing_else_are_moved(monkeypatch: pytest.MonkeyPatch) -> N
         gradients(tiny.model(name), BOTH)
         assert moved == [torch.Size([3, 12, 32])] * 2 and len(back) == 2
         assert back[0].before is back[1] and back[1].before is None
+
+
+def test_what_was_moved_is_let_go_where_the_next_block_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    storages, there = [], []
+    put = host.Traffic.put
+
+    def watched(self: host.Traffic, x: torch.Tensor, first: bool) -> host.Stored:
+        storages.append(StorageWeakRef(x.untyped_storage()))
+        stored = put(self, x, first=first)
+        there.append(sum(not storage.expired() for storage in storages))
+        return stored
+
+    monkeypatch.setattr(host.Traffic, "put", watched)
+    config = tiny.config("llama")
+    config.num_hidden_layers = 5
+    gradients(type(tiny.model("llama"))(config), BOTH)
+    # The caller holds the input before until the block has it, too.
+    assert len(there) == 5 and max(there) <= 2
 
 
 def test_training_with_it_ends_with_the_same_bits(tmp_path: Any) -> None:

@@ -66,7 +66,9 @@ def test_auto_takes_lengths_and_learns_as_under_masks(tmp_path, family, precisio
     assert found[1][0] == pytest.approx(found[0][0], rel=5e-3)
     for one, other in zip(found[0][1], found[1][1], strict=True):
         assert other["loss"] == pytest.approx(one["loss"], rel=5e-3)
-        assert other["gradient_norm"] == pytest.approx(one["gradient_norm"], rel=5e-2)
+        # float16's first scales may overflow: then a step has no norm.
+        if one["gradient_norm"] is not None and other["gradient_norm"] is not None:
+            assert other["gradient_norm"] == pytest.approx(one["gradient_norm"], rel=5e-2)
 
 
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name != "mixtral"])

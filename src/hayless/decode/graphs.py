@@ -22,7 +22,7 @@ from hayless.decode.options import MOST_TOP, SamplingOptions
 from hayless.decode.program import Program
 from hayless.decode.request import Chosen, Request, top_of
 from hayless.decode.sampling import RowOptions, invert
-from hayless.kernels.choose import likeliest
+from hayless.kernels.choose import likeliest, logprobs_of
 
 Choice = Literal["greedy", "sampled", "filtered"]
 """What a step must be able to do: take the likeliest token; draw; draw with top_k or top_p, which needs a sort."""
@@ -135,8 +135,7 @@ class Session:
         uniforms_b = self.uniforms_bn.gather(1, self.draws_b[:, None])[:, 0]
         tokens_b = invert(probs_bv, uniforms_b)
         self.tokens_b.copy_(torch.where(self.options.temperature_b == 0, self.logits_bv.argmax(-1), tokens_b))
-        logprobs_bv = self.logits_bv.log_softmax(-1)
-        self.logprobs_b.copy_(logprobs_bv.gather(-1, self.tokens_b[:, None])[:, 0])
+        logprobs_of(self.logits_bv, self.tokens_b, self.logprobs_b)
         self.draws_b.add_(1).clamp_(max=self.uniforms_bn.shape[1] - 1)
 
     def choose_for(self, rows: Tensor, choice: Choice, top: bool) -> None:

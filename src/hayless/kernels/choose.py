@@ -1,4 +1,4 @@
-"""The likeliest token of each row and its log-probability, in one pass over the logits."""
+"""The likeliest token of each row, or a given one, and its log-probability, in one pass over the logits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,16 @@ _BLOCK = 4096
 
 
 @triton.jit
-def _likeliest(logits_ptr, tokens_ptr, logprobs_ptr, entries, stride, BLOCK: tl.constexpr, OVERLAP: tl.constexpr):
+def _likeliest(
+    logits_ptr,
+    tokens_ptr,
+    logprobs_ptr,
+    entries,
+    stride,
+    BLOCK: tl.constexpr,
+    GIVEN: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):
     if OVERLAP:
         gdc_launch_dependents()
         gdc_wait()
@@ -34,19 +43,41 @@ def _likeliest(logits_ptr, tokens_ptr, logprobs_ptr, entries, stride, BLOCK: tl.
     top = tl.max(best, 0)
     token = tl.min(tl.where(best == top, where, entries - 1), 0)
     sums = tl.sum(tl.where(best == float("-inf"), total, total * tl.exp(best - top)), 0)
-    tl.store(tokens_ptr + row * stride, token.to(tl.int64))
-    tl.store(logprobs_ptr + row, -tl.log(sums))
+    if GIVEN:
+        chosen = tl.load(base + tl.load(tokens_ptr + row * stride)).to(tl.float32)
+        tl.store(logprobs_ptr + row, chosen - top - tl.log(sums))
+    else:
+        tl.store(tokens_ptr + row * stride, token.to(tl.int64))
+        tl.store(logprobs_ptr + row, -tl.log(sums))
 
 
 def likeliest(logits: Tensor, tokens: Tensor, logprobs: Tensor, *, overlap: bool = False) -> None:
     """Write the argmax of logits (rows, entries), the first of equals, to `tokens` (rows,) int64, and its
     log-probability to `logprobs` (rows,) float32: NaN where the row holds a NaN. `tokens` may be strided.
     """
+    _launch(logits, tokens, logprobs, given=False, overlap=overlap)
+
+
+def logprobs_of(logits: Tensor, tokens: Tensor, logprobs: Tensor) -> None:
+    """Write the log-probabilities of `tokens` (rows,) int64 to `logprobs` (rows,) float32: where they are the
+    likeliest, to the bit what `likeliest` writes. NaN where the row holds a NaN.
+    """
+    _launch(logits, tokens, logprobs, given=True, overlap=False)
+
+
+def _launch(logits: Tensor, tokens: Tensor, logprobs: Tensor, *, given: bool, overlap: bool) -> None:
     rows, entries = logits.shape
-    block = min(_BLOCK, triton.next_power_of_2(entries))
-    extra = {"launch_pdl": True} if overlap else {}
     _likeliest[(rows,)](
-        logits, tokens, logprobs, entries, tokens.stride(0), BLOCK=block, OVERLAP=overlap, num_warps=8, **extra
+        logits,
+        tokens,
+        logprobs,
+        entries,
+        tokens.stride(0),
+        BLOCK=min(_BLOCK, triton.next_power_of_2(entries)),
+        GIVEN=given,
+        OVERLAP=overlap,
+        num_warps=8,
+        **({"launch_pdl": True} if overlap else {}),
     )
 
 

@@ -53,7 +53,7 @@ def multiply(x: Tensor, weight: Packed, bias: Tensor | None, out: Tensor, *, til
     if reason or isinstance(weight, Palette):
         raise NotSupported(f"The kernel for tensor cores cannot do this: {reason}.")
     (rows, width), tokens = weight.shape, x.shape[0]
-    tiles = tiles or core_tiles_for(tokens, rows, width)
+    tiles = tiles or core_tiles_for(tokens, rows, width, _bits(weight))
     split = tiles.splits > 1
     target = torch.empty(tiles.splits, *out.shape, dtype=torch.float32, device=out.device) if split else out
     kernel = _compiled(tuple(definitions(x, weight, tiles).items()), x.device.index)

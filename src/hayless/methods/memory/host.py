@@ -108,9 +108,12 @@ def _offloaded(traffic: Traffic, first: nn.Module, block: nn.Module, forward: Fo
         if not (block.training and torch.is_grad_enabled()):
             return forward(x, *inputs, **options)
 
+        # autograd keeps `pack` as long as what it packed: it must not hold `x`.
+        where, shape = x.data_ptr(), x.shape
+
         def pack(tensor: Tensor) -> Any:
             # Masks and rotations are every block's, and stay.
-            mine = tensor.data_ptr() == x.data_ptr() and tensor.shape == x.shape
+            mine = tensor.data_ptr() == where and tensor.shape == shape
             return traffic.put(tensor.detach(), first=block is first) if mine else tensor
 
         def unpack(packed: Any) -> Tensor:

@@ -31,7 +31,7 @@ from hayless.decode.kernel_pass import KernelPass, captured
 from hayless.decode.options import SamplingOptions
 from hayless.decode.program import Program
 from hayless.decode.request import Chosen, Request, top_of
-from hayless.kernels.choose import likeliest
+from hayless.kernels.choose import likeliest, logprobs_of
 from hayless.kernels.drafted import settle
 from hayless.methods.decoding.speculative.accept import Accept, accept
 from hayless.methods.decoding.speculative.captured_drafts import (
@@ -165,8 +165,7 @@ class Session:
         self._kept_b.copy_(kept_b)
         self._chosen_bs[:, :-1].copy_(drafted_bk)
         self._chosen_bs.scatter_(1, kept_b[:, None], last_b[:, None])
-        logprobs_nv = logits_nv.log_softmax(-1)
-        self._logprobs_bs.view(-1, 1).copy_(logprobs_nv.gather(-1, self._chosen_bs.view(-1, 1)))
+        logprobs_of(logits_nv, self._chosen_bs.view(-1), self._logprobs_bs.view(-1))
 
     def _split(self, raw: Tensor) -> tuple[Tensor, ...]:
         rows, positions = self.rows.tokens_bs.shape
