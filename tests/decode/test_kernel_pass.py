@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from hayless.core.registry import configure
+from hayless.decode.bank import AdapterBank
 from hayless.decode.cache import StaticCache
-from hayless.decode.program import plan
+from hayless.decode.program import Program, plan
 from hayless.model.transform import apply
 from tests import tiny
+from tests.decode.adapters import adapters, base
 
 pytest.importorskip("triton", reason="triton is not installed")
 
@@ -67,6 +69,36 @@ def test_packed_blocks_run_in_the_program_and_give_what_their_modules_give(metho
     close = {"rtol": 1e-4, "atol": 1e-4} if method != "int8" else {"rtol": 2e-2, "atol": 2e-2}
     torch.testing.assert_close(run.launch(ids[0, -1:]), expected, **close)
     assert not program.fits(model.to(torch.bfloat16))
+
+
+@pytest.mark.parametrize("invariant", [False, True])
+@pytest.mark.parametrize("packing", [None, "nf4"])
+def test_rows_get_the_branches_of_their_slots(packing, invariant):
+    if packing and invariant:
+        pytest.skip("packed weights leave the graphs for it")
+    model, found = base("llama", [configure(packing)] if packing else [], DEVICE.type), adapters("llama")
+    bank = AdapterBank.for_adapters(model, found.values(), 4)
+    slots = [bank.add(name, one) for name, one in found.items()]
+    program = plan(model, bank.branches)
+    assert isinstance(program, Program) and not program.plain
+    rows = [UNEVEN[n % 3] for n in range(4)]
+    caches = [StaticCache(program.dims, 4, 16, program.dtype, program.device) for _ in range(2)]
+    lengths_b = torch.tensor([len(row) for row in rows], dtype=torch.int32, device=DEVICE)
+    run = KernelPass(program, caches[0], lengths_b, invariant=invariant)
+    assert not run.fused
+    tokens_b = torch.tensor([7, 8, 9, 10], device=DEVICE)
+    # What a captured step reads is one tensor, whatever adapters rows have.
+    slots_b = torch.full((4,), -1, dtype=torch.int32, device=DEVICE)
+    said = []
+    for chosen in ([slots[2], -1, slots[0], slots[1]], [slots[0]] * 4):
+        slots_b.copy_(torch.tensor(chosen))
+        with program.rows.using(slots_b):
+            for cache in caches:
+                program.prefill(rows, cache, 16)
+            expected = program.logits(program.forward(tokens_b[:, None], caches[1])[:, 0])
+            said.append(run.launch(tokens_b).clone())
+        torch.testing.assert_close(said[-1], expected, rtol=1e-3, atol=1e-3)
+    assert torch.allclose(said[0][2], said[1][2], atol=1e-3) and not torch.allclose(said[0][1], said[1][1], atol=0.1)
 
 
 def test_a_packed_table_runs_in_modules():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import socket
 import threading
 import time
@@ -12,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -23,7 +25,9 @@ pytest.importorskip("openai", reason="openai is not installed")
 
 import openai
 import uvicorn
+from fastapi.testclient import TestClient
 
+from hayless.core.errors import RequestError
 from hayless.core.method import MethodConfig
 from hayless.core.registry import configure, find
 from hayless.decode.engine import Engine
@@ -38,13 +42,14 @@ from hayless.serve.settings import ServeSettings
 from tests.asset import FOLDER
 
 NAME = "small"
+_TEN = SamplingOptions(max_tokens=10)
 PROMPTS = [f"def f{number}(" for number in range(200)]
 
 
-def adapter(folder: Path, seed: int) -> Path:
+def adapter(folder: Path, seed: int, **options: object) -> Path:
     """An adapter of the asset that changes what it says."""
     model = load_model(str(FOLDER))
-    apply(model, [configure("lora", rank=2)])
+    apply(model, [configure("lora", **{"rank": 2, **options})])
     torch.manual_seed(seed)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
@@ -68,9 +73,9 @@ def serving(
     """A server in a thread: its address and its service."""
     model, words = load_model(str(FOLDER), dtype="float32"), load_tokenizer(str(FOLDER))
     part = find("speculative").load()(drafts, model, words) if drafts else None
-    service = Service(
-        Engine(model, words, draft=part), Adapters(model, FOLDER, root), ServeSettings(**{"rows": 8, **settings})
-    )
+    limits = ServeSettings(**{"rows": 8, **settings})
+    found = Adapters(model, FOLDER, root, slots=limits.adapter_slots, rank=limits.adapter_rank, mixed=drafts is None)
+    service = Service(Engine(model, words, draft=part, adapters=found.bank), found, limits)
     app = create_app(Server(service, NAME, words), token)
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))
@@ -236,11 +241,8 @@ def test_many_at_once_get_their_own(url: str, alone: Engine) -> None:
 
 
 def test_adapters_are_models_of_their_own(url: str, folders: Path, alone: Engine) -> None:
-    options = SamplingOptions(max_tokens=10)
-    wanted = {NAME: alone.generate(["class A"], options)[0].text}
-    for name in ("legal", "medical"):
-        model = load_model(str(folders / name), dtype="float32")
-        wanted[name] = Engine(model, alone.tokenizer).generate(["class A"], options)[0].text
+    wanted = {NAME: alone.generate(["class A"], _TEN)[0].text}
+    wanted |= {name: said_by(folders / name, alone.tokenizer) for name in ("legal", "medical")}
     assert len(set(wanted.values())) == 3
 
     async def ask(models: list[str]) -> list[str]:
@@ -254,6 +256,98 @@ def test_adapters_are_models_of_their_own(url: str, folders: Path, alone: Engine
 
     models = ["legal", NAME, "medical", "legal", NAME, "medical", NAME]
     assert asyncio.run(ask(models)) == [wanted[model] for model in models]
+
+
+def said_by(folder: Path, words: object, prompt: str = "class A") -> str:
+    """What the model says with the adapter in a folder on it."""
+    return Engine(load_model(str(folder), dtype="float32"), words).generate([prompt], _TEN)[0].text
+
+
+def test_adapters_come_and_go_while_others_run(folders: Path, tmp_path: Path, alone: Engine) -> None:
+    for name in ("legal", "medical"):
+        shutil.copytree(folders / name, tmp_path / name)
+    asked = {"prompt": "class A", "temperature": 0}
+    with serving(root=tmp_path, adapter_slots=3, rows=3) as (url, service), ThreadPoolExecutor(4) as pool:
+        api, gate = client(url), threading.Event()
+        service.between_tokens(lambda: gate.wait() and None)
+        # A row for each adapter and one without, all at once; one is to be removed after the first token.
+        long = {**asked, "max_tokens": 200, "stream": True, "extra_body": {"ignore_end": True}}
+        streams = [api.completions.create(model=name, **long) for name in ("legal", NAME, "medical")]
+        removal = pool.submit(deleted, api, "legal")
+        while not service._jobs:
+            time.sleep(0.01)
+        assert service.adapters.bank.in_use == {"legal", "medical"} and service.load == (0, 3)
+        gate.set()
+        assert removal.result().status_code == 409
+        adapter(tmp_path / "code", 3, rank=1, targets=("attention",))
+        assert added(api, "code").json() == api.models.retrieve("code").model_dump(exclude_unset=True)
+        assert added(api, "code").status_code == 400
+        adapter(tmp_path / "more", 4)
+        assert "3 slots" in added(api, "more").json()["error"]["message"]
+        for stream in streams:
+            stream.close()
+        quiet(url)
+        assert api.models.delete("legal").deleted
+        assert [model.id for model in api.models.list()] == [NAME, "code", "medical"]
+        adapter(tmp_path / "wide", 5, rank=4)
+        for name, says in (("wide", "rank of 4"), ("../legal", "there are"), (NAME, "itself"), ("", "id")):
+            answer = added(api, name)
+            assert answer.status_code == 400 and says in answer.json()["error"]["message"]
+        assert added(api, "more").status_code == 201
+        assert deleted(api, "legal").status_code == 404 and deleted(api, NAME).status_code == 400
+        for name in ("code", "medical", "more"):
+            found = api.completions.create(model=name, **asked, max_tokens=10)
+            assert found.choices[0].text == said_by(tmp_path / name, alone.tokenizer)
+        with pytest.raises(openai.NotFoundError):
+            api.completions.create(model="legal", **asked)
+
+
+def test_an_adapter_that_cannot_be_mixed_runs_by_itself(folders: Path, tmp_path: Path, alone: Engine) -> None:
+    shutil.copytree(folders / "legal", tmp_path / "legal")
+    adapter(tmp_path / "directed", 3, dora=True)
+    with serving(root=tmp_path) as (url, service), ThreadPoolExecutor(6) as pool:
+        assert service.adapters.bank.names == ["legal"] and service.adapters.names == ["directed", "legal"]
+        api = client(url)
+
+        def ask(name: str) -> str:
+            return api.completions.create(model=name, prompt="class A", max_tokens=10, temperature=0).choices[0].text
+
+        wanted = {name: said_by(tmp_path / name, alone.tokenizer) for name in ("legal", "directed")}
+        wanted[NAME] = alone.generate(["class A"], _TEN)[0].text
+        names = ["legal", "directed", NAME, "directed", "legal", NAME]
+        assert list(pool.map(ask, names)) == [wanted[name] for name in names]
+        assert "to the end" in deleted(api, "directed").json()["error"]["message"]
+
+
+def test_adapters_of_another_base_and_from_elsewhere(folders: Path, tmp_path: Path) -> None:
+    shutil.copytree(folders / "legal", tmp_path / "legal")
+    (tmp_path / "legal" / "hayless.json").write_text(json.dumps({"base_fingerprint": "0" * 64}))
+    with pytest.raises(RequestError, match="was trained on: its weights differ"), serving(root=tmp_path):
+        pass
+    shutil.move(tmp_path / "legal", tmp_path.parent / "later")
+    with pytest.raises(RequestError, match="adapter-rank"), serving(root=tmp_path):
+        pass
+    with serving(root=tmp_path, adapter_rank=2, token="open") as (url, service):
+        assert service.adapters.names == []
+        shutil.move(tmp_path.parent / "later", tmp_path / "legal")
+        api = client(url, "open")
+        assert "its weights differ" in added(api, "legal").json()["error"]["message"]
+        assert added(client(url), "legal").status_code == 401
+        (tmp_path / "legal" / "hayless.json").unlink()
+        assert added(api, "legal").status_code == 201
+    with serving() as (url, service):
+        assert "--adapters" in added(client(url), "legal").json()["error"]["message"]
+        stranger = TestClient(create_app(Server(service, NAME, None)), client=("192.0.2.7", 1))
+        assert stranger.post("/v1/models", json={"id": "legal"}).status_code == 403
+        assert stranger.delete("/v1/models/legal").status_code == 403
+
+
+def added(api: openai.OpenAI, name: str) -> Any:
+    return api._client.post("models", json={"id": name}, headers=api.auth_headers)
+
+
+def deleted(api: openai.OpenAI, name: str) -> Any:
+    return api._client.delete(f"models/{name}", headers=api.auth_headers)
 
 
 def test_who_hangs_up_gives_the_row_back(url: str) -> None:

@@ -27,6 +27,12 @@ _TOKEN = "HAYLESS_SERVE_TOKEN"
 def serve(
     model: str = Model,
     adapters: str = typer.Option(None, help="A folder of adapters; each is served as a model of its folder's name."),
+    adapter_slots: int = typer.Option(
+        None, help="Adapters for which there is room at once; as many as there are, 8 at least, if not given."
+    ),
+    adapter_rank: int = typer.Option(
+        None, help="Rank of adapters that may be added while it runs; those of the folder's own kind if not given."
+    ),
     name: str = typer.Option(None, help="What the model is called; its folder's name if not given."),
     host: str = typer.Option("127.0.0.1", help="Address to listen on; only this machine reaches the default."),
     port: int = typer.Option(8000, min=0, max=65535, help="Port to listen on; 0 takes a free one."),
@@ -59,6 +65,7 @@ def serve(
 ) -> None:
     """Serve a model over HTTP: /v1/models, /v1/completions, /v1/chat/completions, /health.
 
+    Each request of a batch may have another of the --adapters, chosen by the model's name that it gives.
     Any client of OpenAI's API works with the base URL that is printed. Ctrl-C stops it, when what runs is done.
     """
     from hayless.core.errors import MissingExtra, RequestError
@@ -72,8 +79,18 @@ def serve(
             "--self-draft and --adapters exclude each other: a model with an adapter runs through its modules.",
             hint="Use --lookup, or --draft with a model.",
         )
-    given = {"rows": rows, "tokens": tokens, "queue": queue, "timeout": timeout, "grace": grace}
-    settings = checked(ServeSettings, given, {field: f"--{field}" for field in given})
+    if adapters is None and (adapter_slots is not None or adapter_rank is not None):
+        raise RequestError("--adapter-slots and --adapter-rank are for --adapters.", hint="Give a folder of adapters.")
+    given = {
+        "rows": rows,
+        "tokens": tokens,
+        "queue": queue,
+        "timeout": timeout,
+        "grace": grace,
+        "adapter_slots": adapter_slots,
+        "adapter_rank": adapter_rank,
+    }
+    settings = checked(ServeSettings, given, {field: f"--{field.replace('_', '-')}" for field in given})
     token = _token(token_file)
     try:
         import uvicorn
@@ -131,6 +148,7 @@ def _app(
     """The application, and what its models are called."""
     from hayless.core.errors import RequestError
     from hayless.core.registry import method_of
+    from hayless.core.units import format_bytes
     from hayless.decode.engine import Engine
     from hayless.model.load import check_tokenizer, load_model, load_tokenizer
     from hayless.model.source import local_folder
@@ -144,7 +162,14 @@ def _app(
     words = load_tokenizer(tokenizer or model)
     loaded = load_model(model, device=device, dtype=dtype)
     check_tokenizer(loaded, words)
-    found = Adapters(loaded, local_folder(model), root)
+    found = Adapters(
+        loaded,
+        local_folder(model),
+        root,
+        slots=settings.adapter_slots,
+        rank=settings.adapter_rank,
+        mixed=drafts is None and quantized is None,
+    )
     place = Path(model).expanduser()
     called = name or (place.resolve().name if place.exists() else model)
     if called in found.names:
@@ -153,7 +178,17 @@ def _app(
         )
     part = method_of(drafts).load()(drafts, loaded, words) if drafts else None
     held = method_of(quantized).load()(quantized, loaded, words) if quantized else None
-    engine = Engine(loaded, words, backend=backend, draft=part, cache=held, deterministic=deterministic)  # type: ignore[arg-type]
+    engine = Engine(
+        loaded,
+        words,
+        backend=backend,  # type: ignore[arg-type]
+        draft=part,
+        cache=held,
+        deterministic=deterministic,
+        adapters=found.bank,
+    )
     err.print(f"{called}: {engine.path.backend} on {loaded.device} ({engine.path.reason})")
+    if found.bank is not None:
+        err.print(f"Room for {found.bank.slots} adapters of rank {found.bank.rank}: {format_bytes(found.bank.bytes)}")
     server = Server(Service(engine, found, settings), called, words)
     return create_app(server, token), server.models

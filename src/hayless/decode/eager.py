@@ -6,7 +6,8 @@ of the vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -15,13 +16,17 @@ from hayless.decode.readers import Reader
 from hayless.decode.request import Chosen, Request, Top, top_of
 from hayless.decode.sampling import distribution, draw
 
+Beside = Callable[[Sequence[int]], AbstractContextManager[None]]
+"""Within it, a reader computes rows with the adapters of these slots."""
+
 
 class EagerBatch:
     """Chooses each token on the host's schedule."""
 
-    def __init__(self, reader: Reader, requests: Sequence[Request]) -> None:
+    def __init__(self, reader: Reader, requests: Sequence[Request], beside: Beside | None = None) -> None:
         self.active: list[Request] = []
         self._reader = reader
+        self._beside = beside
         self._joining: list[Request] = []
         self._tokens_b: Tensor | None = None
         self.join(requests)
@@ -55,11 +60,18 @@ class EagerBatch:
 
     def _logits(self) -> Tensor:
         """Logits (b, v) of the next token of every row: of those that run, then of those that join."""
-        parts = [] if self._tokens_b is None else [self._reader.read(self._tokens_b[:, None])[:, -1]]
+        parts = []
+        if self._tokens_b is not None:
+            with self._adapters_of(self.active[: len(self._tokens_b)]):
+                parts.append(self._reader.read(self._tokens_b[:, None])[:, -1])
         if self._joining:
-            parts.append(self._reader.join([request.prompt for request in self._joining]))
+            with self._adapters_of(self._joining):
+                parts.append(self._reader.join([request.prompt for request in self._joining]))
             self._joining = []
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _adapters_of(self, requests: Sequence[Request]) -> AbstractContextManager[None]:
+        return nullcontext() if self._beside is None else self._beside([request.slot for request in requests])
 
 
 @torch.inference_mode()

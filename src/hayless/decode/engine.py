@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Literal, get_args
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hayless.core.errors import NotSupported, RequestError, bad_value
-from hayless.decode.eager import EagerBatch
+from hayless.core.errors import NotSupported, RequestError, bad_value, unknown
+from hayless.decode.bank import AdapterBank
+from hayless.decode.eager import Beside, EagerBatch
 from hayless.decode.options import SamplingOptions
 from hayless.decode.program import Program, Unplanned, plan
 from hayless.decode.readers import ModuleReader, ProgramReader, Reader, RowReader
@@ -59,7 +60,8 @@ class Engine:
     tokens a pass of the model, `exit` the one for methods that let tokens leave it early, `cache` the one for methods
     that hold keys and values in another form; the last two never in graphs, and one at most is given. With
     `deterministic` a request gets the same tokens, to the bit, alone and in any batch: rows go through the model one by
-    one, and in graphs through kernels that cut up sums in one way, whatever the shape.
+    one, and in graphs through kernels that cut up sums in one way, whatever the shape. `adapters` is a bank from which
+    each request can have one; another bank may take its place while nothing runs.
 
     NotSupported for a model that is no causal language model, and for a backend that cannot run it.
     """
@@ -74,6 +76,7 @@ class Engine:
         exit: ExitPart | None = None,
         cache: CachePart | None = None,
         deterministic: bool = False,
+        adapters: AdapterBank | None = None,
     ) -> None:
         check_causal(model)
         if draft is not None and exit is not None:
@@ -92,6 +95,12 @@ class Engine:
                 "deterministic excludes drafts and early exits: they take rows through the model side by side.",
                 hint="Leave one of them out.",
             )
+        if adapters is not None and (draft is not None or exit is not None or cache is not None):
+            raise NotSupported(
+                "Adapters that differ by row exclude drafts, early exits and caches in another form, which read prompts"
+                " and tokens without knowing whose they are.",
+                hint="Leave one of them out, or put one adapter on the model.",
+            )
         if backend not in ("auto", *get_args(Backend)):
             raise bad_value("backend", backend, allowed=f"auto, {', '.join(get_args(Backend))}")
         self.model = model
@@ -101,6 +110,8 @@ class Engine:
         self.exit = exit
         self.cache = cache
         self.deterministic = deterministic
+        self.adapters = adapters
+        self._planned_with: AdapterBank | None = None
         self._program: Program | None = None
         self._graphs: Graphs | None = None
         self.context: int | None = getattr(model.config, "max_position_embeddings", None)
@@ -120,9 +131,9 @@ class Engine:
         cached = held * program.token_bytes if self.cache is None else self.cache.row_bytes(program.dims, held)
         return program.weight_bytes + rows * cached
 
-    def stream(self, prompt: Prompt, options: SamplingOptions | None = None) -> Iterator[Piece]:
+    def stream(self, prompt: Prompt, options: SamplingOptions | None = None, *, adapter: str = "") -> Iterator[Piece]:
         """The continuation of `prompt`, token by token. RequestError for a prompt that does not fit the context."""
-        request = self.request(prompt, options or SamplingOptions())
+        request = self.request(prompt, options or SamplingOptions(), adapter)
         return self._stream(request)
 
     def generate(
@@ -131,18 +142,23 @@ class Engine:
         options: SamplingOptions | Sequence[SamplingOptions] | None = None,
         *,
         batch_size: int = 16,
+        adapters: str | Sequence[str] = "",
     ) -> list[Generation]:
         """The continuation of each prompt, in order, `batch_size` at a time.
 
-        `options` is one for all or one a prompt. A request's draws are a function of its own seed: equal prompts with
-        equal options get equal texts. RequestError, before anything is computed, for a prompt that cannot be continued.
+        `options` is one for all or one a prompt, and so is `adapters`: names in the bank, "" for none. A request's
+        draws are a function of its own seed: equal prompts with equal options get equal texts. RequestError, before
+        anything is computed, for a prompt that cannot be continued.
         """
         if isinstance(prompts, str):
             raise RequestError("generate takes a list of prompts, not one text.", hint="Give [text], or use stream.")
         if batch_size < 1:
             raise RequestError(f"batch_size = {batch_size} is not possible; allowed: 1 or more.")
         each = _one_each(options, len(prompts))
-        requests = [self.request(prompt, chosen) for prompt, chosen in zip(prompts, each, strict=True)]
+        named = [adapters] * len(prompts) if isinstance(adapters, str) else list(adapters)
+        if len(named) != len(prompts):
+            raise RequestError(f"There are {len(named)} adapters for {len(prompts)} prompts.", hint="Give one each.")
+        requests = [self.request(*one) for one in zip(prompts, each, named, strict=True)]
         with evaluating(self.model):
             for start in range(0, len(requests), batch_size):
                 for _ in self._steps(requests[start : start + batch_size]):
@@ -169,8 +185,11 @@ class Engine:
         with evaluating(self.model):
             yield from self._steps([request])
 
-    def request(self, prompt: Prompt, options: SamplingOptions) -> Request:
-        """A request that `open`'s batch takes. RequestError for a prompt that cannot be continued."""
+    def request(self, prompt: Prompt, options: SamplingOptions, adapter: str = "") -> Request:
+        """A request that `open`'s batch takes, with an adapter of the bank, or none.
+
+        RequestError for a prompt that cannot be continued and for an adapter that is not there.
+        """
         ids = self.encode(prompt)
         limit = self.context
         if limit is not None and len(ids) >= limit:
@@ -180,7 +199,12 @@ class Engine:
             )
         if options.stop and self.tokenizer is None:
             raise RequestError("Stop strings need a tokenizer.", hint="Give the engine the model's tokenizer.")
-        return Request(ids, options, self.tokenizer, self.end_tokens, limit)
+        request = Request(ids, options, self.tokenizer, self.end_tokens, limit)
+        if adapter:
+            if self.adapters is None:
+                raise unknown("adapter", adapter, ())
+            self.adapters.assign(request, adapter)
+        return request
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt; an empty one becomes the begin token (or the end token where there is no other).
@@ -242,16 +266,25 @@ class Engine:
 
     def _plain(self, requests: Sequence[Request]) -> Batch:
         path, program = self._chosen()
-        if (cache := self.cache) is not None:
-            return self._eager(lambda: cache.reader(program), requests)
-        if program is None:
-            return self._eager(lambda: ModuleReader(self.model), requests)
-        if path.backend == "program":
-            return self._eager(lambda: ProgramReader(program), requests)
-        return self._graphs_of(program).begin(requests)
+        if path.backend == "graphs":
+            assert program is not None
+            return self._graphs_of(program).begin(requests)
+        return EagerBatch(self._reader(program), requests, self._beside(program))
 
-    def _eager(self, reader: Callable[[], Reader], requests: Sequence[Request]) -> Batch:
-        return EagerBatch(RowReader(reader) if self.deterministic else reader(), requests)
+    def _reader(self, program: Program | None) -> Reader:
+        def reader() -> Reader:
+            if self.cache is not None:
+                return self.cache.reader(program)
+            return ModuleReader(self.model) if program is None else ProgramReader(program)
+
+        if not self.deterministic:
+            return reader()
+        return RowReader(reader, None if self.adapters is None else self.adapters.branches.rows)
+
+    def _beside(self, program: Program | None) -> Beside | None:
+        if self.adapters is None:
+            return None
+        return self.adapters.on_modules if program is None else self.adapters.on_program
 
     def _graphs_of(self, program: Program) -> Graphs:
         if self._graphs is None:
@@ -264,9 +297,11 @@ class Engine:
         """The path for the model as it is now, planned again where it has changed."""
         if self.backend == "modules":
             return Path("modules", "asked for"), None
-        if self._program is None or not self._program.fits(self.model):
+        bank = self.adapters
+        if self._program is None or bank is not self._planned_with or not self._program.fits(self.model):
             self._graphs = None
-            found = plan(self.model)
+            self._planned_with = bank
+            found = plan(self.model, None if bank is None else bank.branches)
             if isinstance(found, Unplanned):
                 self._program = None
                 if self.backend != "auto":

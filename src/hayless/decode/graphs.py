@@ -16,6 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from hayless.decode.bank import NONE, slots_of
 from hayless.decode.cache import StaticCache
 from hayless.decode.kernel_pass import KernelPass, captured
 from hayless.decode.options import MOST_TOP, SamplingOptions
@@ -93,6 +94,7 @@ class Session:
         self.cache = StaticCache(dims, rows, capacity, dtype, device)
         self.lengths_b = torch.zeros(rows, dtype=torch.int32, device=device)
         self.active_b = torch.zeros(rows, dtype=torch.int32, device=device)
+        self.slots_b = torch.full((rows,), NONE, dtype=torch.int32, device=device)
         # What the host reads lies in one piece, so that one copy brings all of it.
         self.raw = torch.zeros(RAW * rows, dtype=torch.int32, device=device)
         self.tokens_b, self.logprobs_b, self.top_bn, self.top_logprobs_bn = split_raw(self.raw)
@@ -120,7 +122,8 @@ class Session:
 
     def step(self, choice: Choice, top: bool) -> None:
         """Launch one step: the rows' last tokens in, their next ones out, and with `top` the likeliest."""
-        self.forward.launch(self.tokens_b)
+        with self.program.rows.using(self.slots_b):
+            self.forward.launch(self.tokens_b)
         self.choose(choice, top)
         self.lengths_b.add_(self.active_b)
 
@@ -166,6 +169,7 @@ class GraphBatch:
         self._launched = self._read = 0
         for tensor in (session.lengths_b, session.active_b, session.draws_b):
             tensor.zero_()
+        session.slots_b.fill_(NONE)
 
     def join(self, requests: Sequence[Request]) -> None:
         """Let requests join those that run, one of the next times that `next` is called."""
@@ -202,6 +206,7 @@ class GraphBatch:
         for i in ended:
             self._session.active_b[self._rows[i]] = 0
             self._session.lengths_b[self._rows[i]] = 0
+            self._session.slots_b[self._rows[i]] = NONE
         self._rows = [row for i, row in enumerate(self._rows) if i not in ended]
         self.active = [request for i, request in enumerate(self.active) if i not in ended]
 
@@ -225,13 +230,16 @@ class GraphBatch:
         self._choice, self._top = choice_of(self.active), wants_top(self.active)
         self._set_options(dict(zip(free, requests, strict=True)))
         for rows in [[row] for row in free] if session.invariant else runs(free):
-            prompts = [requests[free.index(row)].prompt for row in rows]
+            joining = [requests[free.index(row)] for row in rows]
+            prompts, slots = [one.prompt for one in joining], [one.slot for one in joining]
             cache = session.cache.rows(rows[0], rows[-1] + 1)
-            last_bh = session.program.prefill(prompts, cache, max(64, PREFILL_TOKENS // len(rows)))
+            with session.program.rows.using(slots_of(slots, session.raw.device)):
+                last_bh = session.program.prefill(prompts, cache, max(64, PREFILL_TOKENS // len(rows)))
             session.logits_bv[rows[0] : rows[-1] + 1] = session.program.logits(last_bh)
         at = torch.tensor(free, device=session.raw.device)
         session.lengths_b[at] = torch.tensor([len(one.prompt) for one in requests], dtype=torch.int32, device=at.device)
         session.active_b[at] = 1
+        session.slots_b[at] = torch.tensor([one.slot for one in requests], dtype=torch.int32, device=at.device)
         session.choose_for(at, self._choice, self._top)
 
     def _set_options(self, joining: dict[int, Request]) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from hayless.decode.cache import StaticCache
-from hayless.decode.products import AnyProduct, Linear
+from hayless.decode.products import AnyProduct, Linear, add_beside, base_of, into_each
 from hayless.decode.program import Layer, Program
 from hayless.kernels.attention import Scratch, decode_attention, splits_for
 from hayless.kernels.invariant import SPLITS, linear
@@ -59,7 +59,7 @@ class KernelPass:
         widths = (dims.hidden_size, dims.q_width, dims.intermediate_size)
         small = tokens == 1 or (tokens <= FEW and all(few(width) for width in widths))
         self._invariant = invariant
-        self.fused = small and not program.packed and not invariant
+        self.fused = small and program.plain and not invariant
         self.overlap = self.fused and cuda and torch.cuda.get_device_capability(device) >= (9, 0)
 
     @torch.inference_mode()
@@ -93,33 +93,38 @@ class KernelPass:
         """A block with matrix products by cuBLAS, or by the kernel whose rows are their own."""
         eps = self.program.eps
         y = rms_norm(self._x, Norm(layer.input_gain, eps), self._y)
-        for part, target in zip((layer.q, layer.k, layer.v), self._qkv_views(), strict=True):
-            self._into(part, target, y)
+        self._into((layer.q, layer.k, layer.v), self._qkv_views(), y)
         self._attend(index, layer, offset)
         self._onto(layer.o, self._x, self._mixed)
         y = rms_norm(self._x, Norm(layer.post_gain, eps), self._y)
+        parts = layer.gate, layer.up
         if self._invariant:
-            gate, up = (self._into(part, torch.empty_like(self._wide), y) for part in (layer.gate, layer.up))
+            gate, up = torch.empty_like(self._wide), torch.empty_like(self._wide)
+            self._into(parts, (gate, up), y)
         else:
-            gate, up = layer.gate(y), layer.up(y)
+            gate, up = (base_of(part)(y) for part in parts)
+            add_beside(parts, (gate, up), y)
         swiglu(gate, up, self._wide)
         self._onto(layer.down, self._x, self._wide)
 
-    def _into(self, part: AnyProduct, out: Tensor, x: Tensor) -> Tensor:
-        """out ← x·Wᵀ + b."""
+    def _into(self, parts: Sequence[AnyProduct], outs: Sequence[Tensor], x: Tensor) -> None:
+        """outs ← x·Wᵀ + b of each part."""
         if not self._invariant:
-            part.into(out, x)
-            return out
-        assert isinstance(part, Linear), "the engine has packed weights run in another way"
-        return linear(x, part.weight, out, bias=part.bias)
+            into_each(parts, outs, x)
+            return
+        for part, out in zip(parts, outs, strict=True):
+            base = _as_it_is(part)
+            linear(x, base.weight, out, bias=base.bias)
+        add_beside(parts, outs, x)
 
     def _onto(self, part: AnyProduct, out: Tensor, x: Tensor) -> None:
         """out ← out + x·Wᵀ + b."""
         if not self._invariant:
             part.onto(out, x)
             return
-        assert isinstance(part, Linear), "the engine has packed weights run in another way"
-        linear(x, part.weight, out, bias=part.bias, residual=out)
+        base = _as_it_is(part)
+        linear(x, base.weight, out, bias=base.bias, residual=out)
+        add_beside([part], [out], x)
 
     def _head(self, y: Tensor) -> None:
         if self._invariant:
@@ -149,6 +154,12 @@ class KernelPass:
         dims = self.program.dims
         q, k, v = self._qkv.split([dims.q_width, dims.kv_width, dims.kv_width], 1)
         return q, k, v
+
+
+def _as_it_is(part: AnyProduct) -> Linear:
+    base = base_of(part)
+    assert isinstance(base, Linear), "the engine has packed weights run in another way"
+    return base
 
 
 def captured(run: Callable[[], object], device: torch.device) -> torch.cuda.CUDAGraph:

@@ -1,13 +1,16 @@
-"""Products of a decode program: a matrix as it is, and one that a method has packed."""
+"""Products of a decode program: a matrix as it is, one that a method has packed, and one with adapters beside it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from hayless.kernels.adapters import Stack, add_branches
 from hayless.model.packing import PackedModule
 
 
@@ -74,4 +77,87 @@ class PackedProduct:
         out.add_(self(x))
 
 
-AnyProduct = Linear | PackedProduct
+class RowSlots:
+    """Which slot of a bank of adapters each row has that is computed now: `now` (b,) int32, −1 for none.
+
+    None where no row has an adapter: nothing is added then.
+    """
+
+    def __init__(self) -> None:
+        self.now: Tensor | None = None
+
+    @contextmanager
+    def using(self, slots_b: Tensor | None) -> Iterator[None]:
+        """Compute rows with these slots."""
+        before, self.now = self.now, slots_b
+        try:
+            yield
+        finally:
+            self.now = before
+
+    @contextmanager
+    def only(self, row: int) -> Iterator[None]:
+        """Compute one of the rows by itself."""
+        with self.using(None if self.now is None else self.now[row : row + 1]):
+            yield
+
+
+@dataclass(frozen=True, slots=True)
+class Branches:
+    """A bank's branches by the paths of the modules that they are beside, and what says which row has which."""
+
+    stacks: Mapping[str, Stack]
+    rows: RowSlots
+
+
+class Branched:
+    """A product with the branches of each row's adapter added."""
+
+    __slots__ = ("base", "bias", "rows", "stack")
+
+    def __init__(self, base: Linear | PackedProduct, stack: Stack, rows: RowSlots) -> None:
+        self.base, self.bias = base, base.bias
+        self.stack, self.rows = stack, rows
+
+    @property
+    def tensors(self) -> Sequence[Tensor]:
+        """What a product reads whatever adapters rows have."""
+        return self.base.tensors
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x·Wᵀ + b + the rows' branches."""
+        out = self.base(x)
+        add_beside([self], [out], x)
+        return out
+
+    def into(self, out: Tensor, x: Tensor) -> None:
+        """out ← x·Wᵀ + b + the rows' branches, both of two dimensions."""
+        self.base.into(out, x)
+        add_beside([self], [out], x)
+
+    def onto(self, out: Tensor, x: Tensor) -> None:
+        """out ← out + x·Wᵀ + b + the rows' branches, both of two dimensions."""
+        self.base.onto(out, x)
+        add_beside([self], [out], x)
+
+
+AnyProduct = Linear | PackedProduct | Branched
+
+
+def base_of(product: AnyProduct) -> Linear | PackedProduct:
+    """The product without branches."""
+    return product.base if isinstance(product, Branched) else product
+
+
+def add_beside(parts: Sequence[AnyProduct], outs: Sequence[Tensor], x: Tensor) -> None:
+    """Add to each part's product of x the branches that it has, all at once."""
+    pairs = [(part, out) for part, out in zip(parts, outs, strict=True) if isinstance(part, Branched)]
+    if pairs and (slots_b := pairs[0][0].rows.now) is not None:
+        add_branches([out for _, out in pairs], x, [part.stack for part, _ in pairs], slots_b)
+
+
+def into_each(parts: Sequence[AnyProduct], outs: Sequence[Tensor], x: Tensor) -> None:
+    """outs ← the products of one input with up to three matrices, all of two dimensions."""
+    for part, out in zip(parts, outs, strict=True):
+        base_of(part).into(out, x)
+    add_beside(parts, outs, x)

@@ -29,7 +29,7 @@ from hayless.core.dims import ModelDims
 from hayless.core.errors import NotSupported, RequestError, bad_value
 from hayless.core.roles import Role
 from hayless.decode.cache import Cache, StaticCache
-from hayless.decode.products import AnyProduct, Linear, PackedProduct
+from hayless.decode.products import AnyProduct, Branched, Branches, Linear, PackedProduct, RowSlots, base_of
 from hayless.model.anatomy import Anatomy, Site
 from hayless.model.attention import VARLEN
 from hayless.model.packing import PackedLinear, PackedModule
@@ -76,8 +76,9 @@ class Unplanned:
 class Program:
     """The weights of one model, and its forward pass. Made by `plan`."""
 
-    def __init__(self, model: PreTrainedModel, dims: ModelDims, layers: list[Layer]) -> None:
+    def __init__(self, model: PreTrainedModel, dims: ModelDims, layers: list[Layer], rows: RowSlots) -> None:
         base: Any = model.model
+        self.rows = rows
         self.dims = dims
         self.layers = layers
         self.embedding: Tensor = base.embed_tokens.weight.detach()
@@ -100,7 +101,7 @@ class Program:
         """A program of the first layers, with the same norm and head behind them."""
         if not 1 <= layers <= len(self.layers):
             raise bad_value("layers", layers, allowed=f"1 to {len(self.layers)}, what the model has")
-        return Program(self._model, replace(self.dims, num_layers=layers), self.layers[:layers])
+        return Program(self._model, replace(self.dims, num_layers=layers), self.layers[:layers], self.rows)
 
     @property
     def weight_bytes(self) -> int:
@@ -115,7 +116,12 @@ class Program:
     @property
     def packed(self) -> bool:
         """Whether a matrix is packed."""
-        return any(isinstance(product, PackedProduct) for layer in self.layers for product in layer.products)
+        return any(isinstance(base_of(product), PackedProduct) for layer in self.layers for product in layer.products)
+
+    @property
+    def plain(self) -> bool:
+        """Whether every matrix is as it is, with nothing beside it."""
+        return all(isinstance(product, Linear) for layer in self.layers for product in layer.products)
 
     @property
     def token_bytes(self) -> int:
@@ -213,8 +219,11 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return (x * cos).addcmul_(x.roll(x.shape[-1] // 2, -1), sin).to(x.dtype)
 
 
-def plan(model: PreTrainedModel) -> Program | Unplanned:
-    """A program for `model`, or the reason why there is none: another family, or modules changed by a method."""
+def plan(model: PreTrainedModel, branches: Branches | None = None) -> Program | Unplanned:
+    """A program for `model`, or the reason why there is none: another family, or modules changed by a method.
+
+    With `branches`, each row of what it computes has those of its slot.
+    """
     refused = _refusal(model)
     if refused is not None:
         return Unplanned(refused)
@@ -234,7 +243,12 @@ def plan(model: PreTrainedModel) -> Program | Unplanned:
         if site.layer is not None:
             name = site.module_path.rpartition(".")[2] if site.row.role is Role.NORM else site.parameter
             found[site.layer][site.row.role, name] = site
-    return Program(model, dims, [_layer(model, found[layer]) for layer in range(dims.num_layers)])
+    branches = branches or Branches({}, RowSlots())
+    beside = branches.stacks.keys() - {site.module_path for site in anatomy.sites if site.layer is not None}
+    if beside:
+        return Unplanned(f"adapters change {min(beside)}, which is in no block")
+    layers = [_layer(model, found[layer], branches) for layer in range(dims.num_layers)]
+    return Program(model, dims, layers, branches.rows)
 
 
 def _multiplies(site: Site, model: PreTrainedModel) -> bool:
@@ -251,7 +265,7 @@ def _kind(site: Site, model: PreTrainedModel) -> tuple[torch.dtype, torch.device
     return weight.dtype, weight.device
 
 
-def _layer(model: PreTrainedModel, sites: dict[tuple[Role, str], Site]) -> Layer:
+def _layer(model: PreTrainedModel, sites: dict[tuple[Role, str], Site], branches: Branches) -> Layer:
     def tensor(role: Role, name: str) -> Tensor | None:
         site = sites.get((role, name))
         return None if site is None else site.weight(model).detach()
@@ -259,9 +273,10 @@ def _layer(model: PreTrainedModel, sites: dict[tuple[Role, str], Site]) -> Layer
     def linear(role: Role) -> AnyProduct:
         site, bias = sites[role, "weight"], tensor(role, "bias")
         module = site.module(model)
-        if isinstance(module, PackedModule):
-            return PackedProduct(module, bias)
-        return Linear(site.weight(model).detach(), bias)
+        packed = PackedProduct(module, bias) if isinstance(module, PackedModule) else None
+        base = packed or Linear(site.weight(model).detach(), bias)
+        stack = branches.stacks.get(site.module_path)
+        return base if stack is None else Branched(base, stack, branches.rows)
 
     def gain(name: str) -> Tensor:
         return sites[Role.NORM, name].weight(model).detach()

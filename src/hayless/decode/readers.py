@@ -20,6 +20,7 @@ from torch.nn.functional import pad
 from transformers import DynamicCache, PreTrainedModel
 
 from hayless.decode.cache import StaticCache, keeps_all
+from hayless.decode.products import RowSlots
 from hayless.decode.program import Program
 from hayless.decode.step import Step
 
@@ -210,13 +211,14 @@ class ModuleReader:
 class RowReader:
     """Every row through a reader of its own, as in a batch of one: its bits depend on nothing beside it.
 
-    Rows can always join; they can be cut back where their own readers can.
+    Rows can always join; they can be cut back where their own readers can. `adapters` are those of the rows.
     """
 
     keeps_all = True
 
-    def __init__(self, make: Callable[[], Reader]) -> None:
+    def __init__(self, make: Callable[[], Reader], adapters: RowSlots | None = None) -> None:
         self._make = make
+        self._adapters = adapters or RowSlots()
         self._readers: list[Reader] = []
 
     @property
@@ -227,13 +229,20 @@ class RowReader:
     def join(self, prompts: Sequence[Sequence[int]]) -> Tensor:
         """Add rows behind those there are; logits (b, v) in float32 after each of their prompts."""
         joining = [self._make() for _ in prompts]
-        logits = [reader.join([prompt]) for reader, prompt in zip(joining, prompts, strict=True)]
+        logits = []
+        for row, (reader, prompt) in enumerate(zip(joining, prompts, strict=True)):
+            with self._adapters.only(row):
+                logits.append(reader.join([prompt]))
         self._readers += joining
         return torch.cat(logits)
 
     def read(self, tokens_bs: Tensor) -> Tensor:
         """Logits (b, s, v) in float32 after each new token; the tokens join their rows."""
-        return torch.cat([reader.read(tokens_bs[row : row + 1]) for row, reader in enumerate(self._readers)])
+        logits = []
+        for row, reader in enumerate(self._readers):
+            with self._adapters.only(row):
+                logits.append(reader.read(tokens_bs[row : row + 1]))
+        return torch.cat(logits)
 
     def truncate(self, lengths: Sequence[int]) -> None:
         """Cut each row back to its length."""

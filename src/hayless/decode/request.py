@@ -72,7 +72,10 @@ class Generation:
 
 
 class Request:
-    """One continuation while it grows. `budget` is the number of tokens it can get at most."""
+    """One continuation while it grows. `budget` is the number of tokens it can get at most.
+
+    `slot` is that of its adapter in the engine's bank; −1 is the model without any (see `hayless.decode.bank`).
+    """
 
     def __init__(
         self,
@@ -85,6 +88,7 @@ class Request:
         self.prompt = prompt
         self.options = options
         self.finish: Finish | None = None
+        self.slot = -1
         self.generator = torch.Generator().manual_seed(options.seed)
         self._end_tokens = frozenset() if options.ignore_end else end_tokens
         self._context = context

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hayless.decode.cache import StaticCache
+from hayless.decode.products import into_each
 from hayless.decode.program import Program
 
 
@@ -61,9 +62,7 @@ class Step:
         x_bh = F.embedding(tokens_b, program.embedding)
         for number, (layer, k_cache, v_cache) in enumerate(self._layers, 1):
             y_bh = program.norm(x_bh, layer.input_gain)
-            layer.q.into(self._q, y_bh)
-            layer.k.into(self._k, y_bh)
-            layer.v.into(self._v, y_bh)
+            into_each((layer.q, layer.k, layer.v), (self._q, self._k, self._v), y_bh)
             if layer.q_gain is not None:
                 self._q_heads.copy_(program.norm(self._q_heads, layer.q_gain))
                 self._k_heads.copy_(program.norm(self._k_heads, layer.k_gain))
@@ -73,8 +72,7 @@ class Step:
             v_cache[rows, :, at] = self._v_heads
             layer.o.onto(x_bh, self._attend(k_cache, v_cache, at))
             y_bh = program.norm(x_bh, layer.post_gain)
-            layer.gate.into(self._gate, y_bh)
-            layer.up.into(self._up, y_bh)
+            into_each((layer.gate, layer.up), (self._gate, self._up), y_bh)
             layer.down.onto(x_bh, F.silu(self._gate).mul_(self._up))
             if watch is not None and watch(number, x_bh):
                 if watch.copies and number < len(self._layers):

@@ -25,7 +25,7 @@ from hayless.core.registry import method_of, methods
 from hayless.model.anatomy import dims_of_model
 from hayless.model.source import local_folder
 from hayless.model.tensors import fingerprint, listed, read_tensors, tensor_names, write_tensors
-from hayless.model.transform import forget, note, record
+from hayless.model.transform import LowRank, LowRankTransform, forget, note, record
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -35,10 +35,18 @@ BASE = "base"
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """An adapter as it was read: its method's config and its tensors, which stay where they are."""
+    """An adapter as it was read: its method's config and its tensors, which stay where they are.
+
+    `base_fingerprint` is that of the base that its folder noted (see `hayless.model.tensors`); None: it noted none.
+    """
 
     config: MethodConfig
     tensors: dict[str, Tensor]
+    base_fingerprint: str | None = None
+
+    def check_base(self, base: Path) -> None:
+        """RequestError where it noted another base than the one in this folder."""
+        _refuse_other(self.base_fingerprint, base, "the adapter")
 
     def put_on(self, model: PreTrainedModel) -> None:
         """Add the adapter to its base, and note it. FileDamaged for tensors that do not fit."""
@@ -57,6 +65,16 @@ class Adapter:
         method_of(self.config).load().remove(model, self.config)
         forget(model, self.config)
 
+    def low_rank(self, model: PreTrainedModel) -> dict[str, LowRank]:
+        """What it adds to each module of its base, by path; the base stays as it is.
+
+        NotSupported for an adapter that does more than add low-rank sums, FileDamaged for tensors that do not fit.
+        """
+        part = method_of(self.config).load()
+        if not isinstance(part, LowRankTransform):
+            raise NotSupported(f"An adapter of {self.config.method} is no sum of low-rank products.")
+        return part.low_rank(model, self.config, self.tensors)
+
 
 def read(folder: Path) -> Adapter:
     """The adapter in `folder`. NotSupported for kinds of adapters and fields that are not honoured."""
@@ -66,7 +84,7 @@ def read(folder: Path) -> Adapter:
         raise RequestError(f"{folder} has no {WEIGHTS}.", hint="Pickles (adapter_model.bin) are never read.")
     tensor_names(folder / WEIGHTS)
     config = method.load().read(found)
-    return Adapter(config, dict(read_tensors([folder / WEIGHTS])))
+    return Adapter(config, dict(read_tensors([folder / WEIGHTS])), _noted_base(folder))
 
 
 def load(folder: Path, load_base: Callable[[Path], PreTrainedModel]) -> PreTrainedModel:
@@ -167,15 +185,25 @@ def _method(peft_type: object) -> Method:
 
 def check_base(folder: Path, base: Path) -> None:
     """RequestError where the adapter noted another base than the one found. Adapters of others note none."""
-    path = folder / OURS
-    if not path.is_file() or base == folder / BASE:
-        return
-    noted = atomic.read_json(path)
-    expected = noted.get("base_fingerprint") if isinstance(noted, dict) else None
-    if not isinstance(expected, str):
-        raise FileDamaged(f"{path} has no base_fingerprint.", hint="Copy the adapter again.")
-    if fingerprint(base) != expected:
+    if base != folder / BASE:
+        _refuse_other(_noted_base(folder), base, f"the adapter in {folder}")
+
+
+def _refuse_other(noted: str | None, base: Path, adapter: str) -> None:
+    if noted is not None and fingerprint(base) != noted:
         raise RequestError(
-            f"{base} is not the base that the adapter in {folder} was trained on: its weights differ.",
+            f"{base} is not the base that {adapter} was trained on: its weights differ.",
             hint="Give the same checkpoint, the same revision of it; or train the adapter again on this one.",
         )
+
+
+def _noted_base(folder: Path) -> str | None:
+    """The fingerprint of its base that the adapter in `folder` noted."""
+    path = folder / OURS
+    if not path.is_file():
+        return None
+    noted = atomic.read_json(path)
+    found = noted.get("base_fingerprint") if isinstance(noted, dict) else None
+    if not isinstance(found, str):
+        raise FileDamaged(f"{path} has no base_fingerprint.", hint="Copy the adapter again.")
+    return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -87,10 +88,15 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 def fingerprint(folder: Path) -> str:
     """A name for the weights in a model folder: SHA-256 over each tensor's name, dtype, shape and bytes, by name.
 
-    It does not depend on how the tensors are dealt to files.
+    It does not depend on how the tensors are dealt to files. Files that have not changed are read once a process.
     """
     files = weight_files(folder)
-    where = {name: path for path in files for name in tensor_names(path)}
+    return _fingerprint(tuple((path, (stat := path.stat()).st_ino, stat.st_size, stat.st_mtime_ns) for path in files))
+
+
+@lru_cache(maxsize=16)
+def _fingerprint(files: tuple[tuple[Path, int, int, int], ...]) -> str:
+    where = {name: path for path, *_ in files for name in tensor_names(path)}
     digest = hashlib.sha256()
     for name in sorted(where):
         with safe_open(where[name], "pt") as file:

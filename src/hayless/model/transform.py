@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -88,6 +88,27 @@ class AdapterTransform(Transform, Protocol):
 
     def merge(self, model: PreTrainedModel, config: Any, base: PackedBase | None = None) -> Change:
         """Add the branches into the base weights and remove them; `base` opens packed ones, None refuses them."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """What an adapter adds to one linear module: scale · B(A x), A (r, in) and B (out, r)."""
+
+    a: Tensor
+    b: Tensor
+    scale: float
+
+
+@runtime_checkable
+class LowRankTransform(Protocol):
+    """A transform whose adapters may be nothing but low-rank sums, in which rows of a batch can differ."""
+
+    def low_rank(self, model: PreTrainedModel, config: Any, tensors: dict[str, Tensor]) -> dict[str, LowRank]:
+        """What is added to each module, by path; `model` is the base and stays as it is.
+
+        NotSupported for an adapter that does more, FileDamaged for missing, unexpected or misshapen tensors.
+        """
         ...
 
 

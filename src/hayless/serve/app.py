@@ -1,14 +1,17 @@
 """An OpenAI-compatible server: thin routes over `hayless.serve.service`.
 
-`/v1/models`, `/v1/completions`, `/v1/chat/completions`, `/health`. Errors have OpenAI's form and statuses.
+`/v1/models`, `/v1/completions`, `/v1/chat/completions`, `/health`. Errors have OpenAI's form and statuses. Adapters
+come and go through `/v1/models`, for who has the bearer token, or sits at this machine where there is none.
 """
 
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -23,9 +26,9 @@ from hayless.data.rows import RowError
 from hayless.data.templates import ChatTemplate, Refused
 from hayless.decode.options import SamplingOptions
 from hayless.serve.answers import DONE, Answer, Chat, Completion, event
-from hayless.serve.errors import TookTooLong, UnknownModel, error_body, status_of
+from hayless.serve.errors import NotYours, TookTooLong, UnknownModel, error_body, status_of
 from hayless.serve.limits import Limits
-from hayless.serve.schema import ChatBody, CompletionBody
+from hayless.serve.schema import AdapterBody, ChatBody, CompletionBody
 from hayless.serve.service import Service, Stream
 from hayless.version import __version__
 
@@ -51,6 +54,20 @@ class Server:
             found = unknown("model", model, self.models)
             raise UnknownModel(found.message, hint=found.hint)
         return "" if model == self.name else model
+
+    async def add(self, name: str) -> None:
+        """Serve one more of the folder's adapters. RequestError where there is none of this name, or no room for it."""
+        if name == self.name:
+            raise RequestError(f"The model itself is called {name}.", hint="Call the adapter's folder otherwise.")
+        adapters = self.service.adapters
+        found = await asyncio.to_thread(adapters.read, name)
+        await asyncio.wrap_future(self.service.between_tokens(partial(adapters.add, name, found)))
+
+    async def remove(self, name: str) -> None:
+        """Serve an adapter no more. InUse while requests have it that run or wait."""
+        if not self.adapter(name):
+            raise RequestError(f"{name} is the model itself, not an adapter.")
+        await asyncio.wrap_future(self.service.between_tokens(partial(self.service.adapters.remove, name)))
 
     def submit(self, model: str, prompts: Sequence[list[int]], options: Sequence[SamplingOptions]) -> list[Stream]:
         """Streams for each prompt with each of the options, in this order."""
@@ -97,6 +114,18 @@ def create_app(server: Server, token: str | None = None) -> FastAPI:
         server.adapter(name)
         return _model(server, name)
 
+    @app.post("/v1/models", status_code=201)
+    async def add(body: AdapterBody, request: Request) -> dict[str, Any]:
+        _check_operator(request, token)
+        await server.add(body.id)
+        return _model(server, body.id)
+
+    @app.delete("/v1/models/{name:path}")
+    async def remove(name: str, request: Request) -> dict[str, Any]:
+        _check_operator(request, token)
+        await server.remove(name)
+        return {"id": name, "object": "model", "deleted": True}
+
     @app.post("/v1/completions")
     async def completions(body: CompletionBody, request: Request) -> Response:
         prompts = [service.engine.encode(prompt) for prompt in body.prompts]
@@ -113,6 +142,22 @@ def create_app(server: Server, token: str | None = None) -> FastAPI:
         return await _answered(service, request, answer, body)
 
     return app
+
+
+def _check_operator(request: Request, token: str | None) -> None:
+    """NotYours unless the client has the token (without it no route is reached), or none is asked and it is here."""
+    if token is None and not _is_loopback(request.client.host if request.client else ""):
+        raise NotYours(
+            "Adapters are added and removed from this machine only, or with the bearer token.",
+            hint="Start the server with --token-file.",
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _chat_tokens(server: Server, body: ChatBody) -> list[int]:

@@ -5,10 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from hayless.core.errors import HaylessError, RequestError
+from hayless.decode.bank import InUse
 
 
 class UnknownModel(RequestError):
     """A model that is not served here."""
+
+
+class NotYours(RequestError):
+    """Something that only who runs the server may do."""
 
 
 class Busy(HaylessError):
@@ -25,6 +30,8 @@ class TookTooLong(HaylessError):
 
 _STATUS: dict[type[HaylessError], tuple[int, str]] = {
     UnknownModel: (404, "model_not_found"),
+    NotYours: (403, "not_allowed"),
+    InUse: (409, "adapter_in_use"),
     RequestError: (400, "invalid_value"),
     Busy: (429, "rate_limit_exceeded"),
     Stopping: (503, "server_stopping"),

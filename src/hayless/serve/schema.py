@@ -32,6 +32,13 @@ class StreamOptions(BaseModel):
     include_obfuscation: Literal[False, None] = None
 
 
+class AdapterBody(BaseModel):
+    """POST /v1/models: serve one more adapter of the folder that the server was started with."""
+
+    model_config = ConfigDict(extra="forbid")
+    id: str = Field(min_length=1)
+
+
 class _Body(BaseModel):
     """What both kinds of requests can set."""
 

@@ -1,7 +1,8 @@
 """The model's thread: takes requests from the server's event loop, runs them side by side, hands their tokens back.
 
-Everything that touches the model happens in one thread. Requests are begun in the order in which they came; one for
-another adapter waits until the batch is empty, and those behind it wait with it, so that nobody waits for ever.
+Everything that touches the model happens in one thread. Requests are begun in the order in which they came. Adapters of
+a bank run side by side; one that must be on the model by itself waits until the batch is empty, and those behind it
+wait with it, so that nobody waits for ever.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ import asyncio
 import threading
 import traceback
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -29,10 +31,13 @@ Event = Piece | HaylessError
 
 @dataclass(eq=False, slots=True)
 class Stream:
-    """One continuation on its way to a client; `events` ends with a piece that has a `finish`, or with an error."""
+    """One continuation on its way to a client; `events` ends with a piece that has a `finish`, or with an error.
+
+    `worn` is the adapter that must be on the model for it, "" for none.
+    """
 
     request: Request
-    adapter: str
+    worn: str
     loop: asyncio.AbstractEventLoop
     events: asyncio.Queue[Event] = field(default_factory=asyncio.Queue)
 
@@ -44,10 +49,12 @@ Parcel = Sequence[tuple[Stream, Event]]
 class Service:
     """Runs an engine for many clients. `start` it, `submit` from an event loop, `stop` it.
 
-    `adapters` are switched between batches; the name "" is the model without any.
+    `adapters` are those of the engine's bank, and others that are switched between batches; the name "" is the model
+    without any.
     """
 
     def __init__(self, engine: Engine, adapters: Adapters, settings: ServeSettings) -> None:
+        assert engine.adapters is adapters.bank
         self.engine, self.adapters, self.settings = engine, adapters, settings
         self._opened: Running | None = engine.open(settings.rows, settings.tokens)
         self.tokens = self._opened.tokens
@@ -55,6 +62,7 @@ class Service:
         self._waiting: deque[Stream] = deque()
         self._streams: dict[Request, Stream] = {}
         self._cancelled: list[Stream] = []
+        self._jobs: deque[tuple[Callable[[], None], Future[None]]] = deque()
         self._wake = threading.Condition()
         self._stopping = False
         self._failed: HaylessError | None = None
@@ -93,15 +101,14 @@ class Service:
         RequestError for a prompt that does not fit, Busy where too many wait, Stopping at the end.
         """
         loop = asyncio.get_running_loop()
-        requests = [self.engine.request(ids, one) for ids, one in zip(prompts, options, strict=True)]
+        worn = self.adapters.worn(adapter)
+        beside = "" if worn else adapter
+        requests = [self.engine.request(ids, one, beside) for ids, one in zip(prompts, options, strict=True)]
         for request in requests:
             check_length(request, self.tokens)
-        streams = [Stream(request, adapter, loop) for request in requests]
+        streams = [Stream(request, worn, loop) for request in requests]
         with self._wake:
-            if self._failed is not None:
-                raise self._failed
-            if self._stopping:
-                raise Stopping("The server is being stopped.")
+            self._check_open()
             # Free rows are no places to wait in, but what waits for one of them is no crowd either.
             free = max(0, self.settings.rows - len(self._streams))
             if len(self._waiting) + len(streams) > self.settings.queue + free:
@@ -113,11 +120,26 @@ class Service:
             self._wake.notify()
         return streams
 
+    def between_tokens(self, job: Callable[[], None]) -> Future[None]:
+        """Have the model's thread do something as soon as no step runs. Stopping at the end."""
+        done: Future[None] = Future()
+        with self._wake:
+            self._check_open()
+            self._jobs.append((job, done))
+            self._wake.notify()
+        return done
+
     def cancel(self, streams: Sequence[Stream]) -> None:
         """Nobody wants these any more."""
         with self._wake:
             self._cancelled += streams
             self._wake.notify()
+
+    def _check_open(self) -> None:
+        if self._failed is not None:
+            raise self._failed
+        if self._stopping:
+            raise Stopping("The server is being stopped.")
 
     def _run(self) -> None:
         running = self._opened
@@ -139,21 +161,27 @@ class Service:
                 left = [*self._streams.values(), *self._waiting]
                 self._waiting.clear()
             self._end(self._failed, left)
+            for _, done in self._jobs:
+                if done.set_running_or_notify_cancel():
+                    done.set_exception(self._failed)
 
     def _wait_for_work(self, running: Running) -> bool:
         """Sleep until there is work; False when there is none and will be none."""
         with self._wake:
-            while not (running.busy or self._waiting or self._cancelled or self._stopping):
+            while not (running.busy or self._waiting or self._cancelled or self._jobs or self._stopping):
                 self._wake.wait()
-            return bool(running.busy or self._waiting or self._cancelled)
+            return bool(running.busy or self._waiting or self._cancelled or self._jobs)
 
     def _turn(self, running: Running) -> Running:
         """Let requests leave and in, and make a token of each; the batch that now runs."""
         with self._wake:
             self._drop_cancelled(running)
             due = self._due(running)
-        if due and due[0].adapter != self.adapters.active:
-            self.adapters.switch(due[0].adapter)
+            jobs = [self._jobs.popleft() for _ in range(len(self._jobs))]
+        for job, done in jobs:
+            _settle(job, done)
+        if due and due[0].worn != self.adapters.active:
+            self.adapters.switch(due[0].worn)
             # Branches change how the model can be run.
             running = self.engine.open(self.settings.rows, self.settings.tokens)
         for stream in due:
@@ -162,12 +190,12 @@ class Service:
         return running
 
     def _due(self, running: Running) -> list[Stream]:
-        """Who takes a free row now: those that came first, as far as they want the adapter that is on."""
+        """Who takes a free row now: those that came first, as far as they want what is on the model."""
         due: list[Stream] = []
-        adapter = self.adapters.active if running.busy else None
+        worn = self.adapters.active if running.busy else None
         while self._waiting and len(self._streams) < self.settings.rows:
-            adapter = self._waiting[0].adapter if adapter is None else adapter
-            if self._waiting[0].adapter != adapter:
+            worn = self._waiting[0].worn if worn is None else worn
+            if self._waiting[0].worn != worn:
                 break
             stream = self._waiting.popleft()
             self._streams[stream.request] = stream
@@ -203,6 +231,18 @@ class Service:
         for stream in streams:
             self._streams.pop(stream.request, None)
             _send(stream.loop, [(stream, known)])
+
+
+def _settle(job: Callable[[], None], done: Future[None]) -> None:
+    """Do a job that somebody still waits for, and say that it is done, or why not."""
+    if not done.set_running_or_notify_cancel():
+        return
+    try:
+        job()
+    except Exception as error:
+        done.set_exception(error)
+    else:
+        done.set_result(None)
 
 
 def _send(loop: asyncio.AbstractEventLoop, parcel: Parcel) -> None:

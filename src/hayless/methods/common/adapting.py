@@ -86,18 +86,23 @@ def modules_of(model: PreTrainedModel, targets: Iterable[Target]) -> Iterator[tu
 
 def fill(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
     """Copy an adapter's tensors into the model's. FileDamaged for missing, unexpected or misshapen ones."""
+    check_tensors({name: tuple(weight.shape) for name, weight in wanted.items()}, tensors)
+    with torch.no_grad():
+        for name, weight in wanted.items():
+            weight.copy_(tensors[name])
+
+
+def check_tensors(wanted: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor]) -> None:
+    """FileDamaged for tensors that are missing, unexpected, or of another shape than wanted."""
     for what, names in (("lacks", wanted.keys() - tensors.keys()), ("has unknown", tensors.keys() - wanted.keys())):
         if names:
             raise FileDamaged(
                 f"The adapter {what} tensors, {len(names)} in all, such as {min(names)}.",
                 hint="Is it an adapter of this model?",
             )
-    for name, weight in wanted.items():
-        if weight.shape != tensors[name].shape:
-            raise FileDamaged(f"{name} is {tuple(tensors[name].shape)}, but {tuple(weight.shape)} is needed.")
-    with torch.no_grad():
-        for name, weight in wanted.items():
-            weight.copy_(tensors[name])
+    for name, shape in wanted.items():
+        if tensors[name].shape != shape:
+            raise FileDamaged(f"{name} is {tuple(tensors[name].shape)}, but {shape} is needed.")
 
 
 def peft_task(model: PreTrainedModel) -> str | None:

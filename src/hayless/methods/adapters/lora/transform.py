@@ -17,12 +17,21 @@ from hayless.core.registry import method_of
 from hayless.methods.adapters.lora import layer, peft_config
 from hayless.methods.adapters.lora.config import LoraConfig
 from hayless.methods.adapters.lora.predict import Site, sites_of
-from hayless.methods.common.adapting import fill, freeze, modules_of, peft_names, peft_task, thaw, trained
+from hayless.methods.common.adapting import (
+    check_tensors,
+    fill,
+    freeze,
+    modules_of,
+    peft_names,
+    peft_task,
+    thaw,
+    trained,
+)
 from hayless.methods.common.sites import PEFT_PREFIX, another
 from hayless.methods.common.weights import plain_ledger
 from hayless.methods.common.whole_modules import check_whole, take_back, train_whole, whole_names, whole_tensors
 from hayless.model.merging import PackedBase
-from hayless.model.transform import AdapterFiles, Change, Context, record
+from hayless.model.transform import AdapterFiles, Change, Context, LowRank, record
 
 _PARTS = ("lora_A", "lora_B")
 
@@ -90,6 +99,28 @@ class Lora:
             for part in _PARTS
         }
         fill(wanted | _others(model, config, chosen), tensors)
+
+    @staticmethod
+    def low_rank(model: PreTrainedModel, config: LoraConfig, tensors: dict[str, Tensor]) -> dict[str, LowRank]:
+        """What files add to each module, for a config that `read` gave: scaling · B(A x).
+
+        NotSupported for DoRA and modules that trained whole, FileDamaged for missing, unexpected or misshapen tensors.
+        """
+        for field, used in (("dora", config.dora), ("whole", bool(config.whole))):
+            if used:
+                raise NotSupported(f"An adapter of lora with {field} is no sum of low-rank products.")
+        chosen = list(_modules(model, config))
+        wanted: dict[str, tuple[int, ...]] = {}
+        for path, _, site in chosen:
+            row = site.target.row
+            shapes = (site.rank, row.in_features), (row.out_features, site.rank)
+            wanted |= {f"{PEFT_PREFIX}{path}.{part}.weight": shape for part, shape in zip(_PARTS, shapes, strict=True)}
+        check_tensors(wanted, tensors)
+        found = {}
+        for path, _, site in chosen:
+            a, b = (tensors[f"{PEFT_PREFIX}{path}.{part}.weight"] for part in _PARTS)
+            found[path] = LowRank(a, b, site.scaling)
+        return found
 
     @staticmethod
     def remove(model: PreTrainedModel, config: LoraConfig) -> None:
