@@ -149,7 +149,7 @@ class Kept:
             )
         self.machine = Machine.model_validate(content["machine"]) if content else machine.describe()
         self.missing: dict[str, str] = dict(content["missing"]) if content else {}
-        self.held_out: dict[str, list[tuple[str, int]]] = content["held_out"] if content else {}
+        self.held_out: dict[str, list[tuple[str, int]]] = dict(content["held_out"]) if content else {}
         self.rows: list[dict[str, Any]] = content["runs"] if content else []
 
     @property
@@ -164,8 +164,8 @@ class Kept:
 
     def write(self) -> None:
         """Write the file, whole or not at all."""
-        on = self.machine.model_dump(mode="json")
-        atomic.write_json(self.path, {"shared": self.shared, "machine": on, "missing": self.missing, "runs": self.rows})
+        about = {"shared": self.shared, "machine": self.machine.model_dump(mode="json"), "missing": self.missing}
+        atomic.write_json(self.path, {**about, "held_out": self.held_out, "runs": self.rows})
 
 
 def all_of(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,10 @@ ROOT = Path(__file__).resolve().parents[2]
 if not (ROOT / "benchmarks").is_dir():
     pytest.skip("benchmarks are not part of this distribution", allow_module_level=True)
 
-from benchmarks.adapting import pieces, tasks  # noqa: E402
+from benchmarks.adapting import pieces, rows, runs, tasks  # noqa: E402
 from benchmarks.adapting.__main__ import main  # noqa: E402
-from benchmarks.adapting.rows import ADAPTERS, BITS, OPTIMIZERS, Results  # noqa: E402
-from benchmarks.adapting.runs import Kept, Place, do  # noqa: E402
+from benchmarks.adapting.rows import ACCURACY, ADAPTERS, BITS, OPTIMIZERS, Results  # noqa: E402
+from benchmarks.adapting.runs import Kept, Place, all_of, do  # noqa: E402
 from benchmarks.adapting.search import SEARCHED, SEEDS, Run, wanted  # noqa: E402
 from benchmarks.adapting.ways import FULL, LOMO, LORA, UNTRAINED, trained, ways  # noqa: E402
 
@@ -57,8 +58,8 @@ def test_what_is_done_is_not_wanted_again() -> None:
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     """A task of few words, and two steps."""
     path = tmp_path / "words.jsonl"
-    rows = ({"prompt": f"{number} is ", "completion": "odd" if number % 2 else "even"} for number in range(60))
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    lines = ({"prompt": f"{number} is ", "completion": "odd" if number % 2 else "even"} for number in range(60))
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     task = tasks.Task("words", "few words", "sft", lambda _: Source(path=str(path)), choice=True)
     monkeypatch.setattr(tasks, "TASKS", (task,))
     return Place(asset.FOLDER, tmp_path, tmp_path / "data", "cpu", 2)
@@ -95,40 +96,58 @@ def test_adapters_are_about_as_large_as_lora() -> None:
 def _kept(folder: Path, lomo: float) -> Kept:
     """Runs in which LoRA is a tenth worse than full training in each of 8 documents, and LOMO is `lomo` worse."""
     bits = {FULL: 1.0, LORA: 1.1, LOMO: 1.0 + lomo}
-    rows: list[dict[str, Any]] = []
+    done: list[dict[str, Any]] = []
     for way, value in bits.items():
         for seed in SEEDS:
             nats = [value * 10 * 0.6931471805599453 * (1 + document / 8) for document in range(8)]
-            rows.append({"task": "c", "way": way, "halves": 0, "seed": seed, "rate": 1e-3, "trained": 5, "bits": value})
-            rows[-1]["nats"] = nats
-    rows.append({"task": "c", "way": "bitfit", "halves": 0, "seed": SEARCHED, "failed": "no biases"})
+            done.append({"task": "c", "way": way, "halves": 0, "seed": seed, "rate": 1e-3, "trained": 5, "bits": value})
+            done[-1]["nats"] = nats
+    done.append({"task": "c", "way": "bitfit", "halves": 0, "seed": SEARCHED, "failed": "no biases"})
     missing = {task.name: "needs --input" for task in tasks.TASKS if task.name != "c"}
     held_out = {"c": [(str(document), 10) for document in range(8)]}
     machine = {"processor": "one", "cores": 1, "memory_bytes": 1, "python": "3.12", "versions": {}}
     content = {"shared": {"model": "target", "device": "cuda", "steps": 9}, "machine": machine, "missing": missing}
-    (folder / "runs.json").write_text(json.dumps({**content, "held_out": held_out, "runs": rows}), encoding="utf-8")
+    (folder / "runs.json").write_text(json.dumps({**content, "held_out": held_out, "runs": done}), encoding="utf-8")
     return Kept(folder)
 
 
 def test_results_say_how_far_lora_is_from_full_training(tmp_path: Path) -> None:
-    rows = Results(_kept(tmp_path, 0.2)).adapters()
-    (goal,) = [row for row in rows if row.goal]
+    found = Results(_kept(tmp_path, 0.2)).adapters()
+    (goal,) = [row for row in found if row.goal]
     assert goal.contender == LORA and goal.spread is not None and goal.spread.median > 0.1
-    of_c = {(row.contender, row.metric): row for row in rows if "headers in C" in row.work}
+    of_c = {(row.contender, row.metric): row for row in found if "headers in C" in row.work}
     beyond = of_c[LORA, f"beyond {FULL}, and its 95% interval"].spread
     assert beyond is not None and beyond.median == pytest.approx(0.14375) and beyond.p20 < 0.14 < beyond.p80
     assert of_c["bitfit", BITS].reason == "no biases"
     assert of_c["ia3", BITS].reason == "there was no time for it"
-    assert [row.reason for row in rows if "headers in C" not in row.work] == ["needs --input"] * (len(tasks.TASKS) - 1)
-    assert {row.contender for row in rows} == {UNTRAINED, *ADAPTERS}
+    assert [row.reason for row in found if "headers in C" not in row.work] == ["needs --input"] * (len(tasks.TASKS) - 1)
+    assert {row.contender for row in found} == {UNTRAINED, *ADAPTERS}
 
 
 @pytest.mark.parametrize(("lomo", "better"), [(0.05, True), (0.2, False)])
 def test_the_mean_says_whether_lomo_is_as_good_as_lora(tmp_path: Path, lomo: float, better: bool) -> None:
-    rows = Results(_kept(tmp_path, lomo)).optimizers()
-    (goal,) = [row for row in rows if row.goal]
+    found = Results(_kept(tmp_path, lomo)).optimizers()
+    (goal,) = [row for row in found if row.goal]
     assert goal.contender == LOMO and goal.spread is not None and (goal.spread.median <= 0) is better
-    assert {row.contender for row in rows} == {UNTRAINED, *OPTIMIZERS}
+    assert {row.contender for row in found} == {UNTRAINED, *OPTIMIZERS}
+
+
+def test_all_runs_are_done_once_and_their_results_written(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "ProcessPoolExecutor", lambda count, mp_context: ThreadPoolExecutor(count))
+    asked = [("words", way) for way in (UNTRAINED, LORA)]
+    said: list[str] = []
+    ask = {"at_once": 1, "say": said.append}
+    assert not all_of(asked, place, Kept(tmp_path, place), until=-1.0, **ask)  # type: ignore[arg-type]
+    assert all_of(asked, place, Kept(tmp_path, place), until=float("inf"), **ask)  # type: ignore[arg-type]
+    assert 7 <= len(said) <= 9 and said[0].startswith("1: words, as it was")
+    assert all_of(asked, place, Kept(tmp_path, place), until=-1.0, **ask)  # type: ignore[arg-type]
+    assert len(said) == len(Kept(tmp_path).rows)
+    monkeypatch.setattr(rows, "TASKS", tasks.TASKS)
+    lora = {row.metric: row for row in Results(Kept(tmp_path)).adapters() if row.contender == LORA}
+    assert lora[BITS].spread is not None and "learning rate" in lora[BITS].note
+    assert 0 <= lora[ACCURACY].spread.median <= 100  # type: ignore[union-attr]
 
 
 def test_results_are_written_and_other_runs_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
