@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from torch import nn
 
 from hayless.cli import modules as verbs
 from hayless.core import atomic
-from hayless.core.errors import FileDamaged, NotSupported, RequestError
+from hayless.core.errors import FileDamaged, MissingExtra, NotSupported, RequestError
 from hayless.core.registry import configure
 from hayless.methods.adapters.library import opening
 from hayless.methods.adapters.library.embedding import Embedder
@@ -21,6 +23,7 @@ from hayless.methods.adapters.library.store import VECTORS, Library, Module
 from hayless.model.load import load_model, load_tokenizer
 from hayless.model.save import save_model
 from hayless.model.transform import Context, apply, record
+from tests import tiny
 from tests.cli.models import LINES, raised, run, saved
 from tests.methods.running import check_held, predicted
 
@@ -139,6 +142,44 @@ def test_padding_does_not_change_a_vector(base: Path) -> None:
     assert together[0] == pytest.approx(by.one_each(["row 5"])[0], rel=1e-4, abs=1e-5)
     with pytest.raises(RequestError, match="without examples"):
         by.of([])
+
+
+class StandIn:
+    """A sentence encoder that counts letters."""
+
+    def __init__(self, folder: str, **options: Any) -> None:
+        assert Path(folder).is_dir() and options["local_files_only"] and options["model_kwargs"]["use_safetensors"]
+
+    def encode(self, texts: list[str], **_: Any) -> Any:
+        return np.array([[text.count(letter) for letter in "abcdefghi"] for text in texts], np.float32)
+
+
+def test_a_sentence_encoder_makes_the_vectors(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "encoder").mkdir()
+    (tmp_path / "encoder/modules.json").write_text("[]")
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    with pytest.raises(MissingExtra, match=r"hayless\[sentences\]"):
+        opening.create(tmp_path / "library", base, encoder=str(tmp_path / "encoder"))
+    monkeypatch.setitem(sys.modules, "sentence_transformers", SimpleNamespace(SentenceTransformer=StandIn))
+    library = opening.create(tmp_path / "library", base, encoder=str(tmp_path / "encoder"))
+    made_by = opening.embedder(library, load_model(base), load_tokenizer(base))
+    assert library.width == 9 and made_by.of(["abba", "ci"]).tolist() == [1, 1, 0.5, 0, 0, 0, 0, 0, 0.5]
+    with pytest.raises(RequestError, match="no words"):
+        made_by.of([" "])
+
+
+def test_a_real_sentence_encoder(base: Path, tmp_path: Path) -> None:
+    sentences = pytest.importorskip("sentence_transformers")
+    bert, words = tiny.model("bert"), load_tokenizer(base)
+    bert.resize_token_embeddings(len(words))
+    bert.bert.save_pretrained(tmp_path / "bert")
+    words.pad_token = words.eos_token
+    words.save_pretrained(tmp_path / "bert")
+    sentences.SentenceTransformer(str(tmp_path / "bert"), device="cpu").save(str(tmp_path / "encoder"))
+    library = opening.create(tmp_path / "library", base, encoder=str(tmp_path / "encoder"))
+    made_by = opening.embedder(library, load_model(base), load_tokenizer(base))
+    both = made_by.one_each(["row 5", "row 7: the fox"])
+    assert both.shape == (2, 32) == (2, library.width) and not np.allclose(*both)
 
 
 def test_what_a_library_refuses(filled: Library, base: Path, tmp_path: Path) -> None:

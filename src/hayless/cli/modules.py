@@ -10,7 +10,7 @@ import typer
 from hayless.cli.output import Json, emit, err, out, table
 
 if TYPE_CHECKING:
-    from hayless.methods.adapters.library.embedding import Embedder
+    from hayless.methods.adapters.library.embedding import Vectors
     from hayless.methods.adapters.library.store import Found, Library, Module
 
 app = typer.Typer(help="Keep a library of adapters, find the right ones, and compose them.", no_args_is_help=True)
@@ -27,7 +27,9 @@ Top = typer.Option(3, "--top", help="How many modules.")
 def create(
     library: Path = Folder,
     base: str = Base,
-    encoder: str = typer.Option(None, help="A model that makes the vectors in the base's place."),
+    encoder: str = typer.Option(
+        None, help="A language model or sentence encoder that makes the vectors in the base's place."
+    ),
     layer: int = typer.Option(-1, help="Whose states are the vectors: blocks counted from the front; -1 the last."),
     json: bool = Json,
 ) -> None:
@@ -221,7 +223,7 @@ def remove(
         out.print(f"{name} is gone; {len(held.modules)} modules are left.")
 
 
-def _opened(folder: Path, base: str) -> tuple[Library, Embedder]:
+def _opened(folder: Path, base: str) -> tuple[Library, Vectors]:
     """The library, and what makes its vectors."""
     from hayless.methods.adapters.library.opening import embedder
     from hayless.methods.adapters.library.store import Library

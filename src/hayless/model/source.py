@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+SENTENCES = "modules.json"
+"""The file by which a sentence encoder of sentence-transformers is known; its parts lie in folders of their own."""
 _FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
 
@@ -45,6 +47,9 @@ def local_folder(source: str | Path, revision: str | None = None) -> Path:
     folder = download(allow_patterns=_FILES, ignore_patterns=["*/*", "consolidated*"])
     if (folder / "adapter_config.json").is_file():
         folder = download(allow_patterns=[f"base/{pattern}" for pattern in _FILES])
+    if (folder / SENTENCES).is_file():
+        inner = [f"*/{pattern}" for pattern in _FILES]
+        folder = download(allow_patterns=inner, ignore_patterns=["onnx/*", "openvino/*"])
     return folder
 
 

@@ -1,4 +1,5 @@
-"""Vectors of texts, by which modules are found: mean states of a language model, the base itself unless one is named.
+"""Vectors of texts, by which modules are found: mean states of a language model, the base itself unless one is named,
+or what a sentence encoder gives.
 
 Wide states are turned to fewer dimensions by a drawn orthogonal map, which keeps cosines and lets thousands of modules
 be searched in milliseconds.
@@ -8,14 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hayless.core.errors import RequestError
+from hayless.core.errors import MissingExtra, RequestError
 from hayless.methods.adapters.library.store import Vector
 
 WIDEST = 512
@@ -25,9 +27,59 @@ _TOKENS = 256
 _BATCH = 16
 
 
+class Vectors(Protocol):
+    """Turns texts into vectors."""
+
+    @property
+    def width(self) -> int:
+        """Numbers of a vector."""
+        ...
+
+    def one_each(self, texts: Sequence[str]) -> Vector:
+        """Vectors (texts, width). RequestError for a text without tokens."""
+        ...
+
+    def of(self, texts: Sequence[str]) -> Vector:
+        """The vector of a task, of which `texts` are examples."""
+        ...
+
+
+class SentenceEmbedder:
+    """Turns texts into vectors by a sentence encoder in a folder, as the library sentence-transformers has them.
+
+    MissingExtra without that library. No pickle is read, and nothing is fetched.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            from sentence_transformers import SentenceTransformer
+        except ImportError:
+            raise MissingExtra("sentence-transformers", "sentences", f"The sentence encoder {folder}") from None
+        self._encoder: Any = SentenceTransformer(
+            str(folder), device="cpu", local_files_only=True, model_kwargs={"use_safetensors": True}
+        )
+
+    @property
+    def width(self) -> int:
+        """Numbers of a vector."""
+        return self.one_each(["a text"]).shape[1]
+
+    def one_each(self, texts: Sequence[str]) -> Vector:
+        """Vectors (texts, width). RequestError for an empty text."""
+        for text in texts:
+            if not text.strip():
+                raise RequestError(f"{text!r} has no words to make a vector of.", hint="Give another text.")
+        found: Vector = np.asarray(self._encoder.encode(list(texts), show_progress_bar=False), np.float32)
+        return _turned(found, min(WIDEST, found.shape[1]))
+
+    def of(self, texts: Sequence[str]) -> Vector:
+        """The vector of a task, of which `texts` are examples."""
+        return _mean(self, texts)
+
+
 @dataclass(frozen=True, slots=True)
 class Embedder:
-    """Turns texts into vectors. `layer` counts blocks from the front; −1: behind the last one."""
+    """Turns texts into vectors by a language model. `layer` counts blocks from the front; −1: behind the last one."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -44,10 +96,7 @@ class Embedder:
 
     def of(self, texts: Sequence[str]) -> Vector:
         """The vector of a task, of which `texts` are examples."""
-        if not texts:
-            raise RequestError("A task without examples has no vector.", hint="Give some of its texts.")
-        mean: Vector = self.one_each(texts).mean(0)
-        return mean
+        return _mean(self, texts)
 
     @torch.no_grad()
     def _states(self, texts: Sequence[str]) -> Iterator[Vector]:
@@ -74,6 +123,13 @@ class Embedder:
         if not ids:
             raise RequestError(f"{text!r} has no tokens to make a vector of.", hint="Give another text.")
         return ids
+
+
+def _mean(made_by: Vectors, texts: Sequence[str]) -> Vector:
+    if not texts:
+        raise RequestError("A task without examples has no vector.", hint="Give some of its texts.")
+    mean: Vector = made_by.one_each(texts).mean(0)
+    return mean
 
 
 def _turned(states: Vector, width: int) -> Vector:
