@@ -19,6 +19,7 @@ from hayless.core.errors import NotSupported
 from hayless.core.families import dims_of, read_config
 from hayless.core.measurement import Machine, Measurement
 from hayless.core.options import Options
+from hayless.core.registry import configured
 from hayless.decode.engine import Engine
 from hayless.measure import machine
 from hayless.measure.memory import MemoryMeter, enough_memory
@@ -33,6 +34,7 @@ from hayless.model.build import build_model, checked_device
 from hayless.model.load import fetch_config, load_model
 from hayless.model.source import local_folder
 from hayless.model.tensors import has_weights
+from hayless.model.transform import apply
 
 _CONFIG = "config.json"
 _OF_WEIGHTS = (adapters.CONFIG, checksums.NAME)
@@ -65,12 +67,13 @@ class Bench(BaseModel):
 
 
 class _Request(Options):
-    """What the fresh process is asked."""
+    """What the fresh process is asked; `transforms` are methods as their own fields, for random weights."""
 
     source: str
     random: bool
     device: str
     dtype: str | None
+    transforms: tuple[dict[str, Any], ...] = ()
     decode: DecodeBench | None = None
     train: TrainBench | None = None
 
@@ -155,7 +158,9 @@ def _model(asked: _Request, device: torch.device) -> tuple[PreTrainedModel, Lite
     config = read_config(path.parent) if alone else fetch_config(asked.source)
     if config.get("model_type") == MODEL_TYPE:
         raise NotSupported("A packed model is timed with the weights that it was packed with.", hint="Give its folder.")
-    return build_model(config, dtype=asked.dtype or dims_of(config).dtype, device=device, draw_there=True), "random"
+    model = build_model(config, dtype=asked.dtype or dims_of(config).dtype, device=device, draw_there=True)
+    apply(model, configured(asked.transforms))
+    return model, "random"
 
 
 def _tokens(model: PreTrainedModel, rows: int, length: int) -> torch.Tensor:

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from hayless.core.compose import compose
+from hayless.core.compose import predict as rewrite
 from hayless.core.cost import TrainShape
 from hayless.core.devices import Device
 from hayless.core.families import dims_of, ledger_of
@@ -118,27 +120,37 @@ class TrainCase:
 
 @dataclass(frozen=True, slots=True)
 class DecodeCase:
-    """Decoding `tokens` tokens after prompts of `prompt` tokens, `batch` side by side, in 16 bits (32 on CPUs)."""
+    """Decoding `tokens` tokens after prompts of `prompt` tokens, `batch` side by side, in 16 bits (32 on CPUs), or with
+    weights that `way` packs."""
 
     model: str
     batch: int
     prompt: int
     tokens: int = 64
+    way: str = ""
 
     @property
     def name(self) -> str:
         """What it is."""
-        return f"{self.model} decoding, {self.batch} × {self.prompt} + {self.tokens}"
+        model = " ".join(filter(None, (self.model, self.way)))
+        return f"{model} decoding, {self.batch} × {self.prompt} + {self.tokens}"
 
     def predicted(self, on: Device, kind: Kind) -> Plan:
         """Its plan on a device, at the last token."""
         dims = dims_of(config(self.model)).with_dtype(_DTYPES[kind])
-        return plan_decoding(self.name, ledger_of(dims), self.batch, self.prompt + self.tokens, on, kind)
+        ledger = rewrite(ledger_of(dims), compose(self._methods))
+        return plan_decoding(self.name, ledger, self.batch, self.prompt + self.tokens, on, kind)
 
     def asked(self, device: str, kind: Kind, source: str) -> dict[str, Any]:
         """What `hayless.measure.bench` is asked; `source` is a config.json."""
         decode = {"batch_size": self.batch, "prompt_tokens": self.prompt, "tokens": self.tokens, "repeats": 3}
-        return {"source": source, "random": True, "device": device, "dtype": _DTYPES[kind], "decode": decode}
+        transforms = _of(self._methods, Part.TRANSFORM)
+        asked = {"source": source, "random": True, "device": device, "dtype": _DTYPES[kind], "decode": decode}
+        return {**asked, "transforms": transforms}
+
+    @property
+    def _methods(self) -> list[MethodConfig]:
+        return methods_named(self.way) if self.way else []
 
 
 Case = TrainCase | DecodeCase
@@ -202,6 +214,13 @@ GPU: tuple[Case, ...] = (
     TrainCase("llama-1b", "nf4+lora", 4, 2048, timed=True),
     TrainCase("llama-7b", "nf4+lora", 1, 1024, timed=True),
     TrainCase("llama-7b", "qlora+checkpointing", 4, 2048, timed=True),
+    TrainCase("llama-1b", "full+chunked_loss", 4, 2048, timed=True),
+    TrainCase("llama-1b", "full+fused_kernels+chunked_loss", 4, 2048, timed=True),
+    TrainCase("llama-1b", "full+checkpointing(keep=attention)+chunked_loss", 4, 2048, timed=True),
+    TrainCase("llama-1b", "full+checkpointing(keep=products)+chunked_loss", 4, 2048, timed=True),
+    TrainCase("llama-1b", "lora+checkpointing+offload+chunked_loss", 4, 2048, timed=True),
+    TrainCase("llama-7b", "lora+checkpointing+offload", 4, 2048, timed=True),
+    TrainCase("llama-1b", "full+float8_linears", 4, 2048, timed=True),
     TrainCase("gpt2", "full", 8, 1024, "master", timed=True, tracked=True),
     TrainCase("gpt2", "full", 4, 1024, "fp32", timed=True),
     TrainCase("gpt2", "lora", 8, 512, timed=True),
@@ -238,6 +257,12 @@ GPU: tuple[Case, ...] = (
     DecodeCase("gpt2-xl", 1, 448),
     DecodeCase("opt-1.3b", 8, 960),
     DecodeCase("opt-6.7b", 1, 448),
+    DecodeCase("llama-7b", 1, 448, way="int8"),
+    DecodeCase("llama-7b", 1, 448, way="uniform(bits=4,group_size=64)"),
+    DecodeCase("llama-7b", 1, 448, way="nf4"),
+    DecodeCase("llama-7b", 16, 448, way="nf4"),
+    DecodeCase("llama-1b", 1, 448, way="nf4"),
+    DecodeCase("qwen2-7b", 1, 448, way="uniform(bits=8)"),
 )
 """One GPU of 80 GB or more: widths of 0.1 to 7 billion parameters, vocabularies of 32,000 to 152,064."""
 
