@@ -21,6 +21,7 @@ EXTRAS = {
     "energy": ("joules of NVIDIA GPUs", ("nvidia-ml-py",)),
     "fit": ("scaling laws fitted to runs", ("scipy",)),
     "hub": ("weights of modules found without gradients", ("nevergrad",)),
+    "sentences": ("modules found by a sentence encoder", ("sentence-transformers",)),
     "peers": ("studies that run transformers' Trainer and PEFT beside hayless", ("accelerate", "peft")),
 }
 """Optional extra → what it is for, the packages it brings."""
