@@ -15,9 +15,9 @@ from transformers.pytorch_utils import Conv1D
 
 from hayless.core.errors import NotSupported, RequestError
 from hayless.core.registry import configure, method_of
-from hayless.methods.adapters.compose.config import read as read_module
 from hayless.methods.adapters.lora import layer, reference
 from hayless.methods.adapters.lora.config import LoraConfig
+from hayless.methods.common.trained_modules import trained_module as read_module
 from hayless.methods.optimizers.adamw import AdamWConfig
 from hayless.methods.optimizers.standard import AdamW
 from hayless.model.load import load_model
