@@ -17,17 +17,21 @@ from hayless.core.registry import configure
 from hayless.methods.adapters.compose import merging
 from hayless.methods.adapters.compose.merging import Part
 from hayless.model.load import load_model
+from hayless.model.merging import merge_adapters
 from hayless.model.save import save_model
 from hayless.model.transform import apply, record
 from tests import tiny
 from tests.methods.running import batch, check_held, logits, predicted
 
+SOUP = {"width": 4, "form": "parallel", "activation": "relu", "scaling": 2.0}
+"""Bottlenecks that can be averaged."""
+CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 EVERY = ("concatenated", "separate", "svd", "ties", "dare")
 
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base and three modules: two of rank 2, one of rank 3 on other matrices."""
+    """A base and its modules: two of rank 2, one of rank 3 on other matrices; bottlenecks."""
     folder = tmp_path_factory.mktemp("library")
     save_model(tiny.model("llama"), folder / "base")
     for seed, (name, options) in enumerate(
@@ -35,13 +39,18 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "one": {"rank": 2, "alpha": 6},
             "two": {"rank": 2, "alpha": 2},
             "wide": {"rank": 3, "targets": ("q", "down")},
+            "soup": SOUP,
+            "soup2": SOUP,
+            "narrow": {**SOUP, "width": 2, "scaling": 1.0},
+            "serial": {"width": 3},
+            "serial2": {"width": 5, "scaling": 0.5},
         }.items()
     ):
         model = load_model(folder / "base")
-        apply(model, [configure("lora", **options)])
+        apply(model, [configure("bottleneck" if "width" in options else "lora", **options)])
         torch.manual_seed(seed)
-        for key, parameter in model.named_parameters():
-            if "lora_" in key:
+        for parameter in model.parameters():
+            if parameter.requires_grad:
                 nn.init.normal_(parameter, std=0.2)
         save_model(model, folder / name, base=folder / "base")
     return folder
@@ -134,6 +143,62 @@ def test_separate_sums_a_and_b_apart(library: Path) -> None:
     torch.testing.assert_close(deltas(model)["model.layers.0.self_attn.q_proj"], (b @ a).detach(), rtol=1e-4, atol=1e-5)
 
 
+def test_what_a_task_taught_is_forgotten_by_its_negation(library: Path) -> None:
+    taught = load_model(library / "one")
+    merge_adapters(taught)
+    apply(taught, [configure("compose", modules=(str(library / "one"),), weights=(-1.0,))])
+    assert not torch.allclose(logits(load_model(library / "one")), logits(load_model(library / "base")), atol=1e-2)
+    torch.testing.assert_close(logits(taught), logits(load_model(library / "base")), rtol=1e-4, atol=1e-4)
+    merge_adapters(taught)
+    torch.testing.assert_close(logits(taught), logits(load_model(library / "base")), rtol=1e-4, atol=1e-4)
+
+
+def test_an_analogy_adds_what_tells_two_tasks_apart(library: Path) -> None:
+    one, two, wide = (deltas(load_model(library / name)) for name in ("one", "two", "wide"))
+    for path, found in deltas(composed(library, "one", "two", "wide", weights=(1.0, -1.0, 1.0))).items():
+        torch.testing.assert_close(found, one[path] - two[path] + wide.get(path, torch.zeros_like(found)), **CLOSE)
+
+
+@pytest.mark.parametrize("how", ["concatenated", "separate"])
+@pytest.mark.parametrize("name", ["soup", "serial2"])
+def test_bottlenecks_compose_with_their_identities(library: Path, name: str, how: str) -> None:
+    alone = composed(library, name, weights=(1.0,), how=how)
+    torch.testing.assert_close(logits(alone), logits(load_model(library / name)), **CLOSE)
+    nothing = composed(library, name, name, weights=(1.0, -1.0), how=how)
+    torch.testing.assert_close(logits(nothing), logits(load_model(library / "base")), **CLOSE)
+    assert [left.method for left in record(alone)] == ["bottleneck"]
+
+
+@pytest.mark.parametrize("names", [("soup", "narrow"), ("serial", "serial2")])
+def test_bottlenecks_beside_each_other_are_their_sum(library: Path, names: tuple[str, str], tmp_path: Path) -> None:
+    model = composed(library, *names, weights=(0.5, -2.0))
+    x = torch.randn(2, 3, 32, generator=torch.Generator().manual_seed(0))
+
+    def given(model: Any) -> Tensor:
+        with torch.no_grad():
+            return model.model.layers[1].mlp(x)
+
+    base = given(load_model(library / "base"))
+    one, other = (given(load_model(library / name)) - base for name in names)
+    torch.testing.assert_close(given(model), base + 0.5 * one - 2.0 * other, rtol=1e-3, atol=1e-4)
+    config = configure("compose", modules=tuple(str(library / name) for name in names))
+    check_held(model, predicted(model, [config]))
+    save_model(model, tmp_path / "made", base=library / "base")
+    assert torch.equal(logits(load_model(tmp_path / "made")), logits(model))
+
+
+def test_a_soup_is_the_mean_of_weights(library: Path) -> None:
+    soup, one, two = (
+        dict(model.named_parameters())
+        for model in (
+            composed(library, "soup", "soup2", how="separate"),
+            *map(load_model, (library / "soup", library / "soup2")),
+        )
+    )
+    for name, parameter in soup.items():
+        torch.testing.assert_close(parameter, (one[name] + two[name]) / 2)
+
+
 def test_a_rank_too_low_says_what_it_lost(library: Path) -> None:
     model = load_model(library / "base")
     modules = (str(library / "one"), str(library / "two"))
@@ -143,6 +208,14 @@ def test_a_rank_too_low_says_what_it_lost(library: Path) -> None:
 
 
 def test_what_does_not_compose(library: Path, tmp_path: Path) -> None:
+    for names, how, why in (
+        (("soup", "narrow"), "separate", "width"),
+        (("soup", "serial"), "concatenated", "form"),
+        (("soup", "one"), "concatenated", "bottleneck and lora"),
+        (("soup", "soup2"), "ties", "adds to none"),
+    ):
+        with pytest.raises(NotSupported, match=why):
+            composed(library, *names, how=how)
     with pytest.raises(RequestError, match="different ranks"):
         composed(library, "one", "wide", how="separate")
     with pytest.raises(RequestError, match="2 for 1 modules"):

@@ -17,7 +17,7 @@ from hayless.core.errors import NotSupported, RequestError
 from hayless.core.registry import configure, method_of
 from hayless.methods.adapters.lora import layer, reference
 from hayless.methods.adapters.lora.config import LoraConfig
-from hayless.methods.common.trained_modules import trained_module as read_module
+from hayless.methods.common.trained_modules import trained_module
 from hayless.methods.optimizers.adamw import AdamWConfig
 from hayless.methods.optimizers.standard import AdamW
 from hayless.model.load import load_model
@@ -150,7 +150,7 @@ def test_embeddings_and_heads_train_whole_and_both_kinds_of_file_are_read(tmp_pa
     with torch.no_grad():
         torch.testing.assert_close(logits(model), theirs.eval()(**batch(model)).logits, rtol=1e-4, atol=1e-5)
     with pytest.raises(NotSupported, match="DoRA"):
-        read_module(tmp_path)
+        trained_module(tmp_path)
 
 
 def test_b_learns_faster_and_reads_its_rate_from_the_record() -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from hayless.core.errors import RequestError
+from hayless.core.errors import NotSupported, RequestError
 from hayless.core.ledger import Ledger
 from hayless.core.method import Claim, MethodConfig
 from hayless.core.registry import configure, method_of
@@ -18,10 +19,12 @@ How = Literal["concatenated", "separate", "svd", "ties", "dare"]
 
 
 class ComposeConfig(MethodConfig):
-    """The weighted sum of what several adapters add to each matrix, as one adapter."""
+    """The weighted sum of what several adapters add, as one adapter."""
 
     method: Literal["compose"] = "compose"
-    modules: tuple[str, ...] = Field((), description="Folders of LoRA adapters, as PEFT writes them.")
+    modules: tuple[str, ...] = Field(
+        (), description="Folders of LoRA adapters, as PEFT writes them; or all of them bottlenecks."
+    )
     weights: tuple[float, ...] | None = Field(
         None,
         description="What each module counts: 1 as it is, −1 undoes what it taught, (1, −1, 1) is an analogy; one over"
@@ -30,7 +33,8 @@ class ComposeConfig(MethodConfig):
     how: How = Field(
         "concatenated",
         description="concatenated: the sum itself, at the ranks' sum; svd: the sum at a lower rank; separate: A and B"
-        " summed apart; ties, dare: sums in which modules do not disturb each other.",
+        " summed apart, which averages weights (AdapterSoup); ties, dare: sums in which modules do not disturb each"
+        " other.",
     )
     density: float = Field(
         0.2, gt=0, le=1, description="ties and dare: the share of each module's changes that is kept."
@@ -68,7 +72,9 @@ def result(config: ComposeConfig) -> Any:
     """The config of the adapter that comes of it: scaled by one, with every module's targets."""
     if not config.modules:
         raise RequestError("compose has no modules.", hint="Name the folders of trained adapters: modules: [...].")
-    found = [trained_module(Path(folder)) for folder in config.modules]
+    found = [trained_module(Path(folder), ("LORA", "BOTTLENECK")) for folder in config.modules]
+    if any(each.method == "bottleneck" for each in found):
+        return _bottleneck(config, found)
     ranks = [each.rank for each in found]
     if config.how == "separate" and len(set(ranks)) > 1:
         raise RequestError(
@@ -80,3 +86,25 @@ def result(config: ComposeConfig) -> Any:
     if config.how in ("svd", "ties", "dare") and config.rank is not None:
         rank = config.rank
     return configure("lora", rank=rank, alpha=float(rank), targets=targets)
+
+
+def _bottleneck(config: ComposeConfig, found: Sequence[Any]) -> Any:
+    """The bottleneck that comes of several: as wide as all together, or, averaged, as each of them."""
+    if config.how not in ("concatenated", "separate"):
+        raise NotSupported(
+            f"compose.how = {config.how!r} is for what LoRA adds to a matrix, and a bottleneck adds to none.",
+            hint="how: concatenated (their sum) or separate (their weights averaged) takes bottlenecks.",
+        )
+    alike = ("method", "sublayers", "form", "activation", *(("width", "scaling") if config.how == "separate" else ()))
+    for field in alike:
+        different = sorted({str(getattr(each, field, None)) for each in found})
+        if len(different) > 1:
+            raise NotSupported(
+                f"compose: modules of {' and '.join(different)} ({field}) do not become one.",
+                hint="Compose modules of one kind; how: concatenated takes bottlenecks of any width and scaling.",
+            )
+    one = found[0]
+    if config.how == "separate":
+        return one
+    options = {field: getattr(one, field) for field in ("sublayers", "form", "activation")}
+    return configure("bottleneck", width=sum(each.width for each in found), **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel
 from hayless.core.errors import RequestError
 from hayless.core.registry import method_of
 from hayless.methods.adapters.compose import merging
+from hayless.methods.adapters.compose.bottlenecks import composed_bottlenecks
 from hayless.methods.adapters.compose.config import ComposeConfig, result
 from hayless.methods.adapters.compose.merging import Part
 from hayless.methods.common.adapting import check_same_base, trained
@@ -21,6 +23,8 @@ from hayless.model.adapters import Adapter
 from hayless.model.transform import Change, Context
 
 _A, _B = ".lora_A.weight", ".lora_B.weight"
+_INNER = re.compile(r"\.(lora_|serial_|parallel_).*$")
+"""What follows a module's path in the name of an adapter's tensor."""
 
 
 class Compose:
@@ -41,18 +45,20 @@ class Compose:
         part = method_of(made.config).load()
         part.restore(model, made.config)
         part.load(model, made.config, made.tensors)
-        paths = sorted({name.removeprefix(PEFT_PREFIX).rpartition(".lora_")[0] for name in made.tensors})
+        paths = sorted({_INNER.sub("", name.removeprefix(PEFT_PREFIX)) for name in made.tensors})
         return Change(config.method, tuple(paths), figures={**trained(model), "lost": lost}, leaves=(made.config,))
 
     @staticmethod
     def restore(model: PreTrainedModel, config: ComposeConfig) -> None:
         """Never on a record: what it leaves is."""
-        raise RequestError("compose leaves a LoRA adapter, which is what a model is restored with.")
+        raise RequestError("compose leaves an adapter, which is what a model is restored with.")
 
 
 def composed(config: ComposeConfig, modules: Sequence[Adapter], *, seed: int = 0) -> tuple[Adapter, float]:
     """The adapter that comes of `modules`, and the share of the sum's norm that its rank could not hold."""
     made = result(config)
+    if made.method == "bottleneck":
+        return composed_bottlenecks(config, made, modules), 0.0
     generator = torch.Generator().manual_seed(seed)
     paths = sorted({name.removesuffix(_A) for module in modules for name in module.tensors if name.endswith(_A)})
     tensors: dict[str, Tensor] = {}

@@ -61,7 +61,12 @@ def add(
     config = adapters.read(source).config
     found = atomic.read_json(source / adapters.CONFIG)
     module = Module(
-        name or source.resolve().name, found["peft_type"], getattr(config, "rank", 0), task, data, metrics or {}
+        name or source.resolve().name,
+        found["peft_type"],
+        getattr(config, "rank", getattr(config, "width", 0)),
+        task,
+        data,
+        metrics or {},
     )
     if made_by.width != library.width:
         raise RequestError(

@@ -38,8 +38,8 @@ Vector = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Module:
-    """One module: its kind as PEFT calls it, its rank if it has one; the task and data that it was trained on, and how
-    good it was there."""
+    """One module: its kind as PEFT calls it, its rank or width if it has one; the task and data that it was trained on,
+    and how good it was there."""
 
     name: str
     kind: str
