@@ -14,14 +14,18 @@ from torch import Tensor, nn
 
 from hayless.core.errors import NotSupported, RequestError
 from hayless.core.registry import configure
+from hayless.measure.files import file_bytes
 from hayless.methods.adapters.compose import merging
 from hayless.methods.adapters.compose.merging import Part
 from hayless.model.load import load_model
 from hayless.model.merging import merge_adapters
 from hayless.model.save import save_model
 from hayless.model.transform import apply, record
+from hayless.recipe.prediction import predict
 from tests import tiny
+from tests.cli.models import saved
 from tests.methods.running import batch, check_held, logits, predicted
+from tests.recipe.running import quietly, recipe
 
 SOUP = {"width": 4, "form": "parallel", "activation": "relu", "scaling": 2.0}
 """Bottlenecks that can be averaged."""
@@ -151,6 +155,23 @@ def test_what_a_task_taught_is_forgotten_by_its_negation(library: Path) -> None:
     torch.testing.assert_close(logits(taught), logits(load_model(library / "base")), rtol=1e-4, atol=1e-4)
     merge_adapters(taught)
     torch.testing.assert_close(logits(taught), logits(load_model(library / "base")), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("merge", [True, "dequantize"])
+def test_what_a_recipe_merges_is_predicted_so(tmp_path: Path, merge: Any) -> None:
+    base = saved(tmp_path / "base")
+    model = load_model(base)
+    apply(model, [configure("lora", rank=2)])
+    save_model(model, tmp_path / "module", base=base)
+    steps = [{"apply": {"method": "compose", "modules": [str(tmp_path / "module")]}}, {"save": {"merge": merge}}]
+    packed = [] if merge is True else [{"apply": {"method": "nf4", "targets": "blocks"}}]
+    wanted = recipe(tmp_path, *packed, *steps, model={"path": base})
+    done, _ = quietly(wanted, tmp_path / "run")
+    assert file_bytes(done.folder / "model").tensors == predict(wanted).figures["file_bytes"]
+    assert not record(load_model(done.folder / "model"))
+    if packed:
+        with pytest.raises(RequestError, match="cannot fold compose"):
+            predict(recipe(tmp_path, *packed, steps[0], {"save": {"merge": True}}, model={"path": base}))
 
 
 def test_an_analogy_adds_what_tells_two_tasks_apart(library: Path) -> None:

@@ -86,6 +86,24 @@ def test_it_is_as_predicted_trains_attention_alone_and_comes_back(
     assert torch.equal(logits(model), bare) and all(parameter.requires_grad for parameter in model.parameters())
 
 
+@pytest.mark.parametrize("name", tiny.NAMES)
+def test_every_family_has_a_place_for_it(name: str) -> None:
+    """As a saved one is rebuilt: from the modules' settings alone."""
+    experts = tiny.config(name).to_dict().get("num_experts_per_tok")
+    for settings in (
+        {"method": "lora", "rank": 3, **({"targets": ["attention"]} if experts else {})},
+        {"method": "bottleneck", "width": 3, **({"sublayers": "attention"} if experts else {})},
+    ):
+        model = tiny.model(name)
+        bare, config = logits(model), configure("fusion", modules=(settings, {**settings}), width=5)
+        part = method_of(config).load()
+        part.restore(model, config)
+        check_held(model, predicted(model, [config]))
+        assert torch.equal(logits(model), bare), "zeros add nothing"
+        part.remove(model, config)
+        assert all(parameter.requires_grad for parameter in model.parameters())
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_loras_are_fused_as_the_paper_writes_it(folder: Path, dtype: torch.dtype) -> None:
     model = load_model(folder / "llama/base").to(dtype)

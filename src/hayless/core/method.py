@@ -153,6 +153,11 @@ class Method:
     upon: str = ""
     ladder: Callable[[ModelDims], Sequence[Any]] | None = None
 
+    @property
+    def adds_adapter(self) -> bool:
+        """Whether a model has an adapter after this method: its own, or one that it made of others."""
+        return bool(self.peft_type) or Need.TRAINED_ADAPTER in self.needs
+
     def load(self) -> Any:
         """Import and return the part. This is where torch comes in."""
         module, _, attribute = self.implementation.partition(":")

@@ -176,7 +176,7 @@ def _dtype_after(ledger: Ledger, train: Train) -> str:
 
 def _saved(dims: ModelDims, done: Iterable[MethodConfig], save: Save) -> Ledger:
     """The ledger of what is written: adapters merged and dtype changed if the recipe asks for that."""
-    kept = [config for config in done if not (save.merge and method_of(config).peft_type)]
+    kept = [config for config in done if not (save.merge and method_of(config).adds_adapter)]
     if save.merge is True:
         _check_mergeable(done)
     elif save.merge == "dequantize":
@@ -187,7 +187,7 @@ def _saved(dims: ModelDims, done: Iterable[MethodConfig], save: Save) -> Ledger:
 def _check_mergeable(done: Iterable[MethodConfig]) -> None:
     """RequestError for adapters beside packed weights, before anything is trained that could not be merged."""
     methods = list(done)
-    for adapter in (config for config in methods if method_of(config).peft_type):
+    for adapter in (config for config in methods if method_of(config).adds_adapter):
         for config in methods:
             shared = _claimed(config, Aspect.STORAGE) & _claimed(adapter, Aspect.BRANCH)
             if shared:

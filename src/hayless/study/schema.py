@@ -218,7 +218,7 @@ def _from_the_start(recipe: Recipe, earlier: Sequence[tuple[Path, Recipe]]) -> R
             kept = [
                 step
                 for step in whole.steps
-                if isinstance(step, ApplyStep) and not (base.saving.merge and method_of(step.apply).peft_type)
+                if isinstance(step, ApplyStep) and not (base.saving.merge and method_of(step.apply).adds_adapter)
             ]
             model = whole.model.model_copy(update={"task": recipe.model.task})
             return recipe.model_copy(update={"model": model, "steps": (*kept, *recipe.steps)})
