@@ -13,11 +13,12 @@ from torch import nn
 
 from hayless.core.errors import NotSupported, RequestError
 from hayless.core.registry import configure, method_of
+from hayless.decode.bank import AdapterBank
 from hayless.decode.engine import Engine
 from hayless.decode.options import SamplingOptions
 from hayless.methods.adapters.library.store import Library, Module
 from hayless.methods.adapters.retrieve.arrow import prototype
-from hayless.methods.adapters.retrieve.transform import answering
+from hayless.methods.adapters.retrieve.transform import for_requests
 from hayless.model.load import load_model
 from hayless.model.save import save_model
 from hayless.model.tensors import fingerprint
@@ -132,8 +133,11 @@ def test_packed_bases_and_decoding(library: Library) -> None:
 class Named:
     """Makes a vector of a text that names modules: how often each is named."""
 
+    def one_each(self, texts: Any) -> Any:
+        return np.array([[text.split().count(name) for name in MODULES] for text in texts], np.float32)
+
     def of(self, texts: Any) -> Any:
-        return np.array([sum(text.split().count(name) for text in texts) for name in MODULES], np.float32)
+        return self.one_each(texts).mean(0)
 
 
 @pytest.fixture
@@ -164,18 +168,22 @@ def test_shares_follow_the_scores(library: Library, context: Context) -> None:
     torch.testing.assert_close(logits(model), logits(mixed), **CLOSE)
 
 
-def test_each_request_has_its_own_modules(library: Library, context: Context) -> None:
+def test_each_request_has_its_own_modules_in_one_batch(library: Library, context: Context) -> None:
     model = load_model(base_of(library))
     bare = logits(model)
-    config = configure("retrieve", library=str(library.folder), mix="one")
-    for name in ("three", "one"):
-        with answering(model, config, f"{name} {name} and two", context):
-            alone = load_model(base_of(library).parent / name)
-            torch.testing.assert_close(logits(model), logits(alone), **CLOSE)
-        assert torch.equal(logits(model), bare) and not record(model)
-    with pytest.raises(ZeroDivisionError), answering(model, config, "two", context):
-        raise ZeroDivisionError
-    assert torch.equal(logits(model), bare)
+    config: Any = configure("retrieve", library=str(library.folder), mix="one")
+    found = for_requests(model, config, ["three three and two", "one"], context)
+    assert [list(figures)[-1] for _, figures in found] == ["similarity/three", "similarity/one"]
+    assert torch.equal(logits(model), bare) and not record(model)
+    bank = AdapterBank.for_adapters(model, [adapter for adapter, _ in found], 2)
+    for name, (adapter, _) in zip("ab", found, strict=True):
+        bank.add(name, adapter)
+    options, prompts = SamplingOptions(max_tokens=6), [[5, 6, 7], [8, 9]]
+    made = Engine(model, adapters=bank).generate(prompts, options, adapters=["a", "b"])
+    for one, prompt, name in zip(made, prompts, ("three", "one"), strict=True):
+        alone = load_model(base_of(library).parent / name)
+        assert one.tokens == Engine(alone).generate([prompt], options)[0].tokens
+    assert made[0].tokens != Engine(model).generate(prompts, options)[0].tokens
 
 
 def test_what_is_refused(library: Library, tmp_path: Path) -> None:

@@ -163,49 +163,68 @@ def try_(
     json: bool = Json,
 ) -> None:
     """Find modules for prompts (or for examples), put what they become on the base, and continue the prompts."""
-    from contextlib import nullcontext
-
     from hayless.core.errors import bad_value
     from hayless.core.registry import configure
-    from hayless.decode.engine import Engine
-    from hayless.decode.options import SamplingOptions
-    from hayless.methods.adapters.retrieve.transform import answering
     from hayless.model.load import load_model, load_tokenizer
-    from hayless.model.transform import Context, apply
+    from hayless.model.transform import Context
 
     per = per or ("task" if examples else "request")
     if per not in ("task", "request", "token"):
         raise bad_value("--per", per, allowed="task, request, token")
     if (per == "task") != bool(examples):
         raise bad_value("--per", per, allowed="task where there are --examples, else request or token")
-    options = {"library": str(library), "top": top, "mix": mix, "temperature": temperature}
-    config = configure(
+    config: Any = configure(
         "retrieve",
+        library=str(library),
         examples=tuple(_lines(examples)) if examples else (),
         per="token" if per == "token" else "task",
-        **options,
+        top=top,
+        mix=mix,
+        temperature=temperature,
     )
     model, words = load_model(base), load_tokenizer(base)
-    context = Context(tokenizer=words)
-    # One change for all prompts, or one for each.
-    change = None if per == "request" else apply(model, [config], context)[0]
-    made = []
-    for prompt in prompts:
-        with answering(model, config, prompt, context) if change is None else nullcontext(change) as found:
-            engine = Engine(model, words)
-            text = engine.generate([prompt], SamplingOptions(max_tokens=tokens))[0].text
-        near = {
-            name.removeprefix("similarity/"): value
-            for name, value in found.figures.items()
-            if name.startswith("similarity/")
-        }
-        made.append({"prompt": prompt, "modules": near, "text": text})
-        if not json:
-            if near:
-                err.print("modules: " + ", ".join(f"{name} ({value:.3f})" for name, value in near.items()))
-            print(text)
+    answer = _each_by_itself if per == "request" else _all_alike
+    made = answer(model, config, prompts, Context(tokenizer=words), tokens)
     if json:
         emit(made)
+        return
+    for entry in made:
+        if entry["modules"]:
+            err.print("modules: " + ", ".join(f"{name} ({near:.3f})" for name, near in entry["modules"].items()))
+        print(entry["text"])
+
+
+def _all_alike(model: Any, config: Any, prompts: list[str], context: Any, tokens: int) -> list[dict[str, Any]]:
+    """Each prompt with its continuation by a model that has what was found on it."""
+    from hayless.decode.engine import Engine
+    from hayless.decode.options import SamplingOptions
+    from hayless.model.transform import apply
+
+    (change,) = apply(model, [config], context)
+    made = Engine(model, context.tokenizer).generate(prompts, SamplingOptions(max_tokens=tokens))
+    return [_tried(prompt, change.figures, one) for prompt, one in zip(prompts, made, strict=True)]
+
+
+def _each_by_itself(model: Any, config: Any, prompts: list[str], context: Any, tokens: int) -> list[dict[str, Any]]:
+    """Each prompt with its continuation by its own modules, side by side in one batch."""
+    from hayless.decode.bank import AdapterBank
+    from hayless.decode.engine import Engine
+    from hayless.decode.options import SamplingOptions
+    from hayless.methods.adapters.retrieve.transform import for_requests
+
+    found = for_requests(model, config, prompts, context)
+    bank = AdapterBank.for_adapters(model, [adapter for adapter, _ in found], len(found))
+    names = [str(number) for number in range(len(found))]
+    for name, (adapter, _) in zip(names, found, strict=True):
+        bank.add(name, adapter)
+    engine = Engine(model, context.tokenizer, adapters=bank)
+    made = engine.generate(prompts, SamplingOptions(max_tokens=tokens), adapters=names)
+    return [_tried(prompt, figures, one) for prompt, (_, figures), one in zip(prompts, found, made, strict=True)]
+
+
+def _tried(prompt: str, figures: dict[str, float], made: Any) -> dict[str, Any]:
+    near = {name.removeprefix("similarity/"): value for name, value in figures.items() if "/" in name}
+    return {"prompt": prompt, "modules": near, "text": made.text}
 
 
 @app.command("remove")

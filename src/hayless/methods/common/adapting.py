@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,11 @@ from hayless.core.compose import predict
 from hayless.core.errors import FileDamaged, NotSupported, RequestError
 from hayless.core.method import MethodConfig
 from hayless.core.registry import method_of
-from hayless.methods.common.sites import Target, another
+from hayless.methods.common.sites import PEFT_PREFIX, Target, another
 from hayless.methods.common.weights import plain_ledger, weights_of
 from hayless.model import adapters
-from hayless.model.transform import record
+from hayless.model.adapters import Adapter
+from hayless.model.transform import Change, record
 
 _TASKS = {"ForCausalLM": "CAUSAL_LM", "LMHeadModel": "CAUSAL_LM", "ForConditionalGeneration": "SEQ_2_SEQ_LM"}
 
@@ -52,6 +53,19 @@ def refuse_marked(model: PreTrainedModel, method: str, marks: Sequence[str]) -> 
     marked = any(hasattr(module, mark) for module in model.modules() for mark in marks)
     if marked or any(method_of(config).peft_type for config in record(model)):
         raise another(method)
+
+
+def put_on(model: PreTrainedModel, method: str, adapter: Adapter, figures: Mapping[str, float]) -> Change:
+    """Put an adapter on a model for a method that made it of others, and leave it on the record in the method's place.
+
+    Figures: how many parameters are trained, and those given. FileDamaged for tensors that do not fit.
+    """
+    places = {path for path, _ in model.named_modules()}
+    part = method_of(adapter.config).load()
+    part.restore(model, adapter.config)
+    part.load(model, adapter.config, adapter.tensors)
+    paths = sorted({_within(places, name.removeprefix(PEFT_PREFIX)) for name in adapter.tensors})
+    return Change(method, tuple(paths), figures={**trained(model), **figures}, leaves=(adapter.config,))
 
 
 def trained(model: PreTrainedModel) -> dict[str, float]:
@@ -103,6 +117,13 @@ def check_tensors(wanted: Mapping[str, tuple[int, ...]], tensors: Mapping[str, T
     for name, shape in wanted.items():
         if tensors[name].shape != shape:
             raise FileDamaged(f"{name} is {tuple(tensors[name].shape)}, but {shape} is needed.")
+
+
+def _within(places: Set[str], name: str) -> str:
+    """The module among `places` that a tensor of this name lies in."""
+    while name not in places:
+        name = name.rpartition(".")[0]
+    return name
 
 
 def peft_task(model: PreTrainedModel) -> str | None:

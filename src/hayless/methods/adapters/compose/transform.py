@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,20 +10,16 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hayless.core.errors import RequestError
-from hayless.core.registry import method_of
 from hayless.methods.adapters.compose import merging
 from hayless.methods.adapters.compose.bottlenecks import composed_bottlenecks
 from hayless.methods.adapters.compose.config import ComposeConfig, result
 from hayless.methods.adapters.compose.merging import Part
-from hayless.methods.common.adapting import check_same_base, trained
-from hayless.methods.common.sites import PEFT_PREFIX
+from hayless.methods.common.adapting import check_same_base, put_on
 from hayless.model import adapters
 from hayless.model.adapters import Adapter
 from hayless.model.transform import Change, Context
 
 _A, _B = ".lora_A.weight", ".lora_B.weight"
-_INNER = re.compile(r"\.(lora_|serial_|parallel_).*$")
-"""What follows a module's path in the name of an adapter's tensor."""
 
 
 class Compose:
@@ -37,16 +32,18 @@ class Compose:
         Figures: trained parameters, and the share of the sum's norm that a lower rank lost. RequestError for modules of
         different bases.
         """
+        adapter, figures = Compose.made(model, config, context)
+        return put_on(model, config.method, adapter, figures)
+
+    @staticmethod
+    def made(model: PreTrainedModel, config: ComposeConfig, context: Context) -> tuple[Adapter, dict[str, float]]:
+        """What comes of the modules, with `lost`; the model stays as it is."""
         # What does not compose is refused before any tensor is looked at.
         result(config)
         folders = [Path(folder) for folder in config.modules]
         check_same_base(folders, model)
-        made, lost = composed(config, [adapters.read(folder) for folder in folders], seed=context.seed)
-        part = method_of(made.config).load()
-        part.restore(model, made.config)
-        part.load(model, made.config, made.tensors)
-        paths = sorted({_INNER.sub("", name.removeprefix(PEFT_PREFIX)) for name in made.tensors})
-        return Change(config.method, tuple(paths), figures={**trained(model), "lost": lost}, leaves=(made.config,))
+        adapter, lost = composed(config, [adapters.read(folder) for folder in folders], seed=context.seed)
+        return adapter, {"lost": lost}
 
     @staticmethod
     def restore(model: PreTrainedModel, config: ComposeConfig) -> None:

@@ -1,26 +1,27 @@
-"""Finding modules for a loaded model, and putting what they become on it."""
+"""Finding modules for a loaded model, and what they become: one adapter for a task, one for each request, or a mixture
+in which each token chooses."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Sequence
 
 import numpy as np
 from transformers import PreTrainedModel
 
-from hayless.core.beside import MIXTURE
 from hayless.core.errors import RequestError
-from hayless.core.method import MethodConfig
 from hayless.core.registry import method_of
+from hayless.methods.adapters.library.embedding import Vectors
 from hayless.methods.adapters.library.opening import embedder
 from hayless.methods.adapters.library.store import Found, Library
 from hayless.methods.adapters.retrieve.arrow import routed
 from hayless.methods.adapters.retrieve.config import RetrieveConfig, composition, mixture, opened
-from hayless.methods.common.adapting import check_same_base, trained
-from hayless.methods.common.sites import PEFT_PREFIX
+from hayless.methods.common.adapting import check_same_base, put_on
 from hayless.model import adapters
-from hayless.model.transform import Change, Context, apply, forget
+from hayless.model.adapters import Adapter
+from hayless.model.transform import Change, Context
+
+Made = tuple[Adapter, dict[str, float]]
+"""An adapter, and figures about it: the cosine of each module found, `similarity/NAME`, beside those of composing."""
 
 
 class Retrieve:
@@ -28,18 +29,14 @@ class Retrieve:
 
     @staticmethod
     def apply(model: PreTrainedModel, config: RetrieveConfig, context: Context) -> Change:
-        """Find the modules nearest to the examples and put their composition, or a mixture of them, on the model.
-
-        Figures: the cosine of each module found, `similarity/NAME`, beside those of what it becomes.
-        """
+        """Find the modules nearest to the examples and put their composition, or a mixture of them, on the model."""
         library = opened(config)
         if config.per == "token":
-            return _mixed(model, config, library, context)
-        found = _nearest(model, config, library, context, config.taken)
-        folders = [library.path(each.module.name) for each in found]
-        composing = composition(config, folders, _shares(config, found))
-        change: Change = method_of(composing).load().apply(model, composing, context)
-        return replace(change, method=config.method, figures={**change.figures, **_similarities(found)})
+            adapter, figures = _mixed(model, config, library, context)
+        else:
+            found = library.search(_vectors(model, library, context).of(config.examples), config.taken)
+            adapter, figures = _composed(model, config, library, found, context)
+        return put_on(model, config.method, adapter, figures)
 
     @staticmethod
     def restore(model: PreTrainedModel, config: RetrieveConfig) -> None:
@@ -47,40 +44,44 @@ class Retrieve:
         raise RequestError("retrieve leaves an adapter, which is what a model is restored with.")
 
 
-@contextmanager
-def answering(model: PreTrainedModel, config: MethodConfig, request: str, context: Context) -> Iterator[Change]:
-    """Inside the block the model has what `config` finds for one request; after it, it is as it was."""
-    (change,) = apply(model, [config.model_copy(update={"examples": (request,)})], context)
-    try:
-        yield change
-    finally:
-        for left in change.leaves or ():
-            method_of(left).load().remove(model, left)
-            forget(model, left)
+def for_requests(
+    model: PreTrainedModel, config: RetrieveConfig, requests: Sequence[str], context: Context
+) -> list[Made]:
+    """What each request's nearest modules become, by its own text in the examples' place; the model stays as it is.
+
+    Rows of one batch can have them from an AdapterBank (`hayless.decode.bank`); `Adapter.put_on` puts one on the model.
+    """
+    library = opened(config)
+    asked = _vectors(model, library, context).one_each(requests)
+    return [_composed(model, config, library, library.search(each, config.taken), context) for each in asked]
 
 
-def _mixed(model: PreTrainedModel, config: RetrieveConfig, library: Library, context: Context) -> Change:
+def _composed(
+    model: PreTrainedModel, config: RetrieveConfig, library: Library, found: Sequence[Found], context: Context
+) -> Made:
+    folders = [library.path(each.module.name) for each in found]
+    composing = composition(config, folders, _shares(config, found))
+    adapter, figures = method_of(composing).load().made(model, composing, context)
+    return adapter, {**figures, **_similarities(found)}
+
+
+def _mixed(model: PreTrainedModel, config: RetrieveConfig, library: Library, context: Context) -> Made:
     """A mixture whose gate is made of the modules themselves."""
-    found = _nearest(model, config, library, context, config.among) if config.among else []
+    found: Sequence[Found] = ()
+    if config.among:
+        found = library.search(_vectors(model, library, context).of(config.examples), config.among)
     modules = [each.module for each in found] or library.modules
     folders = [library.path(module.name) for module in modules]
-    check_same_base(folders, model)
     made = mixture(config, folders)
+    check_same_base(folders, model)
     adapter = routed([adapters.read(folder) for folder in folders], made)
-    part = method_of(made).load()
-    part.restore(model, made)
-    part.load(model, made, adapter.tensors)
-    paths = sorted({name.removeprefix(PEFT_PREFIX).partition(f".{MIXTURE}.")[0] for name in adapter.tensors})
-    figures = {**trained(model), "modules": float(len(folders)), **_similarities(found)}
-    return Change(config.method, tuple(paths), figures=figures, leaves=(made,))
+    return adapter, {"modules": float(len(folders)), **_similarities(found)}
 
 
-def _nearest(
-    model: PreTrainedModel, config: RetrieveConfig, library: Library, context: Context, count: int
-) -> list[Found]:
+def _vectors(model: PreTrainedModel, library: Library, context: Context) -> Vectors:
     if context.tokenizer is None:
         raise RequestError("retrieve needs a tokenizer, and none was given.", hint="Give the context the model's.")
-    return library.search(embedder(library, model, context.tokenizer).of(config.examples), count)
+    return embedder(library, model, context.tokenizer)
 
 
 def _shares(config: RetrieveConfig, found: Sequence[Found]) -> tuple[float, ...] | None:
