@@ -5,14 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hayless.decode import engine
 from hayless.decode.engine import Engine
 from hayless.decode.options import SamplingOptions
 from tests import tiny
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from hayless.decode import graphs
+from tests.decode import captured
 
 PROMPTS = [[0, 17], [44, 45, 46]]
 
@@ -21,30 +20,9 @@ if torch.cuda.is_available():
     pytest.skip("test_graphs.py has the real thing", allow_module_level=True)
 
 
-class Step:
-    """Stands in for a captured graph."""
-
-    def __init__(self, run, device):
-        self.replay = run
-
-
-class Event:
-    """All that was queued is done at once."""
-
-    def record(self):
-        pass
-
-    def synchronize(self):
-        pass
-
-
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch):
-    zeros = torch.zeros
-    monkeypatch.setattr(torch, "zeros", lambda *shape, pin_memory=False, **more: zeros(*shape, **more))
-    monkeypatch.setattr(torch.cuda, "Event", Event)
-    monkeypatch.setattr(graphs, "captured", Step)
-    monkeypatch.setattr(engine, "_no_graphs", lambda program: None)
+    captured.at_once(monkeypatch)
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered")

@@ -16,6 +16,7 @@ from typing import Literal
 from hayless.core.activations import VERIFIED, record
 from hayless.core.allocator import allocated_bytes, workspace_bytes
 from hayless.core.attention import AttentionChoice, attention_for
+from hayless.core.cache_form import CacheForm
 from hayless.core.dims import ModelDims
 from hayless.core.dtypes import item_bytes
 from hayless.core.errors import RequestError, bad_value, unknown
@@ -109,40 +110,6 @@ class TrainShape:
     def moved_dtype(self) -> str:
         """The dtype of what the optimizer moves."""
         return "float32" if self.precision == "master" else PRECISIONS[self.precision][0]
-
-
-@dataclass(frozen=True, slots=True)
-class CacheForm:
-    """A quantized cache of keys and values: `bits` a number, and a scale and a least value, in the model's dtype, for
-    each group.
-
-    A channel of keys has groups of `group_size` tokens, and `residual` tokens are quantized at once; a token's values
-    have groups of as many channels of a head (all, where it has fewer), and the last `residual` stay as they are.
-    """
-
-    bits: int
-    group_size: int
-    residual: int
-
-    def channels(self, head_dim: int) -> int:
-        """Channels of a head in a group of values."""
-        return min(self.group_size, head_dim)
-
-    def quantized(self, tokens: int) -> tuple[int, int]:
-        """How many of a row's first tokens have quantized keys, and how many quantized values."""
-        return tokens // self.residual * self.residual, max(0, tokens - self.residual)
-
-    def bytes(self, head_dim: int, item: int, tokens: int) -> int:
-        """Bytes of one head's keys and values of a row of `tokens`, in a dtype of `item` bytes."""
-        keys, values = self.quantized(tokens)
-        codes = (keys + values) * head_dim * self.bits // 8
-        groups = keys // self.group_size * head_dim + values * (head_dim // self.channels(head_dim))
-        return codes + item * (2 * groups + (2 * tokens - keys - values) * head_dim)
-
-    def unpacked_bytes(self, width: int, item: int, tokens: int) -> int:
-        """What turning codes into numbers takes beside these: the codes of one row's keys, `width` a token, as numbers
-        in a dtype of `item` bytes, and where they are smaller than a byte, in one each before."""
-        return max(self.quantized(tokens)) * width * (item + (self.bits < 8))
 
 
 @dataclass(frozen=True, slots=True)

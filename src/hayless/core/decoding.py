@@ -14,9 +14,9 @@ from typing import Literal
 
 from hayless.core.activations import record
 from hayless.core.allocator import allocated_bytes, workspace_bytes
+from hayless.core.cache_form import CacheForm
 from hayless.core.cost import (
     Bytes,
-    CacheForm,
     Cost,
     DecodeShape,
     at_least,
@@ -65,23 +65,25 @@ def decode_cost(
     dims = ledger.dims
     if dims.family == "bert":
         raise NotSupported("BERT does not continue text.")
-    plain = cache_dtype is None and cache_form is None and attention == "sdpa"
-    graphs = device == "cuda" and plain and _graphed(ledger)
+    kernels = cache_form is None or cache_form.why_no_kernel(dims.head_dim) is None
+    graphs = device == "cuda" and cache_dtype is None and kernels and attention == "sdpa" and _graphed(ledger)
     run = RunShape(batch, context, training=False, attention=attention, logits=1, device=device)
     reading = record(ledger, run)
     weights, beside = weight_bytes(ledger), _beside(ledger, device)
     prefill = forward_work(reading)
     if graphs:
         rows, capacity = _bucket(batch), _capacity(context + AHEAD)
-        cache = kv_cache_bytes(dims, rows, capacity)
+        cache = _room_bytes(dims, rows, capacity, cache_form)
         # A step with several rows is captured on two streams of its own, each with its workspaces.
         beside += workspace_bytes(dims.qkv_bias) * (1 if rows == 1 else 3) + _buffers(dims, rows, capacity)
         resting = Bytes(weights=weights, kv_cache=cache, temporary=beside)
-        tokens = rows * min(context, max(64, PREFILL_TOKENS // rows))
+        # What is to be quantized is read whole, a prompt at a time.
+        tokens = rows * min(context, max(64, PREFILL_TOKENS // rows)) if cache_form is None else context
         pieces = Bytes(temporary=_prefill_bytes(dims, tokens) + _unpacked(ledger, tokens))
         # What a captured step unpacks lies in its own memory.
         resting += Bytes(temporary=_unpacked(ledger, rows))
-        step = _graph_work(ledger, rows, kv_cache_bytes(dims, batch, context) // dims.num_layers)
+        held = kv_cache_bytes(dims, batch, context, form=cache_form)
+        step = _graph_work(ledger, rows, held // dims.num_layers)
         return Cost(
             {"prefill": resting + pieces, "decode": resting},
             {"prefill": prefill, "decode": step},
@@ -149,6 +151,14 @@ def _drafting_in_graphs(plain: Cost, models: list[Ledger], shape: DecodeShape) -
     )
     kept = plain.phases["decode"].kv_cache if shape.tried else 0
     return [replace(held, kv_cache=kept) + beside for held in plain.phases.values()]
+
+
+def _room_bytes(dims: ModelDims, rows: int, capacity: int, form: CacheForm | None) -> int:
+    """Bytes of a cache in graphs."""
+    if form is None:
+        return kv_cache_bytes(dims, rows, capacity)
+    heads = dims.num_layers * rows * dims.num_kv_heads
+    return heads * form.room_bytes(dims.head_dim, item_bytes(dims.dtype), capacity)
 
 
 def _capacity(tokens: int) -> int:

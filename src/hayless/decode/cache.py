@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import copy
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -19,6 +19,10 @@ from transformers.cache_utils import DynamicLayer
 
 from hayless.core.dims import ModelDims
 from hayless.core.errors import bad_value
+
+if TYPE_CHECKING:
+    from hayless.kernels.attention import Scratch
+    from hayless.kernels.linear import Norm
 
 _SMALLEST = 64
 
@@ -38,6 +42,35 @@ class Cache(Protocol):
 
     def advance(self, new: int) -> None:
         """The tokens have joined in every layer."""
+
+
+class KernelCache(Protocol):
+    """A cache in another form than whole keys and values, read by a kernel of its own as one token a row joins."""
+
+    @property
+    def capacity(self) -> int:
+        """Tokens a row can hold."""
+
+    def prefill(self, row: int, prompt: Sequence[int]) -> Tensor:
+        """Read a prompt into an empty row; its last hidden state (1, h)."""
+
+    def attend(
+        self,
+        layer: int,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        lengths_b: Tensor,
+        out: Tensor,
+        scratch: Scratch,
+        *,
+        q_norm: Norm | None,
+        k_norm: Norm | None,
+        overlap: bool,
+    ) -> None:
+        """Launch what `hayless.kernels.attention.decode_attention` does, for one token of each row."""
 
 
 class StaticCache:

@@ -58,7 +58,7 @@ class Engine:
     Llama's layout), "graphs" the same in Triton kernels and a captured CUDA graph; "auto" takes the last of these that
     the model and the device allow, and `path` says which and why. `draft` fills the slot for methods that give several
     tokens a pass of the model, `exit` the one for methods that let tokens leave it early, `cache` the one for methods
-    that hold keys and values in another form; the last two never in graphs, and one at most is given. With
+    that hold keys and values in another form; exits are never in graphs, and one of the three at most is given. With
     `deterministic` a request gets the same tokens, to the bit, alone and in any batch: rows go through the model one by
     one, and in graphs through kernels that cut up sums in one way, whatever the shape. `adapters` is a bank from which
     each request can have one; another bank may take its place while nothing runs.
@@ -290,7 +290,7 @@ class Engine:
         if self._graphs is None:
             from hayless.decode.graphs import Graphs
 
-            self._graphs = Graphs(program, invariant=self.deterministic)
+            self._graphs = Graphs(program, invariant=self.deterministic, held=self.cache)
         return self._graphs
 
     def _chosen(self) -> tuple[Path, Program | None]:
@@ -314,7 +314,7 @@ class Engine:
         if self.backend == "program":
             return Path("program", "asked for"), self._program
         early = "where a token leaves is decided on the host" if self.exit is not None else None
-        held = "its cache is in another form than their kernels read" if self.cache is not None else None
+        held = self.cache.no_kernels(self._program) if self.cache is not None else None
         packed = "packed weights have no kernels whose rows are their own" if self._program.packed else None
         missing = early or held or (packed if self.deterministic else None) or _no_graphs(self._program)
         if missing is None:

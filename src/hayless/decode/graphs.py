@@ -17,12 +17,13 @@ import torch
 from torch import Tensor
 
 from hayless.decode.bank import NONE, slots_of
-from hayless.decode.cache import StaticCache
+from hayless.decode.cache import KernelCache, StaticCache
 from hayless.decode.kernel_pass import KernelPass, captured
 from hayless.decode.options import MOST_TOP, SamplingOptions
 from hayless.decode.program import Program
 from hayless.decode.request import Chosen, Request, top_of
 from hayless.decode.sampling import RowOptions, invert
+from hayless.decode.slots import CachePart
 from hayless.kernels.choose import likeliest, logprobs_of
 
 Choice = Literal["greedy", "sampled", "filtered"]
@@ -42,11 +43,12 @@ _SESSIONS = 2
 class Graphs:
     """The sessions of one program; the last few stay, captured.
 
-    With `invariant`, what a request gets does not depend on those beside it, to the bit.
+    With `invariant`, what a request gets does not depend on those beside it, to the bit; `held` is in what form keys
+    and values are, if not as they are.
     """
 
-    def __init__(self, program: Program, *, invariant: bool = False) -> None:
-        self._program, self._invariant = program, invariant
+    def __init__(self, program: Program, *, invariant: bool = False, held: CachePart | None = None) -> None:
+        self._program, self._invariant, self._held = program, invariant, held
         self._sessions: list[Session] = []
         self.warmup_seconds = 0.0
 
@@ -79,7 +81,7 @@ class Graphs:
             del self._sessions[: max(0, len(self._sessions) - _SESSIONS + 1)]
             found = None
             capacity = -(-needed // CAPACITY_STEP) * CAPACITY_STEP
-            found = Session(self._program, rows, capacity, invariant=self._invariant)
+            found = Session(self._program, rows, capacity, invariant=self._invariant, held=self._held)
         self._sessions.append(found)
         return found
 
@@ -88,10 +90,22 @@ class Session:
     """Buffers, cache and captured steps of `rows` rows that hold up to `capacity` tokens each."""
 
     @torch.inference_mode()
-    def __init__(self, program: Program, rows: int, capacity: int, *, invariant: bool = False) -> None:
+    def __init__(
+        self,
+        program: Program,
+        rows: int,
+        capacity: int,
+        *,
+        invariant: bool = False,
+        held: CachePart | None = None,
+    ) -> None:
         dims, device, dtype = program.dims, program.device, program.dtype
         self.program, self.rows, self.invariant = program, rows, invariant
-        self.cache = StaticCache(dims, rows, capacity, dtype, device)
+        self.cache: StaticCache | KernelCache
+        if held is None:
+            self.cache = StaticCache(dims, rows, capacity, dtype, device)
+        else:
+            self.cache = held.in_kernels(program, rows, capacity)
         self.lengths_b = torch.zeros(rows, dtype=torch.int32, device=device)
         self.active_b = torch.zeros(rows, dtype=torch.int32, device=device)
         self.slots_b = torch.full((rows,), NONE, dtype=torch.int32, device=device)
@@ -126,6 +140,14 @@ class Session:
             self.forward.launch(self.tokens_b)
         self.choose(choice, top)
         self.lengths_b.add_(self.active_b)
+
+    def prefill(self, rows: Sequence[int], prompts: list[list[int]]) -> Tensor:
+        """Read prompts into empty rows that follow each other; their last hidden states (b, h)."""
+        cache = self.cache
+        if isinstance(cache, StaticCache):
+            view = cache.rows(rows[0], rows[-1] + 1)
+            return self.program.prefill(prompts, view, max(64, PREFILL_TOKENS // len(rows)))
+        return torch.cat([cache.prefill(row, prompt) for row, prompt in zip(rows, prompts, strict=True)])
 
     def choose(self, choice: Choice, top: bool) -> None:
         """From logits to the next tokens and their log-probabilities."""
@@ -231,10 +253,8 @@ class GraphBatch:
         self._set_options(dict(zip(free, requests, strict=True)))
         for rows in [[row] for row in free] if session.invariant else runs(free):
             joining = [requests[free.index(row)] for row in rows]
-            prompts, slots = [one.prompt for one in joining], [one.slot for one in joining]
-            cache = session.cache.rows(rows[0], rows[-1] + 1)
-            with session.program.rows.using(slots_of(slots, session.raw.device)):
-                last_bh = session.program.prefill(prompts, cache, max(64, PREFILL_TOKENS // len(rows)))
+            with session.program.rows.using(slots_of([one.slot for one in joining], session.raw.device)):
+                last_bh = session.prefill(rows, [one.prompt for one in joining])
             session.logits_bv[rows[0] : rows[-1] + 1] = session.program.logits(last_bh)
         at = torch.tensor(free, device=session.raw.device)
         session.lengths_b[at] = torch.tensor([len(one.prompt) for one in requests], dtype=torch.int32, device=at.device)

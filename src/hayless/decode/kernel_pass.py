@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from hayless.decode.cache import StaticCache
+from hayless.decode.cache import KernelCache, StaticCache
 from hayless.decode.products import AnyProduct, Linear, add_beside, base_of, into_each
 from hayless.decode.program import Layer, Program
 from hayless.kernels.attention import Scratch, decode_attention, splits_for
@@ -26,19 +26,21 @@ class KernelPass:
 
     With `last`, logits are of each row's last position only (b, v). With `invariant`, a row's bits do not depend on how
     many rows there are, nor on the cache's capacity: products and attention are cut up in one way, whatever the shape.
+    A cache that brings its own kernel takes one position.
     """
 
     @torch.inference_mode()
     def __init__(
         self,
         program: Program,
-        cache: StaticCache,
+        cache: StaticCache | KernelCache,
         lengths_b: Tensor,
         *,
         positions: int = 1,
         last: bool = False,
         invariant: bool = False,
     ) -> None:
+        assert positions == 1 or isinstance(cache, StaticCache)
         dims, device, dtype = program.dims, program.device, program.dtype
         rows, tokens = len(lengths_b), len(lengths_b) * positions
         self.program = program
@@ -135,20 +137,14 @@ class KernelPass:
     def _attend(self, index: int, layer: Layer, offset: int) -> None:
         q_norm = None if layer.q_gain is None else Norm(layer.q_gain, self.program.eps)
         k_norm = None if layer.k_gain is None else Norm(layer.k_gain, self.program.eps)
-        decode_attention(
-            *self._qkv_views(),
-            self._cos,
-            self._sin,
-            self._lengths_b,
-            self._cache.k[index],
-            self._cache.v[index],
-            self._mixed,
-            self._scratch,
-            q_norm=q_norm,
-            k_norm=k_norm,
-            overlap=self.overlap,
-            offset=offset,
-        )
+        new = *self._qkv_views(), self._cos, self._sin, self._lengths_b
+        out, cache, overlap = (self._mixed, self._scratch), self._cache, self.overlap
+        if not isinstance(cache, StaticCache):
+            assert offset == 0
+            cache.attend(index, *new, *out, q_norm=q_norm, k_norm=k_norm, overlap=overlap)
+            return
+        k_cache, v_cache = cache.k[index], cache.v[index]
+        decode_attention(*new, k_cache, v_cache, *out, q_norm=q_norm, k_norm=k_norm, overlap=overlap, offset=offset)
 
     def _qkv_views(self) -> tuple[Tensor, Tensor, Tensor]:
         dims = self.program.dims

@@ -12,6 +12,7 @@ from typing import Protocol
 from transformers import PreTrainedModel
 
 from hayless.core.dims import ModelDims
+from hayless.decode.cache import KernelCache
 from hayless.decode.program import Program
 from hayless.decode.readers import Reader
 from hayless.decode.request import Batch, Request
@@ -63,6 +64,12 @@ class CachePart(Protocol):
 
     def reader(self, program: Program | None) -> Reader:
         """The model reading into an empty cache, through its program where there is one. It cuts no rows back."""
+
+    def no_kernels(self, program: Program) -> str | None:
+        """Why it cannot be read in captured graphs, or None."""
+
+    def in_kernels(self, program: Program, rows: int, capacity: int) -> KernelCache:
+        """A cache of `rows` empty rows that captured graphs read, each with room for `capacity` tokens."""
 
     def row_bytes(self, dims: ModelDims, tokens: int) -> int:
         """Bytes of what the cache holds of a row of `tokens`."""

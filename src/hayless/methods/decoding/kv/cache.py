@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hayless.decode.cache import Attend, attend, seen_mask
-from hayless.methods.decoding.kv.codes import CHANNELS, TOKENS, Codes
+from hayless.kernels.quantized_cache import CHANNELS, TOKENS, Codes
 from hayless.methods.decoding.kv.config import KVConfig
 from hayless.methods.decoding.kv.predict import cache_form
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hayless.core.cost import kv_cache_bytes
@@ -10,6 +12,9 @@ from hayless.decode.program import Program
 from hayless.methods.decoding.kv.config import KVConfig
 from hayless.methods.decoding.kv.predict import cache_form, check_head
 from hayless.methods.decoding.kv.readers import QuantizedReader, through_modules, through_program
+
+if TYPE_CHECKING:
+    from hayless.methods.decoding.kv.coded import CodedCache
 
 
 class QuantizedKV:
@@ -32,6 +37,16 @@ class QuantizedKV:
         if program is None:
             return through_modules(self._model, self.config)
         return through_program(program, self.config)
+
+    def no_kernels(self, program: Program) -> str | None:
+        """Why its codes cannot be read in captured graphs, or None."""
+        return cache_form(self.config).why_no_kernel(program.dims.head_dim)
+
+    def in_kernels(self, program: Program, rows: int, capacity: int) -> CodedCache:
+        """A cache of empty rows that captured graphs read."""
+        from hayless.methods.decoding.kv.coded import CodedCache  # needs Triton
+
+        return CodedCache(cache_form(self.config), program, rows, capacity)
 
     def row_bytes(self, dims: ModelDims, tokens: int) -> int:
         """Bytes of what the cache holds of a row of `tokens`."""

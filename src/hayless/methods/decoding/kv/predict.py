@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hayless.core.cost import CacheForm, DecodeShape
+from hayless.core.cache_form import CacheForm
+from hayless.core.cost import DecodeShape
 from hayless.core.errors import NotSupported
 from hayless.methods.decoding.kv.config import KVConfig
 
