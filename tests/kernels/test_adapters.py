@@ -16,8 +16,9 @@ from hayless.kernels.adapter_kernels import add_by_slots
 from hayless.kernels.adapters import Stack, add_branches, add_reference
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 # bf16 is wrong in Triton's interpreter.
-DTYPES = [torch.float32, torch.bfloat16] if DEVICE.type == "cuda" else [torch.float32, torch.float16]
+DTYPES = [torch.float32, torch.float16, pytest.param(torch.bfloat16, marks=GPU)]
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 2e-2}
 RANKS = (3, 0, 5, 1, 4)
 SLOTS = [2, -1, 0, 2, 1, 3]

@@ -36,10 +36,12 @@ MOST = 3
 def add_branches(outs: Sequence[Tensor], x: Tensor, stacks: Sequence[Stack], slots_b: Tensor) -> None:
     """outs[p] (…, o of p) += the branches of stacks[p] on x (…, i), 1 to 3 of them.
 
-    slots_b (b,) int32 is each row's slot, or −1 for none. Tokens in two dimensions, as steps have them, take kernels
-    on a GPU; prompts and everything else plain PyTorch. Nothing waits for the device. ValueError for tokens that are
-    not those of b rows.
+    slots_b (b,) int32 is each row's slot, or −1 for none. Tokens in two dimensions and one of each row, as steps have
+    them, take kernels on a GPU; prompts and everything else plain PyTorch. Nothing waits for the device. ValueError for
+    tokens that are not those of b rows.
     """
+    if x.dim() == 3 and x.shape[1] == 1:
+        x, outs = x.squeeze(1), [out.squeeze(1) for out in outs]
     if x.shape[0] != len(slots_b) if x.dim() > 2 else x.shape[0] % len(slots_b):
         raise ValueError(f"x: {tuple(x.shape)} is not {len(slots_b)} rows, each with its slot")
     if x.is_cuda and x.dim() == 2 and _triton():

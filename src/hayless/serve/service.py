@@ -229,6 +229,7 @@ class Service:
         """Tell streams that they ended with an error."""
         known = error if isinstance(error, HaylessError) else WorkError(f"The model's step failed: {error}.")
         for stream in streams:
+            stream.request.finish = stream.request.finish or "cancelled"
             self._streams.pop(stream.request, None)
             _send(stream.loop, [(stream, known)])
 
