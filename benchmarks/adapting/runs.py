@@ -26,6 +26,7 @@ from hayless.core.errors import NotSupported, RequestError, WorkError
 from hayless.core.measurement import Machine
 from hayless.core.registry import configure, method_of
 from hayless.data.batches import Batches
+from hayless.data.corpus import Kind
 from hayless.measure import machine
 from hayless.measure.quality import quality
 from hayless.model import adapters
@@ -62,11 +63,11 @@ class Place:
 
 def do(run: Run, place: Place) -> dict[str, Any]:
     """One run from the base: what it trained, and its held-out documents' losses; why it failed, where it did."""
-    _settle(place.device)
+    settle(place.device)
     start = time.monotonic()
     found: dict[str, Any] = asdict(run)
     data = tasks.data(run.task, place.model, place.data)
-    model = copy.deepcopy(_base(place))
+    model = copy.deepcopy(base(place))
     seed_all(run.seed)
     try:
         if run.way != UNTRAINED:
@@ -75,7 +76,8 @@ def do(run: Run, place: Place) -> dict[str, Any]:
                 apply(model, [way.transform], Context(seed=run.seed))
             found["rate"] = run.rate(way.rate)
             found["trained"] = sum(item.numel() for item in model.parameters() if item.requires_grad)
-            _train(model, way, run, data, place)
+            batches = Batches(data.train, sequence_length=LENGTH, batch_size=BATCH, seed=run.seed)
+            train(model, way, found["rate"], tasks.named(run.task).kind, batches, place.steps, run.seed)
         documents = data.validation if run.searching else data.test
         choice = tasks.named(run.task).choice
         losses = quality(model, documents, begin=data.train.begin, batch_size=16, judging=choice)
@@ -97,33 +99,37 @@ def do(run: Run, place: Place) -> dict[str, Any]:
     return {**found, "seconds": time.monotonic() - start}
 
 
-def _train(model: PreTrainedModel, way: Way, run: Run, data: tasks.Data, place: Place) -> None:
-    """Each step learns from the rows that its seed gives it, the same for every way."""
+def train(model: PreTrainedModel, way: Way, rate: float, kind: Kind, batches: Batches, steps: int, seed: int) -> None:
+    """So many steps, each on the rows that its seed gives it, the same for every way."""
     settings = TrainSettings(
-        steps=place.steps, batch_size=BATCH, sequence_length=LENGTH, clip_norm=way.clip, seed=run.seed
+        steps=steps,
+        batch_size=batches.batch_size,
+        sequence_length=batches.sequence_length,
+        clip_norm=way.clip,
+        seed=seed,
     )
-    kind = configure(tasks.named(run.task).kind)
-    objective = method_of(kind).load()(kind)
+    config = configure(kind)
+    objective = method_of(config).load()(config)
     decay = {"weight_decay": 0.0} if way.optimizer == "adamw" else {}
-    optimizer = configure(way.optimizer, learning_rate=run.rate(way.rate), **decay)
-    batches = Batches(data.train, sequence_length=LENGTH, batch_size=BATCH, seed=run.seed)
+    optimizer = configure(way.optimizer, learning_rate=rate, **decay)
     with ExitStack() as stack:
         updater = make_updater(model, settings.precision, optimizer)
         stack.callback(updater.close)
         stack.enter_context(attention(model, settings, packed=True))
         model.train()
-        for step in range(place.steps):
-            share = share_at(settings.schedule, step, place.steps)
+        for step in range(steps):
+            share = share_at(settings.schedule, step, steps)
             update(model, objective, updater, [batches.at(step)], settings, step=step + 1, share=share)
 
 
 @cache
-def _base(place: Place) -> PreTrainedModel:
+def base(place: Place) -> PreTrainedModel:
+    """The model that runs begin with, in float32."""
     return load_model(place.model, dtype="float32", device=place.device)
 
 
 @cache
-def _settle(device: str) -> None:
+def settle(device: str) -> None:
     """One thread a process; a GPU's products of float32 in TF32."""
     torch.set_num_threads(1)
     if device.startswith("cuda"):

@@ -17,8 +17,8 @@ from benchmarks.adapting import pieces
 from hayless.core import atomic
 from hayless.data import stdlib, stdlib_tasks
 from hayless.data.config import DataConfig, Source
-from hayless.data.corpus import Kind
-from hayless.data.examples import instruction
+from hayless.data.corpus import Kind, corpus
+from hayless.data.examples import Example, instruction
 from hayless.data.split import position
 from hayless.data.store import TokenStore, prepare
 from hayless.measure.heldout import as_document
@@ -128,12 +128,23 @@ def named(name: str) -> Task:
 def data(name: str, model: Path, folder: Path) -> Data:
     """A task's data for a model's tokenizer; `folder` keeps them. Unavailable where an input is not given."""
     task = named(name)
-    made = folder / "sources"
-    made.mkdir(parents=True, exist_ok=True)
-    config = DataConfig(sources=(task.source(made),), domains=task.domains, heldout=task.heldout)
-    found = prepare(config, load_tokenizer(model), folder / name, kind=task.kind)
+    found = prepare(_config(task, folder), load_tokenizer(model), folder / name, kind=task.kind)
     documents = [as_document(each) for each in found.heldout.sample(HELD_OUT_TOKENS, longest=LONGEST)]
     return Data(found.train, documents[::2], documents[1::2])
+
+
+def examples(name: str, folder: Path) -> list[Example]:
+    """What a task that learns from examples is trained on."""
+    task = named(name)
+    return [
+        each for each in corpus(_config(task, folder), folder / name, kind=task.kind).train if isinstance(each, Example)
+    ]
+
+
+def _config(task: Task, folder: Path) -> DataConfig:
+    made = folder / "sources"
+    made.mkdir(parents=True, exist_ok=True)
+    return DataConfig(sources=(task.source(made),), domains=task.domains, heldout=task.heldout)
 
 
 def _written(path: Path, rows: Iterator[dict[str, str]]) -> Source:

@@ -1,16 +1,19 @@
 """What weights of few bits cost a trained model of 16M parameters, in bits per byte of text that it never saw.
 
 `--input models=FOLDER` has the model. Nothing is timed: on so small a model times say nothing. The second work sets
-methods beside other packages' at equal bits, on the same documents; the third has the errors of weights by layer.
+methods beside other packages' at equal bits, on the same documents; the third and fourth have errors by layer, of
+weights and of what they put out.
 """
 
+from functools import partial
+
 from parts import packers
-from parts.quantized import ADDED, BITS, WHOLE, contender, layers, less, peer, whole
+from parts.quantized import ADDED, BITS, WHOLE, contender, layers, layers_of_outputs, less, peer, whole
 
 from hayless.core.measurement import Goal
 from hayless.core.registry import configure
 from hayless.study.bench.gate import close
-from hayless.study.bench.spec import Contender, Spec, Work
+from hayless.study.bench.spec import Spec, Work
 
 _NEAREST = "uniform, 4 bits"
 _CLOSE = Goal(op=">=", against=WHOLE, ratio=1 / 1.015)
@@ -35,6 +38,7 @@ _WITHOUT_TEXT = {
         for size, words in ((None, "a codebook a matrix"), (8, "8 rows a codebook"), (1, "a codebook a row"))
     },
     _NEAREST: configure("uniform", bits=4, **_GROUP),
+    "uniform, 8 bits": configure("uniform", bits=8, **_GROUP),
     "uniform, 4 bits, with zeros": configure("uniform", bits=4, symmetric=False, **_GROUP),
     "uniform, 4 bits, clipped": configure("uniform", bits=4, clip=True, **_GROUP),
     "uniform, 3 bits": configure("uniform", bits=3, **_GROUP),
@@ -46,7 +50,6 @@ _WITHOUT_TEXT = {
 _PEERS = {
     "int8": (packers.int8(6.0), _BNB),
     "int8, threshold 0": (packers.dynamic_int8(), _AO),
-    "fp8": (packers.float8(), _AO),
     "nf4": (packers.blocks_of_four_bits("nf4", double=True), _BNB),
     "nf4, scales whole": (packers.blocks_of_four_bits("nf4", double=False), _BNB),
     "fp4": (packers.blocks_of_four_bits("fp4", double=True), _BNB),
@@ -58,17 +61,18 @@ _PEERS = {
 }
 """Another package at equal bits."""
 
-_CALIBRATIONS: list[Contender] = [
-    contender("gptq, 4 bits", configure("gptq", bits=4, **_GROUP), _CALIBRATED),
-    contender("gptq, 4 bits, not clipped", configure("gptq", bits=4, clip=False, **_GROUP), _CALIBRATED),
-    contender("gptq, 3 bits", configure("gptq", bits=3, **_GROUP)),
-    contender("gptq, 2 bits", configure("gptq", bits=2, **_GROUP)),
-    contender("awq, 4 bits", configure("awq", bits=4, **_GROUP), _CALIBRATED),
-]
+_CALIBRATED_BY = {
+    "gptq, 4 bits": configure("gptq", bits=4, **_GROUP),
+    "gptq, 4 bits, not clipped": configure("gptq", bits=4, clip=False, **_GROUP),
+    "gptq, 3 bits": configure("gptq", bits=3, **_GROUP),
+    "gptq, 2 bits": configure("gptq", bits=2, **_GROUP),
+    "awq, 4 bits": configure("awq", bits=4, **_GROUP),
+    "awq, 3 bits": configure("awq", bits=3, **_GROUP),
+    "awq, 2 bits": configure("awq", bits=2, **_GROUP),
+}
 
 
-def _work(name: str, contenders: list[Contender]) -> Work:
-    return Work(name, contenders, same=close(absolute=0), piece="model", repeats=1, warmup=0, peaks=False, timed=False)
+_work = partial(Work, same=close(absolute=0), piece="model", repeats=1, warmup=0, peaks=False, timed=False)
 
 
 SPEC = Spec(
@@ -80,8 +84,13 @@ SPEC = Spec(
             [
                 whole(),
                 *(contender(name, config) for name, config in _WITHOUT_TEXT.items()),
-                *_CALIBRATIONS,
+                *(
+                    contender(name, config, _CALIBRATED if "4 bits" in name else None)
+                    for name, config in _CALIBRATED_BY.items()
+                ),
                 *(peer(f"{package}: {name}", pack, package) for name, (pack, package) in _PEERS.items()),
+                # Not at equal work: hayless rounds inputs too.
+                peer(f"{_AO}: fp8, weights alone", packers.float8(), _AO),
             ],
         ),
         _work(
@@ -90,10 +99,17 @@ SPEC = Spec(
                 less(f"{name}, beyond {package}", _WITHOUT_TEXT[name], pack, package)
                 for name, (pack, package) in _PEERS.items()
             ],
+            compared=False,
         ),
         _work(
             "error of the trained target's (16M) weights by layer, of their root mean square",
             [layers(name, config) for name, config in _WITHOUT_TEXT.items()],
+            compared=False,
+        ),
+        _work(
+            "squared error of what the trained target's (16M) weights put out, as a share, by layer, calibration text",
+            [layers_of_outputs(name, config) for name, config in _CALIBRATED_BY.items()],
+            compared=False,
         ),
     ],
 )

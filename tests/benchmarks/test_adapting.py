@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,12 @@ ROOT = Path(__file__).resolve().parents[2]
 if not (ROOT / "benchmarks").is_dir():
     pytest.skip("benchmarks are not part of this distribution", allow_module_level=True)
 
-from benchmarks.adapting import pieces, rows, runs, tasks  # noqa: E402
+from benchmarks.adapting import composing, finding, pieces, rows, runs, tasks  # noqa: E402
 from benchmarks.adapting.__main__ import main  # noqa: E402
 from benchmarks.adapting.rows import ACCURACY, ADAPTERS, BITS, OPTIMIZERS, Results  # noqa: E402
 from benchmarks.adapting.runs import Kept, Place, all_of, do  # noqa: E402
 from benchmarks.adapting.search import SEARCHED, SEEDS, Run, wanted  # noqa: E402
-from benchmarks.adapting.ways import FULL, LOMO, LORA, UNTRAINED, trained, ways  # noqa: E402
+from benchmarks.adapting.ways import FULL, LOMO, LORA, MODULE, UNTRAINED, trained, ways  # noqa: E402
 
 
 def _searched(bits: dict[int, float]) -> list[int]:
@@ -158,6 +160,58 @@ def test_results_are_written_and_other_runs_are_refused(tmp_path: Path, capsys: 
         Kept(tmp_path, Place(asset.FOLDER, tmp_path, tmp_path, "cpu", 9))
     assert main(["write", str(tmp_path / "none")]) == 2
     assert "Do the runs first" in capsys.readouterr().err
+
+
+@pytest.fixture
+def modules(place: Place, monkeypatch: pytest.MonkeyPatch) -> tuple[str, ...]:
+    """Modules of two kinds of tasks in two domains, trained for two steps."""
+    made = []
+    for kind in ("up", "down"):
+        for domain, step in (("tens", 10), ("odds", 7)):
+            path = place.folder / f"{kind}-{domain}.jsonl"
+            rows = ({"prompt": f"{kind} {n * step} ", "completion": f"{n * step + len(kind)}"} for n in range(70))
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+            source = partial(lambda path, _: Source(path=str(path)), path)
+            made.append(tasks.Task(path.stem, path.stem, "sft", source))
+    monkeypatch.setattr(tasks, "MODULES", tuple(made))
+    for task in made:
+        assert "bits" in do(Run(task.name, MODULE, 0, 0), place)
+    return tuple(sorted(task.name for task in made))
+
+
+def test_modules_are_found_and_serve_a_domain_that_none_has_learnt(
+    place: Place, modules: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(composing, "_TRIES", 2)
+    ranks = finding.ranks("up-odds", place)
+    asked = len(tasks.data("up-odds", place.model, place.data).validation)
+    assert {way: len(found) for way, found in ranks["1"].items()} == dict.fromkeys(
+        (finding.OURS, finding.PLAIN, finding.ARROW), asked
+    )
+    assert all(0 <= rank < len(modules) for found in ranks["5"].values() for rank in found)
+    assert sum(ranks["5"][finding.OURS]) < len(ranks["5"][finding.OURS])
+    found = composing.losses("up-odds", place)
+    assert {len(nats) for nats in found["nats"].values()} == {len(found["sizes"])}
+    zero, tuned = (sum(found["nats"][who]) for who in (composing.ZERO, composing.TUNED))
+    assert tuned < zero and found["nats"][composing.HUB] != found["nats"][composing.SINGLE]
+
+
+def test_shares_of_modules_that_are_found_and_what_others_are_worth() -> None:
+    each = {"5": [0, 0, 2, 9], "1": [1, 0, 0, 0]}
+    one = {count: dict.fromkeys((finding.OURS, finding.PLAIN, finding.ARROW), ranks) for count, ranks in each.items()}
+    found = {(row.work, row.contender, row.metric): row for row in finding.rows({"a": one, "b": one}, "target")}
+    work = next(work for work, *_ in found if "5 examples" in work)
+    first, third = (found[work, finding.OURS, f"right among the first {top}"] for top in (1, 3))
+    assert first.spread is not None and third.spread is not None and first.goal and third.goal
+    assert (first.spread.median, third.spread.median) == (50, 75)
+    chance = found[work, "chance", "right among the first 1"].spread
+    assert chance is not None and chance.median == 50
+    nats = {who: [math.log(2) * bits] * 4 for who, bits in ((composing.SINGLE, 8.0), (composing.HUB, 7.0))}
+    nats |= {who: nats[composing.SINGLE] for who in composing.AGAINST if who not in nats}
+    rows = list(composing.rows({"a": {"nats": nats, "sizes": [8.0] * 4}}, "target"))
+    hub = {row.metric: row for row in rows if row.contender == composing.HUB}
+    assert [row.spread and row.spread.median for row in hub.values()] == pytest.approx([7 / 8, -1 / 8])
+    assert [row.goal is None for row in hub.values()] == [True, False]
 
 
 def test_no_piece_of_a_domain_is_in_two_kinds_of_tasks() -> None:

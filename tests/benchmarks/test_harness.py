@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -164,6 +165,18 @@ def test_a_work_that_is_not_timed_has_figures_and_reasons_only(clock):
     ours, wrong = runner.run(Spec("test", [work]), Path(__file__), stopwatch=HostClock(clock), say=lambda line: None)
     assert (ours.metric, ours.spread and ours.spread.median, wrong.spread) == ("size", 7.0, None)
     assert "loss" in wrong.reason
+
+
+def test_figures_that_say_nothing_of_each_other_are_not_compared():
+    def sized(size: float) -> Contender:
+        figures = [Figure("difference", "bits/byte", size)]
+        return Contender(f"{size}", lambda: Prepared(lambda: None, lambda: {"loss": [1.0]}, figures=lambda: figures))
+
+    work = partial(Work, same=close(), piece="model", repeats=1, warmup=0, peaks=False, timed=False)
+    for compared in (True, False):
+        spec = Spec("test", [work("w", [sized(-1.0), sized(2.0)], compared=compared)])
+        rows = runner.run(spec, Path(__file__), say=lambda line: None)
+        assert [("ratio" in as_json(row, rows)) for row in rows] == [False, compared]
 
 
 def test_a_limit_is_a_row_and_each_goal_has_its_own(clock):

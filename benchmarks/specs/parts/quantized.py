@@ -92,6 +92,23 @@ def layers(name: str, config: MethodConfig) -> Contender:
     return Contender(name, lambda: _measured(as_it_is(), figures))
 
 
+def layers_of_outputs(name: str, config: MethodConfig) -> Contender:
+    """Of what each block's weights put out on calibration text, and of all, the share that a calibrated method lost,
+    squared: the mean of the block's weights."""
+
+    def prepare() -> Prepared:
+        found = ours(config)
+        of_blocks: dict[int, list[float]] = {}
+        for path, lost in found.figures.items():
+            if path.startswith("output_error/"):
+                block = int(path.split(".layers.")[1].partition(".")[0])
+                of_blocks.setdefault(block, []).append(lost)
+        figures = [Figure(f"layer {block}", "", sum(lost) / len(lost)) for block, lost in sorted(of_blocks.items())]
+        return _measured(found, lambda: [*figures, Figure("all", "", found.figures["output_error"])])
+
+    return Contender(name, prepare)
+
+
 @cache
 def ours(config: MethodConfig) -> Outcome:
     """The target after a method."""

@@ -150,7 +150,7 @@ def _columns(work: Work, seconds: Sequence[float]) -> _Columns:
 
 def _rows(work: Work, found: _Found, *, paired: bool) -> Iterator[Row]:
     """A row for every metric of every contender, one a goal where it has several, also where there is nothing in it."""
-    reference = work.contenders[0].name
+    reference = work.contenders[0].name if work.compared else None
     for contender in work.contenders:
         name = contender.name
         reason = found.reasons.get(name, "")

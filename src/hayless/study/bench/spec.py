@@ -102,7 +102,8 @@ class Work:
     """One thing to do, in words that say all that its figures depend on.
 
     A repeat is `pieces` pieces, each a `piece` (step, token). `same` judges answers. `tokens` are those of a piece,
-    where tokens/s say something. `rehearse` loads what libraries load on first use, in the fresh process before memory
+    where tokens/s say something. `compared` is False where contenders' figures say nothing of each other, unless a goal
+    sets them beside. `rehearse` loads what libraries load on first use, in the fresh process before memory
     is read. `peaks` is False where memory says nothing, `timed` where time does: then only figures are written. `clock`
     is the spec's where it is None.
     """
@@ -117,6 +118,7 @@ class Work:
     warmup: int = 3
     peaks: bool = True
     timed: bool = True
+    compared: bool = True
     rehearse: Callable[[], object] | None = None
     limit: Limit | None = None
     clock: Clock | None = None
