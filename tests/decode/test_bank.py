@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from hayless.core.bank import bank_bytes, block_matrices
 from hayless.core.errors import FileDamaged, HaylessError, NotSupported, RequestError
 from hayless.core.families import ledger_of
 from hayless.core.registry import configure, find
+from hayless.decode import graphs, products
 from hayless.decode.bank import AdapterBank, InUse
 from hayless.decode.engine import Backend, Engine
 from hayless.decode.options import SamplingOptions
@@ -67,6 +69,58 @@ def test_rows_have_their_own(name: str, packing: str | None, backend: Backend, d
         running.step()
     assert [request.generation().tokens for request in requests] == [one.tokens for one in expected]
     assert all(not module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("backend", ["program", "modules"])
+def test_rows_have_their_own_beside_a_quantized_cache(backend: Backend) -> None:
+    model, found = base("llama"), adapters("llama")
+    held = find("kv").load()(configure("kv", bits=8, group_size=4, residual=8), model)
+    options = SamplingOptions(max_tokens=10, ignore_end=True)
+    expected = []
+    for wanted in ("legal", "code", "", "medical"):
+        engine = Engine(model, backend=backend, cache=held, adapters=filled(model, found))
+        expected += engine.generate(PROMPTS[:1], options, adapters=wanted)
+    engine = Engine(model, backend=backend, cache=held, adapters=filled(model, found))
+    made = engine.generate(PROMPTS[:1] * 4, options, adapters=["legal", "code", "", "medical"])
+    assert [one.tokens for one in made] == [one.tokens for one in expected]
+    assert made[0].tokens[:1] == alone(model, found["legal"], PROMPTS[0], options).tokens[:1]
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered", "ignore:overflow encountered")
+def test_captured_steps_follow_the_slots(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton", reason="triton is not installed")
+    from hayless.kernels.adapter_kernels import add_by_slots
+    from tests.decode.captured import at_once
+
+    at_once(monkeypatch)
+    by_plain = products.add_branches
+
+    def by_kernels(outs: Any, x: torch.Tensor, stacks: Any, slots_b: torch.Tensor) -> None:
+        (add_by_slots if x.dim() == 2 else by_plain)(outs, x, stacks, slots_b)
+
+    monkeypatch.setattr(products, "add_branches", by_kernels)
+    model, found = base("llama"), adapters("llama")
+    bank = AdapterBank.for_adapters(model, found.values(), 2)
+    engine = Engine(model, adapters=bank)
+    plain = Engine(model, backend="program", adapters=filled(model, found))
+    assert engine.path.backend == "graphs"
+    running = engine.open(2, 32)
+    captures: list[object] = []
+    monkeypatch.setattr(graphs, "captured", lambda *_: captures.append(None))
+    options = SamplingOptions(max_tokens=2, ignore_end=True)
+    for turn in (("legal", ""), ("code", "legal"), ("medical", "code")):
+        for name in {*bank.names} - {*turn}:
+            bank.remove(name)
+        for name in {*turn} - {*bank.names, ""}:
+            bank.add(name, found[name])
+        requests = [engine.request(*one) for one in zip(PROMPTS[1:3], [options] * 2, turn, strict=True)]
+        for request in requests:
+            running.add(request)
+        while running.busy:
+            running.step()
+        expected = plain.generate(PROMPTS[1:3], options, adapters=turn)
+        assert [request.generation().tokens for request in requests] == [one.tokens for one in expected]
+    assert not captures
 
 
 def test_adapters_come_and_go_while_others_run() -> None:
@@ -178,9 +232,8 @@ def test_what_a_bank_does_not_take() -> None:
         Engine(model, adapters=bank).generate(PROMPTS[:1], adapters=["plain", "plain"])
     with pytest.raises(RequestError, match="'plain'; there are: none"):
         Engine(model).generate(PROMPTS[:1], adapters="plain")
-    for slot, method in (("draft", "speculative"), ("cache", "kv")):
-        with pytest.raises(NotSupported, match="exclude drafts"):
-            Engine(model, adapters=bank, **{slot: find(method).load()(configure(method), model)})
+    with pytest.raises(NotSupported, match="exclude drafts"):
+        Engine(model, adapters=bank, draft=find("speculative").load()(configure("speculative"), model))
     assert bank.names == ["plain"] and bank.bytes > 0
     worn = tiny.model("llama")
     apply(worn, [configure("lora", rank=2)])

@@ -71,26 +71,24 @@ def test_packed_blocks_run_in_the_program_and_give_what_their_modules_give(metho
     assert not program.fits(model.to(torch.bfloat16))
 
 
-@pytest.mark.parametrize("invariant", [False, True])
-@pytest.mark.parametrize("packing", [None, "nf4"])
+@pytest.mark.filterwarnings("ignore:overflow encountered")
+@pytest.mark.parametrize(("packing", "invariant"), [(None, True), ("nf4", False)])
 def test_rows_get_the_branches_of_their_slots(packing, invariant):
-    if packing and invariant:
-        pytest.skip("packed weights leave the graphs for it")
     model, found = base("llama", [configure(packing)] if packing else [], DEVICE.type), adapters("llama")
     bank = AdapterBank.for_adapters(model, found.values(), 4)
     slots = [bank.add(name, one) for name, one in found.items()]
     program = plan(model, bank.branches)
     assert isinstance(program, Program) and not program.plain
-    rows = [UNEVEN[n % 3] for n in range(4)]
-    caches = [StaticCache(program.dims, 4, 16, program.dtype, program.device) for _ in range(2)]
+    rows = UNEVEN[:2]
+    caches = [StaticCache(program.dims, 2, 16, program.dtype, program.device) for _ in range(2)]
     lengths_b = torch.tensor([len(row) for row in rows], dtype=torch.int32, device=DEVICE)
     run = KernelPass(program, caches[0], lengths_b, invariant=invariant)
     assert not run.fused
-    tokens_b = torch.tensor([7, 8, 9, 10], device=DEVICE)
+    tokens_b = torch.tensor([7, 8], device=DEVICE)
     # What a captured step reads is one tensor, whatever adapters rows have.
-    slots_b = torch.full((4,), -1, dtype=torch.int32, device=DEVICE)
+    slots_b = torch.full((2,), -1, dtype=torch.int32, device=DEVICE)
     said = []
-    for chosen in ([slots[2], -1, slots[0], slots[1]], [slots[0]] * 4):
+    for chosen in ([slots[2], -1], [slots[2], slots[0]]):
         slots_b.copy_(torch.tensor(chosen))
         with program.rows.using(slots_b):
             for cache in caches:
@@ -98,7 +96,7 @@ def test_rows_get_the_branches_of_their_slots(packing, invariant):
             expected = program.logits(program.forward(tokens_b[:, None], caches[1])[:, 0])
             said.append(run.launch(tokens_b).clone())
         torch.testing.assert_close(said[-1], expected, rtol=1e-3, atol=1e-3)
-    assert torch.allclose(said[0][2], said[1][2], atol=1e-3) and not torch.allclose(said[0][1], said[1][1], atol=0.1)
+    assert torch.allclose(said[0][0], said[1][0], atol=1e-3) and not torch.allclose(said[0][1], said[1][1], atol=0.1)
 
 
 def test_a_packed_table_runs_in_modules():

@@ -168,7 +168,7 @@ def _app(
         root,
         slots=settings.adapter_slots,
         rank=settings.adapter_rank,
-        mixed=drafts is None and quantized is None,
+        mixed=drafts is None,
     )
     place = Path(model).expanduser()
     called = name or (place.resolve().name if place.exists() else model)

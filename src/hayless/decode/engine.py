@@ -95,10 +95,9 @@ class Engine:
                 "deterministic excludes drafts and early exits: they take rows through the model side by side.",
                 hint="Leave one of them out.",
             )
-        if adapters is not None and (draft is not None or exit is not None or cache is not None):
+        if adapters is not None and (draft is not None or exit is not None):
             raise NotSupported(
-                "Adapters that differ by row exclude drafts, early exits and caches in another form, which read prompts"
-                " and tokens without knowing whose they are.",
+                "Adapters that differ by row exclude drafts and early exits, which know one model.",
                 hint="Leave one of them out, or put one adapter on the model.",
             )
         if backend not in ("auto", *get_args(Backend)):
@@ -272,14 +271,14 @@ class Engine:
         return EagerBatch(self._reader(program), requests, self._beside(program))
 
     def _reader(self, program: Program | None) -> Reader:
+        rows = None if self.adapters is None else self.adapters.branches.rows
+
         def reader() -> Reader:
             if self.cache is not None:
-                return self.cache.reader(program)
+                return self.cache.reader(program, rows)
             return ModuleReader(self.model) if program is None else ProgramReader(program)
 
-        if not self.deterministic:
-            return reader()
-        return RowReader(reader, None if self.adapters is None else self.adapters.branches.rows)
+        return RowReader(reader, rows) if self.deterministic else reader()
 
     def _beside(self, program: Program | None) -> Beside | None:
         if self.adapters is None:

@@ -147,7 +147,11 @@ class Session:
         if isinstance(cache, StaticCache):
             view = cache.rows(rows[0], rows[-1] + 1)
             return self.program.prefill(prompts, view, max(64, PREFILL_TOKENS // len(rows)))
-        return torch.cat([cache.prefill(row, prompt) for row, prompt in zip(rows, prompts, strict=True)])
+        last = []
+        for number, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
+            with self.program.rows.only(number):
+                last.append(cache.prefill(row, prompt))
+        return torch.cat(last)
 
     def choose(self, choice: Choice, top: bool) -> None:
         """From logits to the next tokens and their log-probabilities."""

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from hayless.core.dims import ModelDims
 from hayless.decode.cache import KernelCache
+from hayless.decode.products import RowSlots
 from hayless.decode.program import Program
 from hayless.decode.readers import Reader
 from hayless.decode.request import Batch, Request
@@ -62,8 +63,11 @@ class ExitPart(Protocol):
 class CachePart(Protocol):
     """Holds the keys and values of read tokens in another form than the model gives them in."""
 
-    def reader(self, program: Program | None) -> Reader:
-        """The model reading into an empty cache, through its program where there is one. It cuts no rows back."""
+    def reader(self, program: Program | None, adapters: RowSlots | None = None) -> Reader:
+        """The model reading into an empty cache, through its program where there is one. It cuts no rows back.
+
+        `adapters` says which row has which, for readers that read rows one by one.
+        """
 
     def no_kernels(self, program: Program) -> str | None:
         """Why it cannot be read in captured graphs, or None."""

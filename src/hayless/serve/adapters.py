@@ -89,7 +89,7 @@ class Adapters:
         if self.bank is None:
             raise NotSupported(
                 "This server has no room for adapters side by side.",
-                hint="Start it with --adapters and --adapter-rank, without drafts and caches in another form.",
+                hint="Start it with --adapters and --adapter-rank, without drafts.",
             )
         self.bank.add(name, adapter)
 

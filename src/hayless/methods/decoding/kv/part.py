@@ -8,6 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hayless.core.cost import kv_cache_bytes
 from hayless.core.dims import ModelDims
+from hayless.decode.products import RowSlots
 from hayless.decode.program import Program
 from hayless.methods.decoding.kv.config import KVConfig
 from hayless.methods.decoding.kv.predict import cache_form, check_head
@@ -32,11 +33,11 @@ class QuantizedKV:
     def __str__(self) -> str:
         return f"{self.config.bits} bits but for the last {self.config.residual} tokens"
 
-    def reader(self, program: Program | None) -> QuantizedReader:
-        """The model reading into an empty cache, through its program where there is one."""
+    def reader(self, program: Program | None, adapters: RowSlots | None = None) -> QuantizedReader:
+        """The model reading into an empty cache, through its program where there is one, with the rows' adapters."""
         if program is None:
-            return through_modules(self._model, self.config)
-        return through_program(program, self.config)
+            return through_modules(self._model, self.config, adapters)
+        return through_program(program, self.config, adapters)
 
     def no_kernels(self, program: Program) -> str | None:
         """Why its codes cannot be read in captured graphs, or None."""

@@ -14,6 +14,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from hayless.core.errors import NotSupported
+from hayless.decode.products import RowSlots
 from hayless.decode.program import Program
 from hayless.methods.decoding.kv.cache import QuantizedCache
 from hayless.methods.decoding.kv.config import KVConfig
@@ -23,12 +24,19 @@ Pass = Callable[[Tensor, QuantizedCache, int], Tensor]
 
 
 class QuantizedReader:
-    """A model that reads into a quantized cache."""
+    """A model that reads into a quantized cache. `adapters` are those of the rows."""
 
     keeps_all = True
 
-    def __init__(self, run: Pass, empty: Callable[[int], QuantizedCache], device: torch.device) -> None:
+    def __init__(
+        self,
+        run: Pass,
+        empty: Callable[[int], QuantizedCache],
+        device: torch.device,
+        adapters: RowSlots | None = None,
+    ) -> None:
         self._run, self._empty, self._device = run, empty, device
+        self._adapters = adapters or RowSlots()
         self.cache = empty(0)
 
     @property
@@ -39,9 +47,10 @@ class QuantizedReader:
     def join(self, prompts: Sequence[Sequence[int]]) -> Tensor:
         """Add rows behind those there are; logits (b, v) in float32 after each of their prompts."""
         found = []
-        for prompt in prompts:
+        for row, prompt in enumerate(prompts):
             joining = self._empty(1)
-            found.append(self._run(torch.tensor([list(prompt)], device=self._device), joining, 1)[:, -1])
+            with self._adapters.only(row):
+                found.append(self._run(torch.tensor([list(prompt)], device=self._device), joining, 1)[:, -1])
             self.cache.append(joining)
         return torch.cat(found)
 
@@ -61,16 +70,19 @@ class QuantizedReader:
         self.cache.select(rows)
 
 
-def through_program(program: Program, config: KVConfig) -> QuantizedReader:
+def through_program(program: Program, config: KVConfig, adapters: RowSlots | None = None) -> QuantizedReader:
     """A reader through a decode program."""
 
     def run(tokens_bs: Tensor, cache: QuantizedCache, last: int) -> Tensor:
         return program.logits(program.forward(tokens_bs, cache)[:, -last:])
 
-    return QuantizedReader(run, lambda rows: QuantizedCache(config, program.dims.num_layers, rows), program.device)
+    def empty(rows: int) -> QuantizedCache:
+        return QuantizedCache(config, program.dims.num_layers, rows)
+
+    return QuantizedReader(run, empty, program.device, adapters)
 
 
-def through_modules(model: PreTrainedModel, config: KVConfig) -> QuantizedReader:
+def through_modules(model: PreTrainedModel, config: KVConfig, adapters: RowSlots | None = None) -> QuantizedReader:
     """A reader through transformers' own modules. NotSupported where a layer holds anything but keys and values.
 
     A layer that attends within a window holds the tokens outside of it too.
@@ -98,7 +110,7 @@ def through_modules(model: PreTrainedModel, config: KVConfig) -> QuantizedReader
         cache.advance(s)
         return output.logits.float()
 
-    return QuantizedReader(run, lambda rows: QuantizedCache(config, len(layers), rows), model.device)
+    return QuantizedReader(run, lambda rows: QuantizedCache(config, len(layers), rows), model.device, adapters)
 
 
 class _Layer(DynamicLayer):
