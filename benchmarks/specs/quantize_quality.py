@@ -67,6 +67,7 @@ _CALIBRATED_BY = {
     "gptq, 3 bits": configure("gptq", bits=3, **_GROUP),
     "gptq, 2 bits": configure("gptq", bits=2, **_GROUP),
     "awq, 4 bits": configure("awq", bits=4, **_GROUP),
+    "awq, 4 bits, as published": configure("awq", bits=4, scales="inputs", clip_attention=False, **_GROUP),
     "awq, 3 bits": configure("awq", bits=3, **_GROUP),
     "awq, 2 bits": configure("awq", bits=2, **_GROUP),
 }
@@ -85,7 +86,7 @@ SPEC = Spec(
                 whole(),
                 *(contender(name, config) for name, config in _WITHOUT_TEXT.items()),
                 *(
-                    contender(name, config, _CALIBRATED if "4 bits" in name else None)
+                    contender(name, config, _CALIBRATED if name.endswith("4 bits") else None)
                     for name, config in _CALIBRATED_BY.items()
                 ),
                 *(peer(f"{package}: {name}", pack, package) for name, (pack, package) in _PEERS.items()),

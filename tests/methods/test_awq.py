@@ -50,6 +50,37 @@ def test_scales_are_those_of_the_papers_formula() -> None:
     assert min(errors) < 0.7 * errors[0]
 
 
+def test_scales_by_weights_are_tried_beside_those_by_inputs() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(500, 64, generator=generator)
+    weight = torch.randn(12, 64, generator=generator)
+    weight[:, ::8] *= 0.1
+    reader = Reader(weight, x.T @ x, form(12, 64), torch.float32)
+    seen, channels = x.abs().mean(dim=0), torch.arange(64)
+    alone, both = (search([reader], seen, channels, 10, by_weights=by_weights) for by_weights in (False, True))
+    assert float(reader.error(both)) < float(reader.error(alone))
+    groups = weight.abs().view(12, 2, 32)
+    own = (groups / groups.amax(-1, keepdim=True)).view(12, 64).mean(0)
+    (only,) = {float(reader.error(search([reader], seen, channels, 1, by_weights=True)))}
+    scales = 1 / (own + 1e-4)
+    balanced = scales / (scales.max() * scales.min()).sqrt()
+    assert only == pytest.approx(min(float(reader.error(balanced)), float(reader.error(torch.ones(64)))), rel=1e-4)
+
+
+def test_queries_and_keys_are_clipped_unless_they_are_left_whole() -> None:
+    errors = []
+    for clip_attention in (True, False):
+        model = tiny.model("llama")
+        config = configure("awq", bits=3, group_size=32, clip_attention=clip_attention)
+        (change,) = apply(model, [config], Context(calibration=text()))
+        errors.append(change.figures)
+    clipped, whole = errors
+    first = "output_error/model.layers.0.self_attn"
+    for name in ("q_proj", "k_proj"):
+        assert clipped[f"{first}.{name}.weight"] < whole[f"{first}.{name}.weight"]
+    assert clipped[f"{first}.v_proj.weight"] == whole[f"{first}.v_proj.weight"]
+
+
 def test_channels_that_are_shared_get_one_scale() -> None:
     x = torch.randn(300, 64) * torch.rand(64) * 5
     channels = torch.arange(16).view(4, 4).repeat_interleave(4, dim=0).flatten()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,8 +19,8 @@ from hayless.methods.quantize.awq.config import AWQConfig
 from hayless.methods.quantize.awq.folding import Source, source_of
 from hayless.methods.quantize.awq.search import Reader, output_loss, search
 
-_NEVER_CLIPPED = frozenset({Role.Q, Role.K, Role.QKV})
-"""Their products are compared with each other in attention: the authors' code leaves their ranges whole."""
+_COMPARED = frozenset({Role.Q, Role.K, Role.QKV})
+"""Their products are compared with each other in attention."""
 
 
 def pack_block(block: Block, config: AWQConfig) -> None:
@@ -30,10 +31,11 @@ def pack_block(block: Block, config: AWQConfig) -> None:
         if isinstance(source, str):
             block.done.skipped |= {weight.name: f"rounded without scales: {source}" for weight in block.readers(stage)}
         else:
-            seen[place] = _folded(block, stage, source, seen[place], config.grid)
+            seen[place] = _folded(block, stage, source, seen[place], config)
     for stage, moments in zip(block.stages, seen, strict=True):
         for weight in block.readers(stage):
-            clip, dtype = config.clip and weight.row.role not in _NEVER_CLIPPED, weight.parameter.dtype
+            clip = config.clip and (config.clip_attention or weight.row.role not in _COMPARED)
+            dtype = weight.parameter.dtype
 
             def solved(
                 matrix: Tensor, reads: Moments, form: IntegerFormat, clip: bool = clip, dtype: torch.dtype = dtype
@@ -43,22 +45,23 @@ def pack_block(block: Block, config: AWQConfig) -> None:
             block.pack(weight, moments, solved)
 
 
-def _folded(block: Block, stage: Stage, source: Source, moments: Sequence[Moments], grid: int) -> list[Moments]:
+def _folded(block: Block, stage: Stage, source: Source, moments: Sequence[Moments], config: AWQConfig) -> list[Moments]:
     """Search and fold the scales of a stage; what its readers read then."""
     readers: list[list[Reader]] = [[] for _ in moments]
     for weight in block.readers(stage):
         form = packing_of(weight.row, block.config).form
         for place, matrix in enumerate(matrices_of(weight.parameter.detach(), form).float()):
             readers[place].append(Reader(matrix, moments[place].gram, form, weight.parameter.dtype))
+    chosen = partial(search, channels=source.channels, grid=config.grid, by_weights=config.scales == "both")
     if source.apart:
         found = [
-            search(of_one, reads.absolute / max(1, reads.tokens), source.channels, grid)
+            chosen(of_one, reads.absolute / max(1, reads.tokens))
             for of_one, reads in zip(readers, moments, strict=True)
         ]
     else:
         together = torch.stack([reads.absolute for reads in moments]).sum(dim=0)
         mean = together / max(1, sum(reads.tokens for reads in moments))
-        found = [search([one for each in readers for one in each], mean, source.channels, grid)]
+        found = [chosen([one for each in readers for one in each], mean)]
     scales = torch.stack(found)
     source.fold(scales)
     whole = scales[:, source.channels].expand(len(moments), -1)
