@@ -24,6 +24,42 @@ def test_lloyd_on_a_line_is_lloyd() -> None:
             torch.testing.assert_close(centroids[row], expected[:, 0], rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("counted", [True, False])
+def test_weighted_lloyd_on_a_line_is_lloyd(counted: bool) -> None:
+    """Some values do not count at all, some hardly; zeros do or do not."""
+    generator = torch.Generator().manual_seed(0)
+    values, h = torch.randn(3, 257, generator=generator), torch.rand(3, 257, generator=generator) ** 8
+    values[:, ::9] = 0
+    h[:, ::7], h[1, 100:200] = 0, 1e-5
+    line = clustering._Line.of(values, h)
+    line = line.with_zeros() if counted else line
+    start = clustering._even(line, 7)
+    for iterations in (1, 2, 50):
+        centroids, gain = clustering._lloyd(line, start, iterations)
+        for row in range(3):
+            kept = torch.full((257,), True) if counted else values[row] != 0
+            x, importance = values[row, kept, None].double(), h[row, kept].double()
+            expected, index = reference.lloyd(x, start[row, :, None], iterations, importance)
+            torch.testing.assert_close(centroids[row], expected[:, 0], rtol=1e-8, atol=1e-8)
+            lost = (importance * (x - expected[index]).square()[:, 0]).sum()
+            torch.testing.assert_close((importance * x[:, 0].square()).sum() - lost, gain[row])
+
+
+def test_what_counts_more_is_met_better_and_equal_importance_changes_nothing() -> None:
+    values, h = torch.randn(2, 500, generator=torch.Generator().manual_seed(1)), torch.ones(2, 500)
+    plain = palettize(values, 8, iterations=100, keep_zeros=True)
+    torch.testing.assert_close(palettize(values, 8, iterations=100, keep_zeros=True, importance=3 * h)[0], plain[0])
+    none = palettize(values, 8, iterations=100, keep_zeros=True, importance=0 * h)
+    assert torch.equal(none[1], plain[1])
+    h[values > 1] = 100
+
+    def lost(books: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+        return (h * (books.gather(1, codes.long()) - values).square()).sum(1)
+
+    weighted = palettize(values, 8, iterations=100, keep_zeros=True, importance=h)
+    assert (lost(*weighted) < 0.75 * lost(*plain)).all()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_every_value_takes_its_nearest_entry(dtype: torch.dtype) -> None:
     values = torch.randn(4, 301, generator=torch.Generator().manual_seed(1)).to(dtype)

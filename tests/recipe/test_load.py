@@ -64,6 +64,8 @@ def test_a_recipe_says_how_its_model_is_decoded() -> None:
     [
         ([{"decode": {"draft": {"tokens": 17}}}, "measure"], {}, r"steps.0.decode.draft.tokens: 17"),
         ([{"decode": {"draft": {"method": "kmeans"}}}, "measure"], {}, "steps.0.decode.draft"),
+        ([{"apply": {"method": "kmeans", "importance": "fisher"}}], {"data": None}, "kmeans is calibrated on text"),
+        ([{"apply": "kmeans"}], {"calibration": {"tokens": 64}}, "calibration is for methods that need text"),
         ([{"decode": {}}, "measure"], {}, "draft or cache: give one"),
         ([{"decode": {"draft": "speculative", "cache": "kv"}}, "measure"], {}, "draft or cache: give one"),
         ([{"decode": {"cache": {"residual": 40}}}, "measure"], {}, "residual is 40, no multiple of group_size 32"),

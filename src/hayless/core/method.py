@@ -122,7 +122,8 @@ class Method:
 
     `part` says which slot `implementation` ("module:attribute") fills; the protocols of the slots are documented where
     the slots are (`hayless.model.transform`, `hayless.train.slots`, `hayless.decode.slots`). `predict` rewrites the
-    ledger the way the method rewrites the model, exactly in parameters and bytes. `claims` may depend on the config.
+    ledger the way the method rewrites the model, exactly in parameters and bytes. `claims` may depend on the config,
+    and `needs_by` says what a config needs beyond `needs`.
     `peft_type` names the adapter format of PEFT that this method reads and writes, `ecosystems` the layouts of packed
     weights that other libraries read. `predict_training` is to training
     what `predict` is to the model: an optimizer states its bytes a parameter, a memory method what is computed again;
@@ -143,6 +144,7 @@ class Method:
     predict: Predict
     claims: Callable[[Any], tuple[Claim, ...]] = lambda config: ()
     needs: tuple[Need, ...] = ()
+    needs_by: Callable[[Any], tuple[Need, ...]] = lambda config: ()
     paper: Paper | None = None
     peft_type: str | None = None
     ecosystems: tuple[Ecosystem, ...] = ()
@@ -152,6 +154,10 @@ class Method:
     gives_up: str = ""
     upon: str = ""
     ladder: Callable[[ModelDims], Sequence[Any]] | None = None
+
+    def needed(self, config: Any) -> tuple[Need, ...]:
+        """What it must be given with this config."""
+        return *self.needs, *self.needs_by(config)
 
     @property
     def adds_adapter(self) -> bool:

@@ -64,7 +64,7 @@ def inspect_errors(
     see `tokens` tokens of `data`, in rows of at most 1024; RequestError where they do and there is no data."""
     with enough_memory("The weights exist twice while they are compared; use a machine with more memory."):
         model = load_model(source, device=device, dtype=dtype, task=task_of(source))
-        calibrated = [config.method for config in configs if Need.CALIBRATION in method_of(config).needs]
+        calibrated = [config.method for config in configs if Need.CALIBRATION in method_of(config).needed(config)]
         text: list[Tensor] = []
         if calibrated:
             if data is None:

@@ -57,8 +57,9 @@ class PackingTransform(Transform, Protocol):
 
 
 def packs_one_by_one(config: MethodConfig) -> bool:
-    """Whether a transform packs each weight by itself."""
-    return hasattr(method_of(config).load(), "one_by_one")
+    """Whether a transform packs each weight by itself, and needs nothing but these."""
+    method = method_of(config)
+    return hasattr(method.load(), "one_by_one") and not method.needed(config)
 
 
 def load_and_pack(

@@ -171,7 +171,7 @@ class _Execution:
         self, config: MethodConfig, model: PreTrainedModel, start: Start, position: int, context: Context
     ) -> Context:
         """The context of one method: with text where it needs some, and a folder where it keeps what is finished."""
-        if Need.CALIBRATION not in method_of(config).needs:
+        if Need.CALIBRATION not in method_of(config).needed(config):
             return context
         text = calibration(start, model, context.progress, self._say)
         return replace(context, calibration=text, folder=self.place.blocks / f"step-{position}")

@@ -316,7 +316,9 @@ class Recipe(Options):
 
     def _check_calibration(self) -> None:
         """Methods that need text have some, and text has methods that need it."""
-        calibrated = [config.method for config in self.transforms if Need.CALIBRATION in method_of(config).needs]
+        calibrated = [
+            config.method for config in self.transforms if Need.CALIBRATION in method_of(config).needed(config)
+        ]
         if calibrated and self.data is None and (self.calibration is None or self.calibration.path is None):
             raise ValueError(f"{calibrated[0]} is calibrated on text: add a data section, or calibration.path")
         if self.calibration is not None and not calibrated:

@@ -65,7 +65,7 @@ class Stream:
 
     def __init__(self, model: PreTrainedModel, batches: Sequence[Tensor]) -> None:
         self.blocks: list[nn.Module] = list(Anatomy.of(model).blocks)
-        with torch.no_grad(), _evaluating(model):
+        with torch.no_grad(), evaluating(model):
             self._calls = _calls(model, self.blocks, batches)
             self._hidden = [_first_input(model, self.blocks[0], batch) for batch in batches]
 
@@ -88,7 +88,7 @@ class Stream:
     def _outputs(self, number: int) -> Iterator[Tensor]:
         block = self.blocks[number]
         device = next(block.parameters()).device
-        with _evaluating(block):
+        with evaluating(block):
             for hidden in self._hidden:
                 arguments, options = self._calls[hidden.shape[:2]][number]
                 found = block(hidden.to(device), *arguments, **options)
@@ -120,7 +120,7 @@ def routed_tokens(
 
     handles = [stack.register_forward_pre_hook(count) for stack in counts]
     try:
-        with _evaluating(model):
+        with evaluating(model):
             for batch in batches:
                 model.base_model(input_ids=batch.to(model.device), use_cache=False)
     finally:
@@ -198,7 +198,7 @@ def _giving(sink: Sink) -> Callable[[nn.Module, tuple[Any, ...]], None]:
 
 
 @contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
+def evaluating(module: nn.Module) -> Iterator[None]:
     """No dropout inside the block; modes are as before after it."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()

@@ -73,8 +73,13 @@ class Each(Generic[C, P]):
 
     def put(self, weight: Weight) -> None:
         """Pack a weight that is known to be finite."""
+        packing = self._packings[weight.row]
+        matrices = matrices_of(weight.parameter.detach(), packing.form)
+        self.hold(weight, self._packer.pack(matrices, packing, self._config))
+
+    def hold(self, weight: Weight, pieces: Pieces) -> None:
+        """Put what a weight was packed into in its place."""
         packing, original = self._packings[weight.row], weight.parameter.detach()
-        pieces = self._packer.pack(matrices_of(original, packing.form), packing, self._config)
         install(weight.module, weight.row.parameter, packing, pieces)
         self._errors.add(weight, original)
         self._paths.append(weight.path)

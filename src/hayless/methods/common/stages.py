@@ -16,7 +16,7 @@ from hayless.core.families import llama
 from hayless.core.ledger import Ledger, Row
 from hayless.core.roles import BLOCK_LINEARS, Role
 from hayless.methods.common.integers import CalibratedConfig, form_of
-from hayless.methods.common.packed_rows import pack_rows
+from hayless.methods.common.packed_rows import PackingConfig, pack_rows
 from hayless.methods.common.targets import matching
 
 _LINEAR_ABOVE_ZERO = {"relu"}
@@ -53,7 +53,7 @@ def predict(ledger: Ledger, config: CalibratedConfig) -> Ledger:
     return pack_rows(ledger, config, form_of)
 
 
-def check_inside(rows: Iterable[Row], config: CalibratedConfig) -> None:
+def check_inside(rows: Iterable[Row], config: PackingConfig) -> None:
     """NotSupported where one of the rows is no matrix of a block."""
     for row in rows:
         if row.role not in BLOCK_LINEARS:

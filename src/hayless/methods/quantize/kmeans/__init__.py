@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hayless.core.method import Method, Paper, Part
+from hayless.core.method import Method, Need, Paper, Part
 from hayless.methods.common.packed_rows import claims
 from hayless.methods.quantize.kmeans.config import KMeansConfig
 from hayless.methods.quantize.kmeans.form import predict
@@ -15,6 +15,7 @@ METHOD = Method(
     implementation="hayless.methods.quantize.kmeans.palette:KMEANS",
     predict=predict,
     claims=claims,
+    needs_by=lambda config: (Need.CALIBRATION,) if config.importance else (),
     ladder=lambda dims: [KMeansConfig(bits=8), KMeansConfig(bits=4)],
     paper=Paper(
         "Deep Compression: Compressing Deep Neural Networks with Pruning, Trained Quantization and Huffman Coding",

@@ -6,12 +6,12 @@ O(k n), so several starts can be tried and the best kept. Many groups of values 
 
 Starts: the quantiles; evenly spaced values (the linear start of Deep Compression, arXiv:1510.00149, section 3.2); and
 as dense as the cube root of the values' density (Panter and Dite 1951), near the best for many centroids. None is
-random.
+random. Where values count by their importance, runs are the same and sums are weighted.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -21,15 +21,18 @@ _BINS = 512
 """Of the histogram from which a start takes the density."""
 
 
-def palettize(values: Tensor, levels: int, *, iterations: int, keep_zeros: bool) -> tuple[Tensor, Tensor]:
+def palettize(
+    values: Tensor, levels: int, *, iterations: int, keep_zeros: bool, importance: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """A codebook for each row of `values` (groups, n) and the index of the nearest entry for each value.
 
     Returns codebooks (groups, levels) in the dtype of `values` and uint8 indices (groups, n); computed in float32 and
     float64. A row of at most `levels` distinct values gets exactly these. With `keep_zeros` zeros, and only zeros,
     become zeros: a row that holds some has a 0 of its own as its codebook's first entry. The other entries ascend, and
-    a value midway between two of them takes the lower.
+    a value midway between two of them takes the lower. With `importance` (groups, n), not negative, a centroid is the
+    mean of its values weighted by it, and Σ importance · error² is what is made small; a row without any counts alike.
     """
-    line = _Line.of(values)
+    line = _Line.of(values, importance)
     books = torch.zeros(values.shape[0], levels, dtype=torch.float64, device=values.device)
     if values.numel() == 0:
         return books.to(values.dtype), torch.zeros_like(values, dtype=torch.uint8)
@@ -61,31 +64,43 @@ def _assign(values: Tensor, books: Tensor, zeroed: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class _Line:
-    """Rows of sorted values with what Lloyd's iteration asks of them. `zeros` exact zeros of each row do not count."""
+    """Rows of sorted values with what Lloyd's iteration asks of them. `zeros` exact zeros of each row do not count.
+
+    `sums` are of all values before a place. Where values count by their importance they are of the products of both,
+    and `masses` are sums of the importance.
+    """
 
     ordered: Tensor
     sums: Tensor
     first_zero: Tensor
     zeros: Tensor
+    masses: Tensor | None = None
 
     @staticmethod
-    def of(values: Tensor) -> _Line:
-        ordered = _sorted(values.float().contiguous())
-        sums = torch.zeros(values.shape[0], values.shape[1] + 1, dtype=torch.float64, device=values.device)
-        torch.cumsum(ordered, dim=1, dtype=torch.float64, out=sums[:, 1:])
+    def of(values: Tensor, importance: Tensor | None = None) -> _Line:
+        masses = None
+        if importance is None:
+            ordered = _sorted(values.float().contiguous())
+            sums = _sums(ordered)
+        else:
+            ordered, order = values.float().sort(dim=1)
+            mass = importance.double().gather(1, order)
+            mass = torch.where(mass.sum(1, keepdim=True) > 0, mass, 1.0)
+            sums, masses = _sums(mass * ordered), _sums(mass)
         zero = torch.zeros(values.shape[0], 1, device=values.device)
         first = torch.searchsorted(ordered, zero)
         zeros = torch.searchsorted(ordered, zero, right=True) - first
-        return _Line(ordered, sums, first, zeros.squeeze(1))
+        return _Line(ordered, sums, first, zeros.squeeze(1), masses)
 
     def rows(self, which: Tensor) -> _Line:
         if which.all():
             return self
-        return _Line(self.ordered[which], self.sums[which], self.first_zero[which], self.zeros[which])
+        masses = None if self.masses is None else self.masses[which]
+        return _Line(self.ordered[which], self.sums[which], self.first_zero[which], self.zeros[which], masses)
 
     def with_zeros(self) -> _Line:
         """The same rows with their zeros counted."""
-        return _Line(self.ordered, self.sums, self.first_zero, torch.zeros_like(self.zeros))
+        return replace(self, zeros=torch.zeros_like(self.zeros))
 
     def distinct(self) -> Tensor:
         return (self.ordered.diff(dim=1) != 0).sum(dim=1) + 1
@@ -100,6 +115,14 @@ class _Line:
     def counted(self, ends: Tensor) -> Tensor:
         """How many counted values lie before the positions `ends` of the sorted rows."""
         return ends - (ends - self.first_zero).clamp(min=0).minimum(self.zeros[:, None])
+
+    def weighed(self, ends: Tensor) -> Tensor:
+        """The importance of the counted values before the positions `ends`; how many they are where all count alike."""
+        if self.masses is None:
+            return self.counted(ends)
+        last_zero = self.first_zero + self.zeros[:, None]
+        of_zeros = self.masses.gather(1, ends.clamp(min=self.first_zero, max=last_zero))
+        return self.masses.gather(1, ends) - (of_zeros - self.masses.gather(1, self.first_zero))
 
     def position(self, rank: Tensor) -> Tensor:
         """The position in the sorted row of the counted value of each rank."""
@@ -123,7 +146,8 @@ def _best(line: _Line, levels: int, iterations: int) -> Tensor:
 def _lloyd(line: _Line, centroids: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
     """Move centroids (groups, levels) to the means of their runs until they stand still.
 
-    Also returns Σ n_j·c_j² a group: the squared error is Σ x² less that, so more is better.
+    Also returns Σ n_j·c_j² a group, n_j being how much a run counts: the squared error is Σ x² less that, so more is
+    better.
     """
     for _ in range(iterations):
         moved, counts = _means(line, centroids)
@@ -135,14 +159,20 @@ def _lloyd(line: _Line, centroids: Tensor, iterations: int) -> tuple[Tensor, Ten
 
 
 def _means(line: _Line, centroids: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean and the count of each centroid's run; an empty run keeps its centroid."""
+    """The mean of each centroid's run and how much it counts; a run that does not keeps its centroid."""
     groups, length = line.ordered.shape
     ends = torch.searchsorted(line.ordered, _midpoints(centroids), right=True)
     edge = torch.full((groups, 1), length, device=ends.device)
     ends = torch.cat([torch.zeros_like(edge), ends, edge], dim=1)
     sums = line.sums.gather(1, ends).diff(dim=1)
-    counts = line.counted(ends).diff(dim=1)
-    return torch.where(counts > 0, sums / counts.clamp(min=1), centroids), counts
+    counts = line.weighed(ends).diff(dim=1)
+    if line.masses is None:
+        return torch.where(counts > 0, sums / counts.clamp(min=1), centroids), counts
+    # Differences of long sums are not exact: a mean of what hardly counts must still lie within its run.
+    first = line.ordered.gather(1, ends[:, :-1].clamp(max=length - 1)).double()
+    last = line.ordered.gather(1, (ends[:, 1:] - 1).clamp(min=0)).double()
+    means = (sums / counts.where(counts > 0, 1.0)).maximum(first).minimum(last)
+    return torch.where(counts > 0, means, centroids), counts
 
 
 def _midpoints(centroids: Tensor) -> Tensor:
@@ -180,6 +210,13 @@ def _companded(line: _Line, levels: int) -> Tensor:
     wanted = (torch.arange(levels, dtype=torch.float64, device=mass.device) + 0.5) / levels * mass[:, -1:]
     place = torch.searchsorted(mass, wanted.contiguous()).clamp(max=_BINS - 1)
     return (edges.gather(1, place) + edges.gather(1, place + 1)) / 2
+
+
+def _sums(values: Tensor) -> Tensor:
+    """Sums in float64 of all values before each place, (groups, n + 1)."""
+    sums = torch.zeros(values.shape[0], values.shape[1] + 1, dtype=torch.float64, device=values.device)
+    torch.cumsum(values, dim=1, dtype=torch.float64, out=sums[:, 1:])
+    return sums
 
 
 def _sorted(values: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from hayless.methods.common.packed_rows import PackingConfig
 
 
 class KMeansConfig(PackingConfig):
-    """Weights become indices into a codebook found by k-means; nothing but the weights is needed."""
+    """Weights become indices into a codebook found by k-means; text is needed for their importance only."""
 
     method: Literal["kmeans"] = "kmeans"
     bits: int = Field(4, ge=1, le=8, description="Bits an index: a codebook has 2^bits values.")
@@ -19,5 +19,10 @@ class KMeansConfig(PackingConfig):
     )
     keep_zeros: bool = Field(
         True, description="Zeros keep an index of their own where there are any, so that pruned weights stay pruned."
+    )
+    importance: Literal["inputs", "fisher"] | None = Field(
+        None,
+        description="What errors of weights count by, over a text: squared inputs, or squared gradients of its loss"
+        " (Fisher). All alike if not given.",
     )
     iterations: int = Field(200, ge=1, description="Lloyd's iterations at most; most codebooks stand still earlier.")

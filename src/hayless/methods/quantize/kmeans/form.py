@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from hayless.core.ledger import Ledger, Product, Row
 from hayless.core.packing import FROM_CODES, Format, Piece
 from hayless.methods.common.packed_rows import pack_rows
+from hayless.methods.common.stages import check_inside, stages
+from hayless.methods.common.targets import matching
 from hayless.methods.quantize.kmeans.config import KMeansConfig
 
 
@@ -43,7 +45,13 @@ def form_of(row: Row, config: KMeansConfig) -> PaletteFormat:
 
 
 def predict(ledger: Ledger, config: KMeansConfig) -> Ledger:
-    """The ledger after `kmeans`, exact in bytes and in nonzero weights (where `keep_zeros` holds)."""
+    """The ledger after `kmeans`, exact in bytes and in nonzero weights (where `keep_zeros` holds).
+
+    NotSupported where importance is asked for of what is no matrix of a decoder's block.
+    """
+    if config.importance:
+        stages(ledger.dims)
+        check_inside(matching(ledger, config.targets, config.method), config)
     packed = pack_rows(ledger, config, form_of)
     if not config.keep_zeros:
         return packed

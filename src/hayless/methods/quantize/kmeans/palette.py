@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from hayless.core.ledger import Row
 from hayless.kernels.packed import formats
 from hayless.kernels.packed.bits import pack, unpack, unpack_at
+from hayless.methods.common.importance import importance
 from hayless.methods.common.kernel_packing import KernelPacking
-from hayless.methods.common.packing import Packer
+from hayless.methods.common.packing import Each, Packer, matrices_of, packable, watched
+from hayless.methods.common.stages import check_inside, stages
+from hayless.methods.common.weights import check_finite
 from hayless.methods.quantize.kmeans.clustering import palettize
 from hayless.methods.quantize.kmeans.config import KMeansConfig
 from hayless.methods.quantize.kmeans.form import PaletteFormat, form_of
+from hayless.model.anatomy import dims_of_model
 from hayless.model.packing import Pieces
+from hayless.model.transform import Change, Context
 
 
 class Palette(KernelPacking[PaletteFormat]):
@@ -56,21 +63,28 @@ def palette_of(row: Row, config: KMeansConfig) -> Palette:
     return Palette(form_of(row, config))
 
 
-def pack_palette(weight: Tensor, packing: Palette, config: KMeansConfig) -> Pieces:
-    """Cluster a tensor (matrices, rows, columns) and pack its indices."""
-    codebook, codes = clustered(weight, packing.form, config)
+def pack_palette(weight: Tensor, packing: Palette, config: KMeansConfig, importance: Tensor | None = None) -> Pieces:
+    """Cluster a tensor (matrices, rows, columns), its weights by their importance, and pack its indices."""
+    codebook, codes = clustered(weight, packing.form, config, importance)
     return {"codes": pack(codes, packing.form.bits), "codebook": codebook}
 
 
-def clustered(weight: Tensor, form: PaletteFormat, config: KMeansConfig) -> tuple[Tensor, Tensor]:
+def clustered(
+    weight: Tensor, form: PaletteFormat, config: KMeansConfig, importance: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Codebooks (codebooks, 2^bits) and indices (uint8, in the shape of `weight`: matrices, rows, columns)."""
     books: list[Tensor] = []
     parts: list[Tensor] = []
-    for part in _even_parts(weight, form.group_size):
+    importances = [None, None] if importance is None else _even_parts(importance.expand_as(weight), form.group_size)
+    for part, counting in zip(_even_parts(weight, form.group_size), importances, strict=False):
         # All full groups are clustered at once; a shorter last one on its own.
         count, group = part.shape[0] * part.shape[1], part.shape[2] * part.shape[3]
         book, codes = palettize(
-            part.reshape(count, group), 2**form.bits, iterations=config.iterations, keep_zeros=config.keep_zeros
+            part.reshape(count, group),
+            2**form.bits,
+            iterations=config.iterations,
+            keep_zeros=config.keep_zeros,
+            importance=None if counting is None else counting.reshape(count, group),
         )
         books.append(book.view(part.shape[0], part.shape[1], -1))
         parts.append(codes.view(part.shape[0], -1, part.shape[3]))
@@ -86,5 +100,41 @@ def _even_parts(matrices: Tensor, group_size: int) -> Sequence[Tensor]:
     return [part for part in parts if part.shape[1]]
 
 
-KMEANS = Packer(palette_of, pack_palette)
-"""Fills the transform slot."""
+class KMeans(Packer[KMeansConfig, Palette]):
+    """Fills the transform slot."""
+
+    def apply(self, model: PreTrainedModel, config: KMeansConfig, context: Context) -> Change:
+        """Replace the targets by packed ones; the figures are those of `Errors`. Where errors count by importance there
+        is one more, `weighted_error`: Σ h·(w − ŵ)² / Σ h·w².
+
+        Raises what `Packer.apply` and `importance` raise; nothing is changed then.
+        """
+        if config.importance is None:
+            return super().apply(model, config, context)
+        weights = packable(model, config)
+        stages(dims_of_model(model))
+        check_inside((weight.row for weight in weights), config)
+        check_finite(weights)
+        counting = importance(model, weights, context.calibration, config.importance, config.method)
+        each = Each(self, config, list(dict.fromkeys(weight.row for weight in weights)))
+        lost = whole = 0.0
+        skipped = {}
+        for weight in watched(weights, config.method, len(weights), context.progress):
+            packing = palette_of(weight.row, config)
+            before = matrices_of(weight.parameter.detach(), packing.form)
+            h = counting.pop(weight.name)
+            h = h if config.importance == "inputs" else matrices_of(h, packing.form)
+            unseen = int((h.flatten(1).sum(1) == 0).sum())
+            if unseen:
+                skipped[weight.name] = f"no text reached {unseen} of {len(h)} matrices: their weights count alike"
+            pieces = pack_palette(before, packing, config, h)
+            each.hold(weight, pieces)
+            after = packing.unpack(pieces, before.dtype)
+            lost += float((h * (after - before).float().square()).sum())
+            whole += float((h * before.float().square()).sum())
+        change = each.change()
+        figures = {"weighted_error": lost / whole if whole else 0.0, **change.figures}
+        return replace(change, skipped=skipped, figures=figures)
+
+
+KMEANS = KMeans(palette_of, pack_palette)

@@ -11,18 +11,22 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def lloyd(points: Tensor, centroids: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
+def lloyd(
+    points: Tensor, centroids: Tensor, iterations: int, importance: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Lloyd's algorithm: points (n, d) and starting centroids (k, d) → centroids (k, d) and each point's (n,).
 
     A point takes the nearest centroid (the first of several), a centroid the mean of its points; one without points
-    stays where it is.
+    stays where it is. With `importance` (n,) the mean is weighted (SqueezeLLM, arXiv:2306.07629, equation 4).
     """
+    importance = torch.ones_like(points[:, 0]) if importance is None else importance
     for _ in range(iterations):
         nearest = nearest_of(points, centroids)
         moved = centroids.clone()
         for index in range(len(centroids)):
-            if (nearest == index).any():
-                moved[index] = points[nearest == index].mean(dim=0)
+            h = importance[nearest == index, None]
+            if h.sum() > 0:
+                moved[index] = (h * points[nearest == index]).sum(dim=0) / h.sum()
         if torch.equal(moved, centroids):
             break
         centroids = moved
