@@ -317,6 +317,11 @@ def test_an_adapter_that_cannot_be_mixed_runs_by_itself(folders: Path, tmp_path:
         names = ["legal", "directed", NAME, "directed", "legal", NAME]
         assert list(pool.map(ask, names)) == [wanted[name] for name in names]
         assert "to the end" in deleted(api, "directed").json()["error"]["message"]
+        # Others come while it is on the model, which is then as it was.
+        assert ask("directed") == wanted["directed"] and service.adapters.active == "directed"
+        shutil.copytree(folders / "medical", tmp_path / "medical")
+        assert added(api, "medical").status_code == 201
+        assert ask("medical") == said_by(folders / "medical", alone.tokenizer)
 
 
 def test_adapters_of_another_base_and_from_elsewhere(folders: Path, tmp_path: Path) -> None:

@@ -1,9 +1,9 @@
 """The two kernels of `hayless.kernels.adapters`, for a token or a few of each row.
 
-A step reads each row's A and B once, which is all that its time is: x stays in cache, and of a slot no more than its
-rank is read. `_shrink` makes Ax in parts along the input, so that few rows fill the device too; `_expand` adds the
-parts in their order and multiplies by B. How the input is cut up follows from its width alone: a row's bits do not
-depend on the rows beside it. Sums are in float32.
+A step must read each row's A and B once; of a slot no more than its rank is read. `_shrink` makes Ax in parts along the
+input, so that few rows fill the device too; `_expand` adds the parts in their order and multiplies by B. How the input
+is cut up follows from its width and the bank's rank alone: a row's bits do not depend on the rows beside it. Sums are
+in float32.
 """
 
 from __future__ import annotations
