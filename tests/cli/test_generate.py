@@ -205,6 +205,8 @@ def test_what_is_wrong_about_drafts_is_said(folder: str) -> None:
             raised(run(generate, folder, "--prompt", PROMPT, *arguments))
     with pytest.raises(RequestError, match="--self-draft and --adapters exclude each other"):
         raised(run(serve, folder, "--self-draft", "--adapters", folder))
+    with pytest.raises(RequestError, match="--adapter-slots and --adapter-rank are for --adapters"):
+        raised(run(serve, folder, "--adapter-rank", "4"))
 
 
 def test_tokens_leave_early_and_their_layers_are_drawn(folder: str, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hayless.core.bank import bank_bytes, block_matrices
-from hayless.core.errors import FileDamaged, HaylessError, NotSupported, RequestError
+from hayless.core.errors import FileDamaged, HaylessError, NotSupported, RequestError, WorkError
 from hayless.core.families import ledger_of
 from hayless.core.registry import configure, find
 from hayless.decode import graphs, products
@@ -228,6 +228,8 @@ def test_what_a_bank_does_not_take() -> None:
         AdapterBank.for_adapters(model, [plain], 0)
     with pytest.raises(RequestError, match="rank"):
         AdapterBank.for_adapters(model, [], 1, rank=0)
+    with pytest.raises(WorkError, match=r"no memory for 1 adapters of rank 1000000000000 .* TB"):
+        AdapterBank.for_adapters(model, [], 1, rank=10**12)
     with pytest.raises(RequestError, match="2 adapters for 1"):
         Engine(model, adapters=bank).generate(PROMPTS[:1], adapters=["plain", "plain"])
     with pytest.raises(RequestError, match="'plain'; there are: none"):

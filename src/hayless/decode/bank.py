@@ -23,9 +23,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hayless.core.bank import block_matrices
-from hayless.core.errors import NotSupported, RequestError, bad_value, unknown
+from hayless.core.bank import bank_bytes, block_matrices
+from hayless.core.errors import NotSupported, RequestError, WorkError, bad_value, unknown
 from hayless.core.families import ledger_of
+from hayless.core.units import format_bytes
 from hayless.decode.products import Branches, RowSlots
 from hayless.decode.request import Request
 from hayless.kernels.adapters import Stack, add_branches
@@ -50,7 +51,7 @@ class AdapterBank:
     `base` is the model's folder or hub id, against which adapters that noted their base are checked; without it none
     is. Adapters may come and go from any thread, but on a GPU from the stream on which the model runs.
 
-    NotSupported for a model that has an adapter on.
+    NotSupported for a model that has an adapter on, WorkError where there is not so much memory.
     """
 
     @torch.no_grad()
@@ -77,7 +78,15 @@ class AdapterBank:
         self._names: list[str | None] = [None] * slots
         self._requests: WeakSet[Request] = WeakSet()
         self._lock = RLock()
-        self.branches = Branches({path: self._stack(slots, *shape) for path, shape in shapes.items()}, RowSlots())
+        try:
+            stacks = {path: self._stack(slots, *shape) for path, shape in shapes.items()}
+        except RuntimeError:  # an allocator's
+            needed = bank_bytes(shapes.values(), slots, rank, str(model.dtype).removeprefix("torch."))
+            raise WorkError(
+                f"There is no memory for {slots} adapters of rank {rank} beside the model: {format_bytes(needed)}.",
+                hint="Make room for fewer, or for a lower rank.",
+            ) from None
+        self.branches = Branches(stacks, RowSlots())
 
     @classmethod
     def for_adapters(
