@@ -255,6 +255,6 @@ def _hook(
             f"{path} gets {tuple(x.shape)}, in which the {read.tokens} tokens of {len(rows.now)} rows cannot be told.",
             hint="Put the adapter on the model by itself.",
         )
-    out = output.clone()
+    out = output.clone(memory_format=torch.contiguous_format)
     add_branches([out], x.contiguous().to(stack.a.dtype), [stack], rows.now)
     return out

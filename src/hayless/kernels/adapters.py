@@ -55,12 +55,12 @@ def add_branches(outs: Sequence[Tensor], x: Tensor, stacks: Sequence[Stack], slo
 
 def add_reference(out: Tensor, x: Tensor, stack: Stack, slots_b: Tensor) -> None:
     """The same for one matrix in plain PyTorch: a product of each row with what its slot holds."""
+    rows, nobody_b11 = len(slots_b), (slots_b < 0)[:, None, None]
     at_b = slots_b.clamp(min=0).long()
-    inner_bsr = torch.bmm(x.reshape(len(slots_b), -1, x.shape[-1]), stack.a[at_b].mT)
-    added_bso = torch.bmm(inner_bsr, stack.b[at_b]) * stack.scale[at_b, None, None]
-    # Not times zero: another's adapter may hold what is not finite.
-    added_bso.masked_fill_((slots_b < 0)[:, None, None], 0.0)
-    out.add_(added_bso.view(out.shape).to(out.dtype))
+    # Filled, not multiplied by zero: another's adapter may hold what is not finite.
+    a_bri, b_bro = (part[at_b].masked_fill_(nobody_b11, 0.0) for part in (stack.a, stack.b))
+    inner_bsr = torch.bmm(x.reshape(rows, -1, x.shape[-1]), a_bri.mT) * stack.scale[at_b, None, None]
+    out.view(rows, -1, out.shape[-1]).baddbmm_(inner_bsr.to(out.dtype), b_bro.to(out.dtype))
 
 
 @cache
