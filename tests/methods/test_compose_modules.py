@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from hayless.core.errors import NotSupported, RequestError
+from hayless.core.errors import FileDamaged, NotSupported, RequestError
 from hayless.core.registry import configure
 from hayless.measure.files import file_bytes
 from hayless.methods.adapters.compose import merging
 from hayless.methods.adapters.compose.merging import Part
+from hayless.model.adapters import WEIGHTS
 from hayless.model.load import load_model
 from hayless.model.merging import merge_adapters
 from hayless.model.save import save_model
@@ -226,6 +229,19 @@ def test_a_rank_too_low_says_what_it_lost(library: Path) -> None:
     (change,) = apply(model, [configure("compose", modules=modules, how="svd", rank=1)])
     assert 0.1 < change.figures["lost"] < 1
     assert change.figures["trainable"] == predicted(model, record(model)).trainable
+
+
+@pytest.mark.parametrize(("names", "lacking"), [(("one", "two"), "lora_B"), (("soup", "soup2"), "up.bias")])
+def test_a_module_that_is_not_whole_is_refused(library: Path, tmp_path: Path, names: Any, lacking: str) -> None:
+    shutil.copytree(library / names[0], tmp_path / "cut")
+    tensors = load_file(tmp_path / "cut/adapter_model.safetensors")
+    save_file({n: t for n, t in tensors.items() if "layers.1" in n or lacking not in n}, tmp_path / "cut" / WEIGHTS)
+    model = load_model(library / "base")
+    modules = (str(tmp_path / "cut"), str(library / names[1]))
+    for method in ("compose", "fusion"):
+        with pytest.raises(FileDamaged, match=lacking):
+            apply(model, [configure(method, modules=modules)])
+    assert all(parameter.requires_grad for parameter in model.parameters()) and not record(model)
 
 
 def test_what_does_not_compose(library: Path, tmp_path: Path) -> None:

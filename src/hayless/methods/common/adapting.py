@@ -15,6 +15,7 @@ from hayless.core.compose import predict
 from hayless.core.errors import FileDamaged, NotSupported, RequestError
 from hayless.core.method import MethodConfig
 from hayless.core.registry import method_of
+from hayless.core.roles import Role
 from hayless.methods.common.sites import PEFT_PREFIX, Target, another
 from hayless.methods.common.weights import plain_ledger, weights_of
 from hayless.model import adapters
@@ -58,7 +59,7 @@ def refuse_marked(model: PreTrainedModel, method: str, marks: Sequence[str]) -> 
 def put_on(model: PreTrainedModel, method: str, adapter: Adapter, figures: Mapping[str, float]) -> Change:
     """Put an adapter on a model for a method that made it of others, and leave it on the record in the method's place.
 
-    Figures: how many parameters are trained, and those given. FileDamaged for tensors that do not fit.
+    Figures: how many parameters are trained, and those given.
     """
     places = {path for path, _ in model.named_modules()}
     part = method_of(adapter.config).load()
@@ -73,8 +74,28 @@ def trained(model: PreTrainedModel) -> dict[str, float]:
     return {"trainable": float(sum(tensor.numel() for tensor in model.parameters() if tensor.requires_grad))}
 
 
-def check_same_base(folders: Sequence[Path], model: PreTrainedModel) -> None:
-    """RequestError where modules that note their base note different ones, or another than the model's folder."""
+def read_modules(model: PreTrainedModel, folders: Sequence[Path]) -> list[Adapter]:
+    """The adapters in these folders, of which all have what they should for a base such as `model`.
+
+    RequestError where those that note their base note different ones, or another than the model's folder; FileDamaged
+    for tensors that are missing, unexpected or misshapen.
+    """
+    _check_same_base(folders, model)
+    found = [adapters.read(folder) for folder in folders]
+    ledger = plain_ledger(model)
+    for module in found:
+        wanted = {
+            stored.name.replace("{layer}", str(layer)): stored.shape
+            for row in method_of(module.config).predict(ledger, module.config).rows
+            if row.role is Role.ADAPTER
+            for stored in row.disk
+            for layer in row.layers or (0,)
+        }
+        check_tensors(wanted, module.tensors)
+    return found
+
+
+def _check_same_base(folders: Sequence[Path], model: PreTrainedModel) -> None:
     noted: dict[str, Path] = {}
     for folder in folders:
         path = folder / adapters.OURS

@@ -14,8 +14,7 @@ from hayless.methods.adapters.compose import merging
 from hayless.methods.adapters.compose.bottlenecks import composed_bottlenecks
 from hayless.methods.adapters.compose.config import ComposeConfig, result
 from hayless.methods.adapters.compose.merging import Part
-from hayless.methods.common.adapting import check_same_base, put_on
-from hayless.model import adapters
+from hayless.methods.common.adapting import put_on, read_modules
 from hayless.model.adapters import Adapter
 from hayless.model.transform import Change, Context
 
@@ -40,9 +39,8 @@ class Compose:
         """What comes of the modules, with `lost`; the model stays as it is."""
         # What does not compose is refused before any tensor is looked at.
         result(config)
-        folders = [Path(folder) for folder in config.modules]
-        check_same_base(folders, model)
-        adapter, lost = composed(config, [adapters.read(folder) for folder in folders], seed=context.seed)
+        modules = read_modules(model, [Path(folder) for folder in config.modules])
+        adapter, lost = composed(config, modules, seed=context.seed)
         return adapter, {"lost": lost}
 
     @staticmethod

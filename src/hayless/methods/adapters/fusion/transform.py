@@ -19,10 +19,10 @@ from hayless.methods.adapters.fusion import layer
 from hayless.methods.adapters.fusion.config import FusionConfig, settled
 from hayless.methods.adapters.fusion.predict import Site, sites_of, tensors_of
 from hayless.methods.common.adapting import (
-    check_same_base,
     fill,
     freeze,
     peft_task,
+    read_modules,
     refuse_marked,
     thaw,
     trained,
@@ -31,7 +31,6 @@ from hayless.methods.common.behind import sublayer_ends
 from hayless.methods.common.peft_fields import refuse_others, required
 from hayless.methods.common.sites import PEFT_PREFIX
 from hayless.methods.common.weights import plain_ledger
-from hayless.model import adapters
 from hayless.model.adapters import Adapter
 from hayless.model.merging import PackedBase
 from hayless.model.transform import AdapterFiles, Change, Context
@@ -47,14 +46,13 @@ class Fusion:
     def apply(model: PreTrainedModel, config: FusionConfig, context: Context) -> Change:
         """Freeze the model, put the modules on it, and attention over them.
 
-        RequestError for modules of different bases.
+        RequestError for modules of different bases, FileDamaged for one that is not whole.
         """
         made = settled(config)
         folders = [Path(each) for each in config.modules if isinstance(each, str)]
         if len(folders) < len(config.modules):
             raise RequestError("fusion.modules has settings without values.", hint="Name folders of trained adapters.")
-        check_same_base(folders, model)
-        modules = [adapters.read(folder) for folder in folders]
+        modules = read_modules(model, folders)
         Fusion.restore(model, made)
         generator = torch.Generator().manual_seed(context.seed)
         chosen = list(_modules(model, made))
@@ -123,10 +121,8 @@ def _given(path: str, site: Site, modules: Sequence[Adapter]) -> Mapping[str, Te
     def each(part: str, *, scaled: bool = False, ranked: int | None = None) -> list[Tensor]:
         found = []
         for module in modules:
-            tensor = module.tensors.get(f"{PEFT_PREFIX}{path}.{part}")
-            if tensor is None:
-                raise FileDamaged(f"A module has no {path}.{part}.", hint="Is it an adapter of this model?")
-            tensor = tensor.float() * (module.config.scaling if scaled else 1)  # type: ignore[attr-defined]
+            tensor = module.tensors[f"{PEFT_PREFIX}{path}.{part}"].float()
+            tensor = tensor * (module.config.scaling if scaled else 1)  # type: ignore[attr-defined]
             if ranked is not None:
                 missing = site.rank - tensor.shape[ranked]
                 tensor = F.pad(tensor, (0,) * (2 * (tensor.dim() - 1 - ranked)) + (0, missing))

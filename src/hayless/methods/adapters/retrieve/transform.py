@@ -15,8 +15,7 @@ from hayless.methods.adapters.library.opening import embedder
 from hayless.methods.adapters.library.store import Found, Library
 from hayless.methods.adapters.retrieve.arrow import routed
 from hayless.methods.adapters.retrieve.config import RetrieveConfig, composition, mixture, opened
-from hayless.methods.common.adapting import check_same_base, put_on
-from hayless.model import adapters
+from hayless.methods.common.adapting import put_on, read_modules
 from hayless.model.adapters import Adapter
 from hayless.model.transform import Change, Context
 
@@ -73,8 +72,7 @@ def _mixed(model: PreTrainedModel, config: RetrieveConfig, library: Library, con
     modules = [each.module for each in found] or library.modules
     folders = [library.path(module.name) for module in modules]
     made = mixture(config, folders)
-    check_same_base(folders, model)
-    adapter = routed([adapters.read(folder) for folder in folders], made)
+    adapter = routed(read_modules(model, folders), made)
     return adapter, {"modules": float(len(folders)), **_similarities(found)}
 
 
