@@ -26,7 +26,7 @@ class CodedCache:
         dims = program.dims
         self.capacity = capacity
         self._program = program
-        self._held = Held.empty(
+        self.held = Held.empty(
             (dims.num_layers, rows, dims.num_kv_heads),
             -(-capacity // form.residual) * form.residual,
             dims.head_dim,
@@ -41,13 +41,13 @@ class CodedCache:
     @property
     def bytes(self) -> int:
         """Size of keys and values."""
-        return sum(tensor.untyped_storage().nbytes() for tensor in self._held.tensors)
+        return sum(tensor.untyped_storage().nbytes() for tensor in self.held.tensors)
 
     @torch.inference_mode()
     def prefill(self, row: int, prompt: Sequence[int]) -> Tensor:
         """Read a prompt into an empty row; its last hidden state (1, h)."""
         ids = torch.tensor([list(prompt)], device=self._program.device)
-        return self._program.forward(ids, _Row(self._held, row))[:, -1]
+        return self._program.forward(ids, _Row(self.held, row))[:, -1]
 
     def attend(
         self,
@@ -67,7 +67,7 @@ class CodedCache:
     ) -> None:
         """Launch the attention of one new token of each row, which joins the cache."""
         quantized_attention(
-            q, k, v, cos, sin, lengths_b, self._held[layer], out, scratch, q_norm=q_norm, k_norm=k_norm, overlap=overlap
+            q, k, v, cos, sin, lengths_b, self.held[layer], out, scratch, q_norm=q_norm, k_norm=k_norm, overlap=overlap
         )
 
 
@@ -76,13 +76,13 @@ class _Row:
 
     def __init__(self, held: Held, row: int) -> None:
         self.lengths = [0]
-        self._held, self._row = held, row
+        self.held, self._row = held, row
 
     def entering(self, _new: int) -> Attend:
         """All attend to each other as they are, and are put away."""
 
         def attend_layer(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            fill(self._held[layer, self._row], k[0], v[0])
+            fill(self.held[layer, self._row], k[0], v[0])
             return attend(q, k, v, None)
 
         return attend_layer
