@@ -13,7 +13,7 @@ from hayless.core.bank import bank_bytes, block_matrices
 from hayless.core.errors import FileDamaged, HaylessError, NotSupported, RequestError, WorkError
 from hayless.core.families import ledger_of
 from hayless.core.registry import configure, find
-from hayless.decode import graphs, products
+from hayless.decode import products
 from hayless.decode.bank import AdapterBank, InUse
 from hayless.decode.engine import Backend, Engine
 from hayless.decode.options import SamplingOptions
@@ -106,7 +106,7 @@ def test_captured_steps_follow_the_slots(monkeypatch: pytest.MonkeyPatch) -> Non
     assert engine.path.backend == "graphs"
     running = engine.open(2, 32)
     captures: list[object] = []
-    monkeypatch.setattr(graphs, "captured", lambda *_: captures.append(None))
+    monkeypatch.setattr("hayless.decode.graphs.captured", lambda *_: captures.append(None))
     options = SamplingOptions(max_tokens=2, ignore_end=True)
     for turn in (("legal", ""), ("code", "legal"), ("medical", "code")):
         for name in {*bank.names} - {*turn}:
