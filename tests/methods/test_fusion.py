@@ -22,6 +22,7 @@ from hayless.methods.adapters.fusion import reference
 from hayless.model.load import load_model
 from hayless.model.save import save_model
 from hayless.model.transform import Context, apply, record
+from hayless.recipe.prediction import predict
 from tests import tiny
 from tests.cli.models import saved
 from tests.methods.running import check_held, logits, losses, predicted
@@ -215,6 +216,8 @@ def test_a_recipe_trains_it_as_predicted(tmp_path: Path, monkeypatch: pytest.Mon
     measure = {"measure": {"quality": False, "prompt_tokens": 8, "decode_tokens": 12}}
     wanted = recipe(tmp_path, fusing, {"train": TRAIN}, measure, model={"path": base})
     done, _ = quietly(wanted, tmp_path / "run")
+    with pytest.raises(NotSupported, match="fusion adds cannot be merged"):
+        predict(recipe(tmp_path, fusing, {"train": TRAIN}, {"save": {"merge": True}}, model={"path": base}))
     for name in ("trainable_parameters", "adapter_bytes", "file_bytes"):
         assert done.receipt.measured(name) == done.receipt.figure(name).predicted
     assert record(load_model(done.folder / "model"))[0].method == "fusion"

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hayless.core.errors import RequestError
+from hayless.core.errors import NotSupported, RequestError
 from hayless.core.ledger import Ledger
 from hayless.core.method import Aspect, MethodConfig, Part
 from hayless.core.registry import method_of
@@ -67,6 +67,14 @@ def check_order(configs: Sequence[MethodConfig]) -> None:
             f"The order {given} cannot work: weights are changed before they are packed, and branches come last.",
             hint=f"Apply them as {names}.",
         )
+
+
+def unmergeable(config: MethodConfig) -> NotSupported:
+    """The refusal to fold what a method adds into the base, for methods that never can be."""
+    return NotSupported(
+        f"What {config.method} adds cannot be merged: {method_of(config).unmerged}.",
+        hint="Save base and adapter side by side (merge: false).",
+    )
 
 
 def predict(ledger: Ledger, configs: Sequence[MethodConfig]) -> Ledger:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from hayless.core.compose import predict as rewrite
+from hayless.core.compose import unmergeable
 from hayless.core.cost import DecodeShape, TrainShape, is_packed, training_cost
 from hayless.core.decoding import decode_peak
 from hayless.core.dims import ModelDims
@@ -174,8 +175,13 @@ def _dtype_after(ledger: Ledger, train: Train) -> str:
     return found.pop() if len(found) == 1 else ledger.dims.dtype
 
 
-def _saved(dims: ModelDims, done: Iterable[MethodConfig], save: Save) -> Ledger:
-    """The ledger of what is written: adapters merged and dtype changed if the recipe asks for that."""
+def _saved(dims: ModelDims, done: Sequence[MethodConfig], save: Save) -> Ledger:
+    """The ledger of what is written: adapters merged and dtype changed if the recipe asks for that.
+
+    NotSupported for adapters that never can be merged."""
+    for config in done if save.merge else ():
+        if method_of(config).unmerged:
+            raise unmergeable(config)
     kept = [config for config in done if not (save.merge and method_of(config).adds_adapter)]
     if save.merge is True:
         _check_mergeable(done)

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.models.opt.modeling_opt import OPTLearnedPositionalEmbedding
 
-from hayless.core.errors import NotSupported
+from hayless.core.compose import unmergeable
 from hayless.core.families import family_of
 from hayless.core.families.building import Paths
 from hayless.core.forward import VIRTUAL
@@ -116,10 +116,7 @@ class VirtualPart:
     @staticmethod
     def merge(model: PreTrainedModel, config: MethodConfig, base: PackedBase | None = None) -> Change:
         """NotSupported: no weight of the base can hold them."""
-        raise NotSupported(
-            f"What {config.method} trained cannot be merged: no weight of the base holds virtual tokens.",
-            hint="Save base and adapter side by side (merge: false).",
-        )
+        raise unmergeable(config)
 
 
 def begin(model: PreTrainedModel, method: str, make: Callable[[], VirtualTokens]) -> None:

@@ -17,4 +17,5 @@ METHOD = Method(
     ladder=lambda dims: (),
     paper=Paper("Parameter-Efficient Transfer Learning for NLP", "Houlsby et al.", 2019, "1902.00751"),
     peft_type="BOTTLENECK",
+    unmerged="it is no linear function, and weights hold only those",
 )

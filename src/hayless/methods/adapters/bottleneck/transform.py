@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hayless.core.beside import BOTTLENECKS
-from hayless.core.errors import NotSupported
+from hayless.core.compose import unmergeable
 from hayless.core.method import MethodConfig
 from hayless.core.registry import configure
 from hayless.methods.adapters.bottleneck import layer
@@ -83,10 +83,7 @@ class BottleneckAdapters:
     @staticmethod
     def merge(model: PreTrainedModel, config: BottleneckConfig, base: PackedBase | None = None) -> Change:
         """NotSupported: no weight of the base can hold a function that is not linear."""
-        raise NotSupported(
-            "A bottleneck cannot be merged: what it adds is no linear function, and weights hold only those.",
-            hint="Save base and adapter side by side (merge: false).",
-        )
+        raise unmergeable(config)
 
 
 def _modules(model: PreTrainedModel, config: BottleneckConfig) -> Iterator[tuple[str, Any, Any, int]]:

@@ -19,4 +19,5 @@ METHOD = Method(
         "AdapterFusion: Non-Destructive Task Composition for Transfer Learning", "Pfeiffer et al.", 2021, "2005.00247"
     ),
     peft_type="ADAPTER_FUSION",
+    unmerged="its attention is no linear function, and weights hold only those",
 )

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from hayless.core.beside import BOTTLENECKS, FUSION, fusion_of
-from hayless.core.errors import FileDamaged, NotSupported, RequestError
+from hayless.core.compose import unmergeable
+from hayless.core.errors import FileDamaged, RequestError
 from hayless.core.method import MethodConfig
 from hayless.core.registry import configure
 from hayless.methods.adapters.fusion import layer
@@ -108,10 +109,7 @@ class Fusion:
     @staticmethod
     def merge(model: PreTrainedModel, config: FusionConfig, base: PackedBase | None = None) -> Change:
         """NotSupported: no weight of the base can hold attention."""
-        raise NotSupported(
-            "A fusion cannot be merged: its attention makes it a function that is not linear.",
-            hint="Save base and adapter side by side (merge: false).",
-        )
+        raise unmergeable(config)
 
 
 def _given(path: str, site: Site, modules: Sequence[Adapter]) -> Mapping[str, Tensor]:

@@ -18,4 +18,5 @@ METHOD = Method(
     ladder=lambda dims: (),
     paper=Paper("Prefix-Tuning: Optimizing Continuous Prompts for Generation", "Li and Liang", 2021, "2101.00190"),
     peft_type="PREFIX_TUNING",
+    unmerged="no weight of the base holds virtual tokens",
 )

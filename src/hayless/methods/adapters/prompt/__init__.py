@@ -20,4 +20,5 @@ METHOD = Method(
         "The Power of Scale for Parameter-Efficient Prompt Tuning", "Lester, Al-Rfou and Constant", 2021, "2104.08691"
     ),
     peft_type="PROMPT_TUNING",
+    unmerged="no weight of the base holds virtual tokens",
 )
