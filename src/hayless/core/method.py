@@ -125,9 +125,9 @@ class Method:
     ledger the way the method rewrites the model, exactly in parameters and bytes. `claims` may depend on the config,
     and `needs_by` says what a config needs beyond `needs`.
     `peft_type` names the adapter format of PEFT that this method reads and writes, `unmerged` says why what it adds
-    never can be folded into the base (empty where it can, or where that depends on the model), `ecosystems` the layouts of
-    packed weights that other libraries read. `predict_training` is to training
-    what `predict` is to the model: an optimizer states its bytes a parameter, a memory method what is computed again;
+    never can be folded into the base (empty where it can, or where that depends on the model), `ecosystems` names the
+    layouts of packed weights that other libraries read. `predict_training` is to training what `predict` is to the
+    model: an optimizer states its bytes a parameter, a memory method what is computed again;
     `predict_decoding` to decoding. `rate` is what the learning rate is multiplied by for a trained tensor, by its name.
     Every option of a transform has a default, so that a bare name is a valid request.
 
