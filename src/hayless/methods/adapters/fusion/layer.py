@@ -40,25 +40,25 @@ class Fused(nn.Module):
             tensor = nn.Parameter(torch.zeros(shape, device=device), requires_grad=part in TRAINED)
             self.get_submodule(part).register_parameter(parameter, tensor)
         self.activation: Callable[[Tensor], Tensor] | None = _ACTIVATIONS.get(site.member.rpartition("_")[2])
-        self.rank = site.rank
+        self.rank, self.valued = site.rank, config.value
 
     def forward(self, x: Tensor) -> Tensor:
         """x (…, in) → (…, out)."""
-        weights = {name: weight.to(working_dtype(x)) for name, weight in self.named_parameters()}
-        query, key, wide, shift = (weights.get(f"{part}.weight") for part in ("query", "key", "wide", "shift"))
-        assert query is not None and key is not None and wide is not None
-        inner = F.linear(x, weights["thin.weight"].flatten(0, 1), weights.get("thin.bias"))
+        own: Any = self
+        dtype, bottlenecks = working_dtype(x), self.activation is not None
+        query, key, thin, wide = (part.weight.to(dtype) for part in (own.query, own.key, own.thin, own.wide))
+        inner = F.linear(x, thin.flatten(0, 1), own.thin.bias.to(dtype) if bottlenecks else None)
         inner = inner if self.activation is None else self.activation(inner)
         asked = F.linear(F.linear(x, query), key.T)
         scores = (F.linear(asked, wide.T) * inner).float().unflatten(-1, (-1, self.rank)).sum(-1)
-        if shift is not None:
+        if bottlenecks:
+            shift = own.shift.weight.to(dtype)
             scores = scores + F.linear(asked, shift.T)
         shares = scores.softmax(-1).to(inner.dtype)
         mixed = F.linear((inner.unflatten(-1, (-1, self.rank)) * shares[..., None]).flatten(-2), wide)
-        if shift is not None:
+        if bottlenecks:
             mixed = mixed + F.linear(shares, shift)
-        value = weights.get("value.weight")
-        return mixed if value is None else mixed + F.linear(mixed, value)
+        return mixed + F.linear(mixed, own.value.weight.to(dtype)) if self.valued else mixed
 
 
 def attach(last: Any, first: Any, site: Site, config: FusionConfig) -> None:
