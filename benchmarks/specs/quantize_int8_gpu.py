@@ -57,7 +57,7 @@ class _Product:
             products.append(make(weight))
             del weight
 
-        @torch.inference_mode()
+        @torch.no_grad()  # what inference mode makes cannot be written over outside of it
         def run() -> list[Tensor]:
             return [multiply(x) for multiply in products]
 

@@ -8,7 +8,8 @@
 //   SCALE     dtype of scales: 0 fp32, 1 fp16, 2 bf16, 3 codes of double quantization
 //   ZERO, TWOS                    zero points; two's complement
 //   BANDS, TILES, WARPS, DEPTH    16 rows each, 8 tokens each, warps that share columns, steps on their way
-//   SPLITS    parts of the columns among blocks; more than one writes float32 sums
+//   SPLITS    parts of the columns among blocks
+//   CLUSTER   1: those blocks are one cluster and add up there (sm_90); 0: each writes its sums in float32
 //
 // W is the first operand of mma.m16n8k16 and x the second. Which column stands at which k is free as long as both agree,
 // so each lane takes the columns that lie side by side in memory: up to 16 bytes of a row, and no weight is moved.
@@ -105,6 +106,21 @@ __device__ __forceinline__ float half_to_float(u16 v) {
     asm("cvt.f32.f16 %0, %1;" : "=f"(r) : "h"(v));
     return r;
 }
+
+#if CLUSTER
+// Blocks of a cluster wait for each other; what they wrote to shared memory is seen behind it.
+__device__ __forceinline__ void cluster_barrier() {
+    asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
+// What stands at `at` in the shared memory of another block of the cluster.
+__device__ __forceinline__ float of_block(const float* at, u32 block) {
+    float r;
+    asm volatile("{.reg .u32 there;\n\tmapa.shared::cluster.u32 there, %1, %2;\n\tld.shared::cluster.f32 %0, [there];}"
+                 : "=f"(r) : "r"((u32)__cvta_generic_to_shared(at)), "r"(block) : "memory");
+    return r;
+}
+#endif
 // -- end of instructions
 
 __device__ __forceinline__ float brain_to_float(u16 v) { return __uint_as_float((u32)v << 16); }
@@ -167,7 +183,13 @@ typedef u16 scale_t;
 #define SUMS_BYTES (WARPS * TOKENS * PITCH * 4)
 #define TABLE_BYTES (KIND == 1 ? 256 * 32 * 4 : 0)
 
-extern "C" __global__ void __launch_bounds__(WARPS * 32) packed_linear(
+#if CLUSTER
+#define TOGETHER __cluster_dims__(1, SPLITS, 1)
+#else
+#define TOGETHER
+#endif
+
+extern "C" __global__ void TOGETHER __launch_bounds__(WARPS * 32) packed_linear(
     const u16* __restrict__ x, const u8* __restrict__ codes, const scale_t* __restrict__ scale,
     const u8* __restrict__ zero, const float* __restrict__ table, const float* __restrict__ second_table,
     const float* __restrict__ second_scale, const float* __restrict__ offset, const u16* __restrict__ bias,
@@ -185,11 +207,18 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) packed_linear(
     float total[BANDS][TILES][4] = {};
     const int steps = (width + COLUMNS - 1) / COLUMNS, each = (steps + SPLITS - 1) / SPLITS;
     const int last = min(steps, (int)(blockIdx.y + 1) * each);
-    int rows[BANDS][2];
+    // Offsets from the first byte, scale and token, in 32 bits, which the device adds to an address as it loads.
+    u32 codes_at[BANDS][2], scales_at[BANDS][2], x_at[TILES];
 #pragma unroll
     for (int b = 0; b < BANDS; b++)
 #pragma unroll
-        for (int h = 0; h < 2; h++) rows[b][h] = min(first_row + 16 * b + 8 * h + g, n - 1);
+        for (int h = 0; h < 2; h++) {
+            const u32 row = min(first_row + 16 * b + 8 * h + g, n - 1);
+            codes_at[b][h] = row * (u32)(width * BITS / 8) + t * (SPAN / 4) * BITS / 8;
+            scales_at[b][h] = row * (u32)groups;
+        }
+#pragma unroll
+    for (int j = 0; j < TILES; j++) x_at[j] = min(8 * j + g, m - 1) * (u32)width + t * (SPAN / 4);
 
     Words words[DEPTH][PARTS][BANDS][2];
     scale_t scales[DEPTH][PARTS][BANDS][2];
@@ -205,9 +234,8 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) packed_linear(
             for (int b = 0; b < BANDS; b++)
 #pragma unroll
                 for (int h = 0; h < 2; h++) {
-                    const size_t row = rows[b][h];
-                    words[d][p][b][h] = stream(codes + row * (width * BITS / 8) + (column + t * (SPAN / 4)) * BITS / 8);
-                    const size_t at = row * groups + GROUP_OF(column);
+                    words[d][p][b][h] = stream(codes + (codes_at[b][h] + (u32)column * BITS / 8));
+                    const u32 at = scales_at[b][h] + GROUP_OF(column);
                     scales[d][p][b][h] = scale[at];
 #if ZERO
                     zeros[d][p][b][h] = zero[at];
@@ -237,8 +265,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) packed_linear(
                 u32 q[TILES][PER / 2];
 #pragma unroll
                 for (int j = 0; j < TILES; j++) {
-                    const size_t token = min(8 * j + g, m - 1);
-                    const u16* at = x + token * width + column + t * (SPAN / 4) + PER * i;
+                    const u16* at = x + (x_at[j] + column + PER * i);
                     u32 v[PER / 2];
 #if PER == 4
                     *(uint2*)v = *(const uint2*)at;
@@ -292,7 +319,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) packed_linear(
 #elif SCALE == 2
                     const float f = brain_to_float(s);
 #else
-                    const size_t block = (size_t)rows[b][h] * groups + GROUP_OF(column);
+                    const u32 block = scales_at[b][h] + GROUP_OF(column);
                     const float f = seconds[s] * second_scale[block / 256] + shift;
 #endif
 #pragma unroll
@@ -349,14 +376,31 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) packed_linear(
     for (int i = threadIdx.x; i < ROWS * TOKENS; i += WARPS * 32) {
         const int token = i / ROWS, row = first_row + i % ROWS;
         if (token >= m || row >= n) continue;
+        float* sum = all + token * PITCH + i % ROWS;
         float y = 0;
 #pragma unroll
-        for (int w = 0; w < WARPS; w++) y += all[(w * TOKENS + token) * PITCH + i % ROWS];
-#if SPLITS > 1
+        for (int w = 0; w < WARPS; w++) y += sum[w * TOKENS * PITCH];
+#if CLUSTER
+        *sum = y;
+#elif SPLITS > 1
         ((float*)out)[((size_t)blockIdx.y * m + token) * n + row] = y;
 #else
         if (with_bias) y += widened(bias[row]);
         ((u16*)out)[(size_t)token * n + row] = narrow(y);
 #endif
     }
+#if CLUSTER
+    // The blocks' sums, in their order, each block a part of them.
+    cluster_barrier();
+    for (int i = threadIdx.x + blockIdx.y * WARPS * 32; i < ROWS * TOKENS; i += SPLITS * WARPS * 32) {
+        const int token = i / ROWS, row = first_row + i % ROWS;
+        if (token >= m || row >= n) continue;
+        float y = 0;
+#pragma unroll
+        for (int s = 0; s < SPLITS; s++) y += of_block(all + token * PITCH + i % ROWS, s);
+        if (with_bias) y += widened(bias[row]);
+        ((u16*)out)[(size_t)token * n + row] = narrow(y);
+    }
+    cluster_barrier();  // a block's shared memory goes with it
+#endif
 }

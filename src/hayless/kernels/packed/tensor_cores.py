@@ -38,6 +38,8 @@ def unsupported(x: Tensor, weight: Packed) -> str:
     group, word = weight.shape[1] // weight.groups, 128 // _bits(weight)
     if group % word:
         return f"groups of {group} columns are not whole times {word}, which the lanes of a row read"
+    if max(weight.codes.numel(), 2 * x.numel()) >= 2**32:
+        return "offsets of more than 32 bits would be needed"
     if x.data_ptr() % 16 or weight.codes.data_ptr() % 16:
         return "x and codes must start at multiples of 16 bytes"
     return _trouble(x.device.index)
@@ -46,7 +48,8 @@ def unsupported(x: Tensor, weight: Packed) -> str:
 def multiply(x: Tensor, weight: Packed, bias: Tensor | None, out: Tensor, *, tiles: CoreTiles | None = None) -> Tensor:
     """Write x Wᵀ + bias to `out` (tokens, out) in x's dtype, fp16 or bf16; everything contiguous. Returns `out`.
 
-    With `tiles.splits` the parts go through float32 (splits, tokens, out), taken from PyTorch's allocator.
+    With `tiles.splits` the parts are added by the blocks of a cluster; on devices before sm_90, which have none, they go
+    through float32 (splits, tokens, out), taken from PyTorch's allocator.
     NotSupported where `unsupported` gives a reason.
     """
     reason = unsupported(x, weight)
@@ -54,9 +57,10 @@ def multiply(x: Tensor, weight: Packed, bias: Tensor | None, out: Tensor, *, til
         raise NotSupported(f"The kernel for tensor cores cannot do this: {reason}.")
     (rows, width), tokens = weight.shape, x.shape[0]
     tiles = tiles or core_tiles_for(tokens, rows, width, _bits(weight))
-    split = tiles.splits > 1
+    defined = definitions(x, weight, tiles)
+    split = tiles.splits > 1 and not defined["CLUSTER"]
     target = torch.empty(tiles.splits, *out.shape, dtype=torch.float32, device=out.device) if split else out
-    kernel = _compiled(tuple(definitions(x, weight, tiles).items()), x.device.index)
+    kernel = _compiled(tuple(defined.items()), x.device.index)
     with_bias = bias is not None
     kernel(
         grid=(-(-rows // (16 * tiles.bands)), tiles.splits, 1),
@@ -97,6 +101,7 @@ def definitions(x: Tensor, weight: Integers | Table, tiles: CoreTiles) -> dict[s
         "WARPS": tiles.warps,
         "DEPTH": tiles.depth,
         "SPLITS": tiles.splits,
+        "CLUSTER": int(tiles.splits > 1 and x.is_cuda and torch.cuda.get_device_capability(x.device) >= (9, 0)),
     }
 
 
