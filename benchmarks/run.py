@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -37,8 +38,8 @@ def main(arguments: list[str] | None = None) -> int:
         for name in chosen.spec:
             path = SPECS / f"{name.replace('-', '_')}.py"
             found = spec.load(path)
-            rows = runner.run(found, path, say=lambda line: print(line, file=sys.stderr, flush=True))
-            results.write(chosen.out / f"{found.name}.json", found.name, rows)
+            keep = partial(results.write, chosen.out / f"{found.name}.json", found.name)
+            rows = runner.run(found, path, say=lambda line: print(line, file=sys.stderr, flush=True), keep=keep)
             empty |= all(row.spread is None for row in rows)
     except HaylessError as error:
         print(error, file=sys.stderr)

@@ -48,8 +48,8 @@ def unsupported(x: Tensor, weight: Packed) -> str:
 def multiply(x: Tensor, weight: Packed, bias: Tensor | None, out: Tensor, *, tiles: CoreTiles | None = None) -> Tensor:
     """Write x Wᵀ + bias to `out` (tokens, out) in x's dtype, fp16 or bf16; everything contiguous. Returns `out`.
 
-    With `tiles.splits` the parts are added by the blocks of a cluster; on devices before sm_90, which have none, they go
-    through float32 (splits, tokens, out), taken from PyTorch's allocator.
+    With `tiles.splits` the parts are added by the blocks of a cluster; on devices before sm_90, which have none, they
+    go through float32 (splits, tokens, out), taken from PyTorch's allocator.
     NotSupported where `unsupported` gives a reason.
     """
     reason = unsupported(x, weight)

@@ -46,8 +46,18 @@ class _Found:
         return (one for one in work.contenders if one.name not in self.reasons)
 
 
-def run(spec: Spec, path: Path, *, stopwatch: Stopwatch | None = None, say: Say = print) -> list[Row]:
-    """The rows of a spec; `path` is its file, for fresh processes. `stopwatch` stands in for the spec's own."""
+def run(
+    spec: Spec,
+    path: Path,
+    *,
+    stopwatch: Stopwatch | None = None,
+    say: Say = print,
+    keep: Callable[[list[Row]], object] = lambda rows: None,
+) -> list[Row]:
+    """The rows of a spec; `path` is its file, for fresh processes. `stopwatch` stands in for the spec's own.
+
+    `keep` gets the rows so far after each work, so that an end half way loses none.
+    """
     if spec.threads is not None:
         torch.set_num_threads(spec.threads)
     rows: list[Row] = []
@@ -66,6 +76,7 @@ def run(spec: Spec, path: Path, *, stopwatch: Stopwatch | None = None, say: Say 
                 f"  {row.contender}: {row.metric} {f'{row.spread.median:.5g} {row.unit}' if row.spread else row.reason}"
             )
         rows += made
+        keep(rows)
     return rows
 
 
