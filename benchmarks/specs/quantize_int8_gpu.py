@@ -123,10 +123,10 @@ def _cublas(weight: Tensor) -> Multiply:
 
 
 def _int8(weight: Tensor) -> Multiply:
-    from hayless.kernels.int8.product import product
+    from hayless.kernels.int8.backend import product_for
 
     codes, scale = plain.rows_quantized(weight.float())
-    return lambda x: product(x, codes, scale, None, _THRESHOLD)
+    return lambda x: product_for(x, codes, scale, _THRESHOLD)(x, codes, scale, None, _THRESHOLD)
 
 
 def _fp8(weight: Tensor) -> Multiply:

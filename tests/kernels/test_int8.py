@@ -12,7 +12,7 @@ import torch
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from hayless.kernels.int8 import plain, product, rows
+from hayless.kernels.int8 import few, plain, product, rows
 from hayless.kernels.int8.backend import product_for
 from hayless.kernels.int8.capacity import FEW, capacity_of
 from hayless.kernels.int8.tiles import Tiles
@@ -120,7 +120,7 @@ def test_room_for_outliers(tokens, width, expected):
 
 
 def test_without_a_gpu_it_is_plain_pytorch():
-    assert product_for(torch.zeros(2, 4)) is plain.product
+    assert product_for(torch.zeros(2, 4), *_weights(3, 4), 6.0) is plain.product
 
 
 @pytest.mark.gpu
@@ -128,7 +128,8 @@ def test_without_a_gpu_it_is_plain_pytorch():
 @pytest.mark.parametrize("tokens", [1, 16, 64, 300])
 def test_at_real_sizes_it_is_captured_and_equal(tokens):
     x, (weight, scale) = _input(tokens, 4096, 41, torch.bfloat16), _weights(4096, 4096)
-    assert product_for(x) is product.product
+    assert product_for(x, weight, scale, 0.0) is product.product
+    assert product_for(x, weight, scale, 6.0) is (few.product if tokens <= FEW else product.product)
     product.product(x, weight, scale, None, 6.0)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
@@ -139,3 +140,16 @@ def test_at_real_sizes_it_is_captured_and_equal(tokens):
     expected = plain.product(x, weight, scale, None, 6.0).float()
     graph.replay()
     torch.testing.assert_close(found.float(), expected, rtol=1.6e-2, atol=1.6e-2 * float(expected.abs().max()))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(DEVICE.type != "cuda", reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("tokens", "width", "count"), [(1, 4096, 4096), (3, 512, 100), (16, 1024, 33)])
+def test_few_tokens_are_multiplied_in_16_bits(tokens, width, count, dtype):
+    x, (weight, scale) = _input(tokens, width, 5, dtype), _weights(count, width)
+    bias = torch.randn(count, device=DEVICE)
+    found = product_for(x, weight, scale, 6.0)(x, weight, scale, bias, 6.0)
+    expected = x.float() @ (weight.float() * scale[:, None] / 127).T + bias
+    assert found.dtype is dtype
+    torch.testing.assert_close(found.float(), expected, rtol=1.6e-2, atol=4e-3 * float(expected.abs().max()))

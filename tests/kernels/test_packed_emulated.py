@@ -68,6 +68,7 @@ def _emulated(folder: Path, defined: dict[str, int]) -> Callable[..., None]:
         (lambda: integers(21, 384, 4, 1), 1, (1, 4, 2, 2)),
         (lambda: integers(33, 80, 8, 5, zero=True, dtype=torch.bfloat16), 3, (1, 4, 2, 1)),
         (lambda: integers(17, 512, 2, 2, twos_complement=True), 2, (1, 4, 2, 1)),
+        (lambda: integers(18, 128, 8, 1, twos_complement=True), 2, (1, 4, 1, 1)),
         (lambda: table(18, 416, 32, nested=True), 10, (1, 4, 2, 2)),
         (lambda: table(18, 320, 64), 1, (1, 4, 1, 1)),
     ],
@@ -82,8 +83,8 @@ def test_tensor_cores(weight, tokens, tiles, tmp_path, monkeypatch):
     out = poisoned(tokens, rows, dtype=torch.bfloat16)
     # In Triton's interpreter bf16 is wrong.
     monkeypatch.setattr(tensor_cores, "add_splits", lambda parts, bias, out: out.copy_(parts.sum(0) + bias.float()))
-    found = tensor_cores.multiply(x, weight, bias, out, tiles=CoreTiles(*tiles))
-    expected = formats.linear_reference(x.float(), weight, bias.float())
+    found = tensor_cores.multiply(x, weight, bias, out, tiles=CoreTiles(*tiles), divisor=tokens)
+    expected = formats.linear_reference(x.float(), weight) / tokens + bias.float()
     if isinstance(weight, formats.Integers):  # whole numbers are exact in bf16: only the result is rounded
         allowed = {"rtol": 2**-8, "atol": 1e-4 * float(expected.abs().max())}
         torch.testing.assert_close(found.float(), expected, **allowed)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hayless.kernels.int8 import plain
+from hayless.kernels.int8.capacity import FEW
 
 Product = Callable[[Tensor, Tensor, Tensor, Tensor | None, float], Tensor]
 """x (tokens, in), W int8 (out, in), its scale (out,), bias (out,) or None, threshold → (tokens, out)."""
@@ -19,17 +20,20 @@ _WIDEST = 65536
 """Inputs up to this width fit into a program of the kernel that quantizes a token."""
 
 
-def product_for(x: Tensor) -> Product:
-    """The way to multiply such an x: the kernel on NVIDIA GPUs of compute capability 8.0 and later with Triton."""
-    if not (x.is_cuda and x.numel() and x.dtype is not torch.float64 and x.shape[-1] <= _WIDEST):
+def product_for(x: Tensor, weight: Tensor, weight_scale: Tensor, threshold: float) -> Product:
+    """The way to multiply such an x: the kernel on NVIDIA GPUs of compute capability 8.0 and later with Triton; there
+    up to 16 tokens in 16 bits, unless a threshold of 0 has no column in them."""
+    if not (x.is_cuda and x.numel() and x.dtype is not torch.float64 and x.shape[-1] <= _WIDEST and _has_kernels()):
         return plain.product
-    return _kernel() if torch.cuda.get_device_capability(x.device) >= _CAPABILITY else plain.product
+    if torch.cuda.get_device_capability(x.device) < _CAPABILITY:
+        return plain.product
+    from hayless.kernels.int8 import few, product
+
+    if threshold and x.shape[0] <= FEW and not few.unsupported(x, weight, weight_scale):
+        return few.product
+    return product.product
 
 
 @cache
-def _kernel() -> Product:
-    if torch.version.hip is not None or importlib.util.find_spec("triton") is None:
-        return plain.product
-    from hayless.kernels.int8.product import product
-
-    return product
+def _has_kernels() -> bool:
+    return torch.version.hip is None and importlib.util.find_spec("triton") is not None

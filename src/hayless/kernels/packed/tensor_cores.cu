@@ -8,6 +8,7 @@
 //   SCALE     dtype of scales: 0 fp32, 1 fp16, 2 bf16, 3 codes of double quantization
 //   ZERO, TWOS                    zero points; two's complement
 //   BANDS, TILES, WARPS, DEPTH    16 rows each, 8 tokens each, warps that share columns, steps on their way
+//   DIVISOR   a whole number by which W's products are divided
 //   SPLITS    parts of the columns among blocks
 //   CLUSTER   1: those blocks are one cluster and add up there (sm_90); 0: each writes its sums in float32
 //
@@ -380,6 +381,7 @@ extern "C" __global__ void TOGETHER __launch_bounds__(WARPS * 32) packed_linear(
         float y = 0;
 #pragma unroll
         for (int w = 0; w < WARPS; w++) y += sum[w * TOKENS * PITCH];
+        y *= 1.0f / DIVISOR;
 #if CLUSTER
         *sum = y;
 #elif SPLITS > 1

@@ -45,8 +45,11 @@ def unsupported(x: Tensor, weight: Packed) -> str:
     return _trouble(x.device.index)
 
 
-def multiply(x: Tensor, weight: Packed, bias: Tensor | None, out: Tensor, *, tiles: CoreTiles | None = None) -> Tensor:
-    """Write x Wᵀ + bias to `out` (tokens, out) in x's dtype, fp16 or bf16; everything contiguous. Returns `out`.
+def multiply(
+    x: Tensor, weight: Packed, bias: Tensor | None, out: Tensor, *, tiles: CoreTiles | None = None, divisor: int = 1
+) -> Tensor:
+    """Write x Wᵀ / divisor + bias to `out` (tokens, out) in x's dtype, fp16 or bf16; everything contiguous. Returns
+    `out`.
 
     With `tiles.splits` the parts are added by the blocks of a cluster; on devices before sm_90, which have none, they
     go through float32 (splits, tokens, out), taken from PyTorch's allocator.
@@ -57,7 +60,7 @@ def multiply(x: Tensor, weight: Packed, bias: Tensor | None, out: Tensor, *, til
         raise NotSupported(f"The kernel for tensor cores cannot do this: {reason}.")
     (rows, width), tokens = weight.shape, x.shape[0]
     tiles = tiles or core_tiles_for(tokens, rows, width, _bits(weight))
-    defined = definitions(x, weight, tiles)
+    defined = definitions(x, weight, tiles) | {"DIVISOR": divisor}
     split = tiles.splits > 1 and not defined["CLUSTER"]
     target = torch.empty(tiles.splits, *out.shape, dtype=torch.float32, device=out.device) if split else out
     kernel = _compiled(tuple(defined.items()), x.device.index)

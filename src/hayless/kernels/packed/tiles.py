@@ -46,9 +46,11 @@ class CoreTiles:
 _VECTOR = {1: VectorTiles(8, 512, 4), 2: VectorTiles(8, 512, 4), 4: VectorTiles(16, 256, 4), 8: VectorTiles(16, 128, 4)}
 """By bits, for one token; 4 and 8 as an H100 has them fastest."""
 _MATRIX = {64: MatrixTiles(64, 16, 4, splits=1)}
-_CORE = {8: CoreTiles(2, 8, 1), 16: CoreTiles(2, 4, 1), 64: CoreTiles(1, 4, 1)}
-"""By the most tokens that they are for; parts are added until the device is full. Up to 16 as an H100 has them fastest
-on Llama-7B's matrices and one of 28672 × 8192; 8 bits take twice the warps for 16."""
+_CORE = {16: CoreTiles(2, 8, 1), 64: CoreTiles(1, 4, 1)}
+"""By the most tokens that they are for; parts are added until the device is full. Up to 16 as an H100 and an H200 have
+them fastest, or nearly, on Llama-7B's matrices and one of 28672 × 8192."""
+_TALL = CoreTiles(4, 4, 1, splits=2)
+"""9 to 16 tokens and a matrix of few bits and many rows."""
 _ENOUGH = {"matrix": 128, "core": 256}
 """Programs and blocks that fill a device."""
 
@@ -90,9 +92,9 @@ def matrix_tiles_for(tokens: int, rows: int, units: int) -> MatrixTiles:
 
 def core_tiles_for(tokens: int, rows: int, width: int, bits: int) -> CoreTiles:
     """For so many tokens, rows of the weight and columns of so many bits."""
+    if 8 < tokens <= 16 and bits < 8 and rows >= 12288 and width >= 2048:
+        return _TALL
     tiles = _for(_CORE, tokens)
-    if bits == 8 and tokens <= 16:
-        tiles = replace(tiles, warps=8)
     return replace(tiles, splits=_parts(-(-rows // (16 * tiles.bands)), _ENOUGH["core"], width // 1024))
 
 

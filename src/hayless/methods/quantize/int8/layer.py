@@ -32,8 +32,8 @@ class Int8(RowCodes):
 
     def multiply(self, x: Tensor, bias: Tensor | None, pieces: Pieces, dtype: torch.dtype) -> Tensor:
         """x quantized token by token, its columns of outliers as they are; W is not unpacked."""
-        flat = rows_of(x)
-        y = product_for(flat)(flat, pieces["codes"], pieces["scale"], bias, self.threshold)
+        flat, codes, scale = rows_of(x), pieces["codes"], pieces["scale"]
+        y = product_for(flat, codes, scale, self.threshold)(flat, codes, scale, bias, self.threshold)
         return y.view(*x.shape[:-1], self.form.rows)
 
     def to_disk(self, pieces: Pieces, dtype: torch.dtype) -> dict[str, Tensor]:
