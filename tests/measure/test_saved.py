@@ -188,10 +188,10 @@ def test_energy_is_shared_among_the_tokens_it_was_spent_on(monkeypatch):
     clock = iter([0.0, 0.5, 1.0, 5.0])
     monkeypatch.setattr(saved, "EnergyMeter", Meter)
     monkeypatch.setattr(saved, "time", types.SimpleNamespace(perf_counter=lambda: next(clock)))
-    row = saved._energy_row(tiny.model("llama"), [5, 6], 8, None)
+    row = saved._energy_row(tiny.model("llama"), [5, 6], 8, saved._Parts())
     assert row.value == 640 / 16 and "16 tokens" in row.note
 
 
 def test_energy_that_cannot_be_read_has_its_reason():
-    row = saved._energy_row(tiny.model("llama"), [5, 6], 8, None)
+    row = saved._energy_row(tiny.model("llama"), [5, 6], 8, saved._Parts())
     assert row.value is None and "cpu" in row.note

@@ -139,6 +139,10 @@ def test_a_saved_model_is_decoded_as_its_recipe_says(tmp_path: Path, monkeypatch
     note = done.receipt.figure("ms_per_token").note
     assert note and "cache in 2 bits but for the last 4 tokens" in note
     assert predict(wanted).figures["decode_peak_bytes"] != alone.figures["decode_peak_bytes"]
+    leaving = {"exit": {"threshold": 0, "least": 1}}
+    done, _ = quietly(recipe(tmp_path, {"decode": leaving}, measure, model=model), tmp_path / "fourth")
+    note = done.receipt.figure("ms_per_token").note
+    assert note and "exits by softmax ≥ 0" in note and "layers a token" in note
 
 
 def test_a_model_larger_than_its_device_is_changed_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

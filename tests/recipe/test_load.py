@@ -55,7 +55,9 @@ def test_a_recipe_says_how_its_model_is_decoded() -> None:
         recipe = decoded({"decode": {"draft": named}}, "measure")
         assert recipe.decoding is not None and recipe.decoding.draft == configure("speculative")
     recipe = decoded({"decode": {"cache": {"bits": 2}}}, "measure")
-    assert recipe.decoding is not None and recipe.decoding.methods == [configure("kv", bits=2)]
+    assert recipe.decoding is not None and recipe.decoding.method == configure("kv", bits=2)
+    recipe = decoded({"decode": {"exit": {"threshold": 0.8}}}, "measure")
+    assert recipe.decoding is not None and recipe.decoding.method == configure("early_exit", threshold=0.8)
     assert decoded("measure").decoding is None
 
 
@@ -66,8 +68,8 @@ def test_a_recipe_says_how_its_model_is_decoded() -> None:
         ([{"decode": {"draft": {"method": "kmeans"}}}, "measure"], {}, "steps.0.decode.draft"),
         ([{"apply": {"method": "kmeans", "importance": "fisher"}}], {"data": None}, "kmeans is calibrated on text"),
         ([{"apply": "kmeans"}], {"calibration": {"tokens": 64}}, "calibration is for methods that need text"),
-        ([{"decode": {}}, "measure"], {}, "draft or cache: give one"),
-        ([{"decode": {"draft": "speculative", "cache": "kv"}}, "measure"], {}, "draft or cache: give one"),
+        ([{"decode": {}}, "measure"], {}, "draft, exit or cache: give one"),
+        ([{"decode": {"draft": "speculative", "cache": "kv"}}, "measure"], {}, "draft, exit or cache: give one"),
         ([{"decode": {"cache": {"residual": 40}}}, "measure"], {}, "residual is 40, no multiple of group_size 32"),
         ([{"decode": {"draft": "speculative"}}], {}, "add a measure step"),
         ([{"decode": {"draft": "speculative"}}, {"measure": {"decode": False}}], {}, "add a measure step"),

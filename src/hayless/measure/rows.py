@@ -46,6 +46,7 @@ def decode_rows(speed: DecodeSpeed, memory: Memory) -> list[Measurement]:
     side = "one at a time" if speed.rows == 1 else f"{speed.rows} side by side"
     work = f"{speed.tokens} tokens after {speed.prompt_tokens}, {side}, {speed.threads} threads"
     work += f"; drafts by {speed.drafts}" if speed.drafts else ""
+    work += f"; exits by {speed.exits}" if speed.exits else ""
     work += f"; cache in {speed.cache}" if speed.cache else ""
     return [
         _timing("first_token_seconds", "s", speed.first_token, work),

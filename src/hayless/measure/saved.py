@@ -25,7 +25,7 @@ from hayless.core.units import format_bytes
 from hayless.data.store import TokenStore
 from hayless.decode.engine import Engine
 from hayless.decode.options import SamplingOptions
-from hayless.decode.slots import CachePart, DraftPart
+from hayless.decode.slots import CachePart, DraftPart, ExitPart
 from hayless.measure.calibration import Calibration, write
 from hayless.measure.energy import EnergyMeter
 from hayless.measure.files import file_bytes
@@ -49,8 +49,7 @@ class _Request(Options):
     folder: Path
     heldout: Path
     settings: MeasureSettings
-    draft: dict[str, Any] | None = None
-    cache: dict[str, Any] | None = None
+    decoding: dict[str, Any] | None = None
     device: str
 
 
@@ -59,8 +58,7 @@ def measure_saved(
     heldout: TokenStore,
     settings: MeasureSettings,
     *,
-    draft: MethodConfig | None = None,
-    cache: MethodConfig | None = None,
+    decoding: MethodConfig | None = None,
     device: str = "cpu",
     documents: Path | None = None,
     reliability: Path | None = None,
@@ -68,7 +66,7 @@ def measure_saved(
 ) -> list[Measurement]:
     """Measure the model saved in `folder` on held-out documents, in a fresh process on `device`.
 
-    It is decoded with the method `draft` or `cache`, if there is one.
+    It is decoded with the method `decoding` in its slot, if there is one.
     A store of preferences is for a reward model (pairwise accuracy, calibration), any other for a language model (loss,
     bits per byte, perplexity; on outputs of examples also accuracy and calibration). `documents` is where the loss of
     each document is written as JSON, for paired comparisons; `reliability` a folder for the reliability diagram.
@@ -78,8 +76,7 @@ def measure_saved(
         folder=folder.resolve(),
         heldout=heldout.folder.resolve(),
         settings=settings,
-        draft=draft.model_dump(mode="json") if draft else None,
-        cache=cache.model_dump(mode="json") if cache else None,
+        decoding=decoding.model_dump(mode="json") if decoding else None,
         device=str(device),
     )
     found = in_fresh_process("hayless.measure.saved", request.model_dump(mode="json"), timeout)
@@ -105,7 +102,7 @@ def _measure(request: dict[str, Any]) -> dict[str, Any]:
     rows = _file_rows(asked.folder)
     documents: list[dict[str, Any]] = []
     if decodes:
-        parts = _Parts(_part(asked.draft, asked, model), _part(asked.cache, asked, model))
+        parts = _parts(asked, model)
         meter.restart()
         rows += _decode_rows(model, store, settings, meter, parts)
     calibrated: Calibration | None = None
@@ -128,20 +125,22 @@ def _measure(request: dict[str, Any]) -> dict[str, Any]:
 class _Parts:
     """What fills the engine's slots."""
 
-    draft: DraftPart | None
-    cache: CachePart | None
+    draft: DraftPart | None = None
+    exit: ExitPart | None = None
+    cache: CachePart | None = None
 
 
-def _part(options: dict[str, Any] | None, asked: _Request, model: PreTrainedModel) -> Any:
-    """A method of decoding, ready for the model; None where there is none."""
-    if options is None:
-        return None
-    [config] = configured([options])
+def _parts(asked: _Request, model: PreTrainedModel) -> _Parts:
+    """The method of decoding, ready for the model, in its slot."""
+    if asked.decoding is None:
+        return _Parts()
+    [config] = configured([asked.decoding])
     try:
         tokenizer = load_tokenizer(str(asked.folder))
     except RequestError:
         tokenizer = None
-    return method_of(config).load()(config, model, tokenizer)
+    card = method_of(config)
+    return _Parts(**{card.part.value: card.load()(config, model, tokenizer)})
 
 
 def _decode_rows(
@@ -149,7 +148,7 @@ def _decode_rows(
 ) -> list[Measurement]:
     tokens = chain.from_iterable(document.tokens.tolist() for document in store.sample(settings.heldout_tokens))
     prompt = list(islice(tokens, settings.prompt_tokens))
-    speed = decode_speed(model, [prompt], settings.decode_tokens, draft=parts.draft, cache=parts.cache)
+    speed = decode_speed(model, [prompt], settings.decode_tokens, draft=parts.draft, exit=parts.exit, cache=parts.cache)
     return [*decode_rows(speed, meter.read()), _energy_row(model, prompt, settings.decode_tokens, parts)]
 
 
@@ -159,7 +158,7 @@ def _energy_row(model: PreTrainedModel, prompt: list[int], tokens: int, parts: _
     meter = EnergyMeter(model.device)
     if not meter.available:
         return Measurement(name=name, unit=unit, note=meter.reason, better="lower")
-    engine = Engine(model, draft=parts.draft, cache=parts.cache)
+    engine = Engine(model, draft=parts.draft, exit=parts.exit, cache=parts.cache)
     options = SamplingOptions(max_tokens=tokens, ignore_end=True)
     generated, start = 0, time.perf_counter()
     with meter:

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from hayless.core.errors import RequestError, bad_value
 from hayless.decode.engine import Backend, Engine, Generation, Path
 from hayless.decode.options import SamplingOptions
-from hayless.decode.slots import CachePart, DraftPart
+from hayless.decode.slots import CachePart, DraftPart, ExitPart
 
 _WARMUP_TOKENS = 8
 _WARMUP_STEPS = 2
@@ -70,6 +70,7 @@ class DecodeSpeed:
     threads: int
     path: Path
     drafts: str = ""
+    exits: str = ""
     cache: str = ""
 
 
@@ -92,13 +93,14 @@ def decode_speed(
     *,
     backend: Backend | Literal["auto"] = "auto",
     draft: DraftPart | None = None,
+    exit: ExitPart | None = None,
     cache: CachePart | None = None,
 ) -> DecodeSpeed:
     """Time greedy decoding of `tokens` tokens after `prompts` (token ids, side by side), past any end token.
 
     RequestError when prompt and tokens do not fit the model's context. Every token is brought to the host, so the
-    clock is read when it is really there. `backend`, `draft` and `cache` are the engine's; what a draft part finds out
-    first is not in the times.
+    clock is read when it is really there. `backend`, `draft`, `exit` and `cache` are the engine's; what a draft or an
+    exit finds out first is not in the times.
     """
     if tokens < 2:
         raise bad_value("tokens", tokens, allowed="2 or more, to time those after the first")
@@ -106,7 +108,7 @@ def decode_speed(
         raise bad_value("repeats", repeats, allowed="1 or more")
     if not prompts:
         raise RequestError("There is no prompt to decode from.")
-    engine = Engine(model, backend=backend, draft=draft, cache=cache)
+    engine = Engine(model, backend=backend, draft=draft, exit=exit, cache=cache)
     longest = max(map(len, prompts))
     if engine.context is not None and longest + tokens > engine.context:
         raise RequestError(
@@ -139,6 +141,7 @@ def decode_speed(
         threads=torch.get_num_threads(),
         path=engine.path,
         drafts=str(draft) if draft else "",
+        exits=str(exit) if exit else "",
         cache=str(cache) if cache else "",
     )
 

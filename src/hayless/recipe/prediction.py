@@ -129,9 +129,9 @@ def decode_shape(recipe: Recipe, device: DeviceKind) -> DecodeShape:
     """What decoding costs by when the saved model is measured, as far as the methods in its slots say."""
     measuring = recipe.measuring or Measure()
     shape = DecodeShape(1, measuring.prompt_tokens + measuring.decode_tokens, device=device)
-    for config in recipe.decoding.methods if recipe.decoding else ():
-        shape = method_of(config).predict_decoding(shape, config)
-    return shape
+    if recipe.decoding is None:
+        return shape
+    return method_of(recipe.decoding.method).predict_decoding(shape, recipe.decoding.method)
 
 
 def _model_of(path: str, dtype: str) -> Ledger:

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     OptimizerConfig = MethodConfig
     MemoryConfig = MethodConfig
     DraftConfig = MethodConfig
+    ExitConfig = MethodConfig
     CacheConfig = MethodConfig
 else:
     TransformConfig = _union(Part.TRANSFORM)
@@ -52,6 +53,7 @@ else:
     OptimizerConfig = _union(Part.OPTIMIZER, default="adamw")
     MemoryConfig = _union(Part.MEMORY)
     DraftConfig = _union(Part.DRAFT, default="speculative")
+    ExitConfig = _union(Part.EXIT, default="early_exit")
     CacheConfig = _union(Part.CACHE, default="kv")
 
 
@@ -134,17 +136,22 @@ class Decode(Options):
     """A decode step: the method in a slot of decoding, for whenever the saved model is measured."""
 
     draft: DraftConfig | None = Field(None, description="Who drafts tokens for the model to check.")
+    exit: ExitConfig | None = Field(None, description="Where tokens leave the model before its last layer.")
     cache: CacheConfig | None = Field(None, description="In what form keys and values are held.")
 
     @property
-    def methods(self) -> list[MethodConfig]:
+    def method(self) -> MethodConfig:
         """What fills a slot."""
-        return [config for config in (self.draft, self.cache) if config is not None]
+        return next(config for config in self._given if config is not None)
+
+    @property
+    def _given(self) -> tuple[MethodConfig | None, ...]:
+        return self.draft, self.exit, self.cache
 
     @model_validator(mode="after")
     def _one(self) -> Self:
-        if len(self.methods) != 1:
-            raise ValueError("a decode step has draft or cache: give one of them")
+        if len(self._given) - self._given.count(None) != 1:
+            raise ValueError("a decode step has draft, exit or cache: give one of them")
         return self
 
 
