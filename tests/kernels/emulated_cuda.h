@@ -90,7 +90,7 @@ static float half_to_float(u16) { abort(); }
 struct Launch {
     void* pointers[10];
     long code_bytes;
-    int m, n, width, groups, with_bias, blocks, splits;
+    int m, n, width, groups, with_bias, add, blocks, splits;
 };
 
 static const Launch* launch;
@@ -102,7 +102,7 @@ static void* thread_of_block(void* index) {
     blockIdx = current_block;
     void* const* p = l.pointers;
     packed_linear((u16*)p[0], (u8*)p[1], (scale_t*)p[2], (u8*)p[3], (float*)p[4], (float*)p[5], (float*)p[6],
-                  (float*)p[7], (u16*)p[8], p[9], l.m, l.n, l.width, l.groups, l.with_bias);
+                  (float*)p[7], (u16*)p[8], p[9], l.m, l.n, l.width, l.groups, l.with_bias, l.add);
     return 0;
 }
 

@@ -37,7 +37,7 @@ class _Launch(ctypes.Structure):
     _fields_ = (
         ("pointers", ctypes.c_void_p * 10),
         ("code_bytes", ctypes.c_long),
-        *((name, ctypes.c_int) for name in ("m", "n", "width", "groups", "with_bias", "blocks", "splits")),
+        *((name, ctypes.c_int) for name in ("m", "n", "width", "groups", "with_bias", "add", "blocks", "splits")),
     )
 
 
@@ -85,6 +85,9 @@ def test_tensor_cores(weight, tokens, tiles, tmp_path, monkeypatch):
     monkeypatch.setattr(tensor_cores, "add_splits", lambda parts, bias, out: out.copy_(parts.sum(0) + bias.float()))
     found = tensor_cores.multiply(x, weight, bias, out, tiles=CoreTiles(*tiles), divisor=tokens)
     expected = formats.linear_reference(x.float(), weight) / tokens + bias.float()
+    before = torch.randn(tokens, rows).bfloat16()
+    added = tensor_cores.multiply(x, weight, bias, before.clone(), tiles=CoreTiles(*tiles), divisor=tokens, add=True)
+    torch.testing.assert_close(added.float(), before.float() + expected, rtol=2**-6, atol=2**-6)
     if isinstance(weight, formats.Integers):  # whole numbers are exact in bf16: only the result is rounded
         allowed = {"rtol": 2**-8, "atol": 1e-4 * float(expected.abs().max())}
         torch.testing.assert_close(found.float(), expected, **allowed)

@@ -57,6 +57,31 @@ def test_tensor_cores(tokens, dtype):
             assert_near(found, formats.linear_reference(x.float(), weight, bias.float()))
 
 
+@pytest.mark.parametrize("tokens", [1, 16])
+def test_products_that_begin_before_the_last_has_ended(tokens):
+    forms = integers(1024, 1024, 4, 8, dtype=torch.bfloat16), table(1024, 1024, 64), integers(1024, 1024, 8, 1)
+    x = random(tokens, 1024, dtype=torch.bfloat16)
+
+    def chain(overlap: bool) -> torch.Tensor:
+        y = x.clone()
+        for _ in range(20):
+            for weight in forms:
+                z = poisoned(tokens, 1024, dtype=torch.bfloat16)
+                multiply(y, weight, None, z, divisor=64, overlap=overlap)
+                multiply(z, weight, None, y, divisor=64, add=True, overlap=overlap)
+        return y
+
+    expected = chain(False)
+    torch.cuda.synchronize()
+    assert torch.equal(chain(True), expected)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = chain(True)
+    for _ in range(3):
+        graph.replay()
+        assert torch.equal(found, expected)
+
+
 @pytest.mark.parametrize("tiles", [tiles for tiles in CORE_CANDIDATES if fits(16, tiles)], ids=str)
 def test_every_candidate(tiles):
     forms = [integers(150, 640, 4, 5, dtype=torch.bfloat16), integers(150, 640, 8, 1), table(150, 640, 64)]

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from hayless.core.packing import FEW as FEW_PACKED
 from hayless.decode.cache import KernelCache, StaticCache
 from hayless.decode.products import AnyProduct, Linear, add_beside, base_of, into_each
 from hayless.decode.program import Layer, Program
@@ -62,7 +63,11 @@ class KernelPass:
         small = tokens == 1 or (tokens <= FEW and all(few(width) for width in widths))
         self._invariant = invariant
         self.fused = small and program.plain and not invariant
-        self.overlap = self.fused and cuda and torch.cuda.get_device_capability(device) >= (9, 0)
+        # Kernels of packed products read their weights while the kernel before ends, as those of fused blocks do.
+        self._packed = program.packed and tokens <= FEW_PACKED and not invariant
+        recent = cuda and torch.cuda.get_device_capability(device) >= (9, 0)
+        self.overlap = recent and (self.fused or self._packed)
+        self._small = small
 
     @torch.inference_mode()
     def launch(self, tokens_n: Tensor, offset: int = 0) -> Tensor:
@@ -74,7 +79,7 @@ class KernelPass:
             layer(index, weights, offset)
         norm = Norm(program.final_gain, program.eps)
         x = self._x.unflatten(0, (-1, self._positions))[:, -1].contiguous() if self._last else self._x
-        if self.fused:
+        if self._small and (self.fused or self._packed):
             gemv(x, [program.head], self.logits_nv, norm=norm, overlap=self.overlap)
         else:
             self._head(rms_norm(x, norm, self._y[: len(x)]))
@@ -92,27 +97,27 @@ class KernelPass:
         _gemv(self._wide, [layer.down], self._x, residual=self._x, overlap=overlap)
 
     def _layer(self, index: int, layer: Layer, offset: int) -> None:
-        """A block with matrix products by cuBLAS, or by the kernel whose rows are their own."""
-        eps = self.program.eps
-        y = rms_norm(self._x, Norm(layer.input_gain, eps), self._y)
+        """A block with matrix products by cuBLAS, by its packings, or by the kernel whose rows are their own."""
+        eps, overlap = self.program.eps, self.overlap
+        y = rms_norm(self._x, Norm(layer.input_gain, eps), self._y, overlap=overlap)
         self._into((layer.q, layer.k, layer.v), self._qkv_views(), y)
         self._attend(index, layer, offset)
         self._onto(layer.o, self._x, self._mixed)
-        y = rms_norm(self._x, Norm(layer.post_gain, eps), self._y)
+        y = rms_norm(self._x, Norm(layer.post_gain, eps), self._y, overlap=overlap)
         parts = layer.gate, layer.up
-        if self._invariant:
+        if self._invariant or self._packed:
             gate, up = torch.empty_like(self._wide), torch.empty_like(self._wide)
             self._into(parts, (gate, up), y)
         else:
             gate, up = (base_of(part)(y) for part in parts)
             add_beside(parts, (gate, up), y)
-        swiglu(gate, up, self._wide)
+        swiglu(gate, up, self._wide, overlap=overlap)
         self._onto(layer.down, self._x, self._wide)
 
     def _into(self, parts: Sequence[AnyProduct], outs: Sequence[Tensor], x: Tensor) -> None:
         """outs ← x·Wᵀ + b of each part."""
         if not self._invariant:
-            into_each(parts, outs, x)
+            into_each(parts, outs, x, overlap=self.overlap)
             return
         for part, out in zip(parts, outs, strict=True):
             base = _as_it_is(part)
@@ -122,7 +127,7 @@ class KernelPass:
     def _onto(self, part: AnyProduct, out: Tensor, x: Tensor) -> None:
         """out ← out + x·Wᵀ + b."""
         if not self._invariant:
-            part.onto(out, x)
+            part.onto(out, x, overlap=self.overlap)
             return
         base = _as_it_is(part)
         linear(x, base.weight, out, bias=base.bias, residual=out)

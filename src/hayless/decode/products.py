@@ -33,14 +33,14 @@ class Linear:
         """x·Wᵀ + b."""
         return F.linear(x, self.weight, self.bias)
 
-    def into(self, out: Tensor, x: Tensor) -> None:
-        """out ← x·Wᵀ + b, both of two dimensions."""
+    def into(self, out: Tensor, x: Tensor, *, overlap: bool = False) -> None:
+        """out ← x·Wᵀ + b, both of two dimensions. Libraries' kernels do not overlap."""
         if self.bias is None:
             torch.mm(x, self._transposed, out=out)
         else:
             torch.addmm(self.bias, x, self._transposed, out=out)
 
-    def onto(self, out: Tensor, x: Tensor) -> None:
+    def onto(self, out: Tensor, x: Tensor, *, overlap: bool = False) -> None:
         """out ← out + x·Wᵀ + b, both of two dimensions."""
         out.addmm_(x, self._transposed)
         if self.bias is not None:
@@ -68,13 +68,13 @@ class PackedProduct:
         """x·Wᵀ + b."""
         return self._packing.multiply(x, self.bias, self._pieces, self._dtype)
 
-    def into(self, out: Tensor, x: Tensor) -> None:
-        """out ← x·Wᵀ + b, both of two dimensions."""
-        out.copy_(self(x))
+    def into(self, out: Tensor, x: Tensor, *, overlap: bool = False) -> None:
+        """out ← x·Wᵀ + b, both of two dimensions; with `overlap` begun while the kernel before still runs."""
+        self._packing.multiply_into(out, x, self.bias, self._pieces, self._dtype, add=False, overlap=overlap)
 
-    def onto(self, out: Tensor, x: Tensor) -> None:
-        """out ← out + x·Wᵀ + b, both of two dimensions."""
-        out.add_(self(x))
+    def onto(self, out: Tensor, x: Tensor, *, overlap: bool = False) -> None:
+        """out ← out + x·Wᵀ + b, likewise."""
+        self._packing.multiply_into(out, x, self.bias, self._pieces, self._dtype, add=True, overlap=overlap)
 
 
 class RowSlots:
@@ -130,14 +130,14 @@ class Branched:
         add_beside([self], [out], x)
         return out
 
-    def into(self, out: Tensor, x: Tensor) -> None:
+    def into(self, out: Tensor, x: Tensor, *, overlap: bool = False) -> None:
         """out ← x·Wᵀ + b + the rows' branches, both of two dimensions."""
-        self.base.into(out, x)
+        self.base.into(out, x, overlap=overlap)
         add_beside([self], [out], x)
 
-    def onto(self, out: Tensor, x: Tensor) -> None:
+    def onto(self, out: Tensor, x: Tensor, *, overlap: bool = False) -> None:
         """out ← out + x·Wᵀ + b + the rows' branches, both of two dimensions."""
-        self.base.onto(out, x)
+        self.base.onto(out, x, overlap=overlap)
         add_beside([self], [out], x)
 
 
@@ -156,8 +156,8 @@ def add_beside(parts: Sequence[AnyProduct], outs: Sequence[Tensor], x: Tensor) -
         add_branches([out for _, out in pairs], x, [part.stack for part, _ in pairs], slots_b)
 
 
-def into_each(parts: Sequence[AnyProduct], outs: Sequence[Tensor], x: Tensor) -> None:
+def into_each(parts: Sequence[AnyProduct], outs: Sequence[Tensor], x: Tensor, *, overlap: bool = False) -> None:
     """outs ← the products of one input with up to three matrices, all of two dimensions."""
     for part, out in zip(parts, outs, strict=True):
-        base_of(part).into(out, x)
+        base_of(part).into(out, x, overlap=overlap)
     add_beside(parts, outs, x)

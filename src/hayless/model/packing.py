@@ -48,6 +48,24 @@ class Packing(Generic[F_co]):
         """x (…, columns) · Wᵀ + bias → (…, rows), for a weight that is one matrix."""
         return F.linear(x, self.unpack(pieces, dtype)[0], bias)
 
+    def multiply_into(
+        self,
+        out: Tensor,
+        x: Tensor,
+        bias: Tensor | None,
+        pieces: Pieces,
+        dtype: torch.dtype,
+        *,
+        add: bool,
+        overlap: bool,
+    ) -> None:
+        """Write x (tokens, columns) · Wᵀ + bias to `out` (tokens, rows), with `add` on top of what is there.
+
+        `overlap`: nothing but kernels follow each other, so that one may begin while the one before still runs.
+        """
+        y = self.multiply(x, bias, pieces, dtype)
+        out.add_(y) if add else out.copy_(y)
+
     def multiply_back(self, gradient: Tensor, pieces: Pieces, dtype: torch.dtype) -> Tensor:
         """The gradient of x: gradient (…, rows) · W → (…, columns)."""
         # Under autocast the forward product was made in the gradient's dtype.

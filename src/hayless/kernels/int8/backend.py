@@ -23,15 +23,25 @@ _WIDEST = 65536
 def product_for(x: Tensor, weight: Tensor, weight_scale: Tensor, threshold: float) -> Product:
     """The way to multiply such an x: the kernel on NVIDIA GPUs of compute capability 8.0 and later with Triton; there
     up to 16 tokens in 16 bits, unless a threshold of 0 has no column in them."""
-    if not (x.is_cuda and x.numel() and x.dtype is not torch.float64 and x.shape[-1] <= _WIDEST and _has_kernels()):
-        return plain.product
-    if torch.cuda.get_device_capability(x.device) < _CAPABILITY:
+    if not _serves(x):
         return plain.product
     from hayless.kernels.int8 import few, product
 
-    if threshold and x.shape[0] <= FEW and not few.unsupported(x, weight, weight_scale):
-        return few.product
-    return product.product
+    return few.product if few_serve(x, weight, weight_scale, threshold) else product.product
+
+
+def few_serve(x: Tensor, weight: Tensor, weight_scale: Tensor, threshold: float) -> bool:
+    """Whether so few tokens (tokens, in) are multiplied whole in 16 bits (`few.product`)."""
+    if not (threshold and x.shape[0] <= FEW and _serves(x)):
+        return False
+    from hayless.kernels.int8 import few
+
+    return not few.unsupported(x, weight, weight_scale)
+
+
+def _serves(x: Tensor) -> bool:
+    possible = x.is_cuda and x.numel() and x.dtype is not torch.float64 and x.shape[-1] <= _WIDEST
+    return bool(possible and _has_kernels() and torch.cuda.get_device_capability(x.device) >= _CAPABILITY)
 
 
 @cache

@@ -24,8 +24,22 @@ def product(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None
     reaches. Operands as in `plain.product`, contiguous. NotSupported where `unsupported` gives a reason.
     """
     out = torch.empty(x.shape[0], weight.shape[0], dtype=x.dtype, device=x.device)
+    return product_into(out, x, weight, weight_scale, bias)
+
+
+def product_into(
+    out: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    *,
+    add: bool = False,
+    overlap: bool = False,
+) -> Tensor:
+    """The same written to `out`, as `tensor_cores.multiply` does."""
     bias = None if bias is None else bias.to(x.dtype)
-    return multiply(x, _integers(weight, weight_scale), bias, out, divisor=LARGEST)
+    return multiply(x, _integers(weight, weight_scale), bias, out, divisor=LARGEST, add=add, overlap=overlap)
 
 
 def _integers(weight: Tensor, weight_scale: Tensor) -> Integers:

@@ -31,11 +31,19 @@ def kernel_for(x: Tensor, weight: Packed) -> Kernel:
 
 
 def linear(
-    x: Tensor, weight: Packed, bias: Tensor | None = None, *, out: Tensor | None = None, kernel: Kernel | None = None
+    x: Tensor,
+    weight: Packed,
+    bias: Tensor | None = None,
+    *,
+    out: Tensor | None = None,
+    add: bool = False,
+    overlap: bool = False,
+    kernel: Kernel | None = None,
 ) -> Tensor:
     """x (…, in) Wᵀ + bias (out,) as (…, out) in x's dtype (fp32, fp16 or bf16), summed in float32.
 
-    Written to `out` where that is given (contiguous, of x's dtype). `kernel` forces one (`kernel_for`). May be captured
+    Written to `out` where that is given (contiguous, of x's dtype), with `add` on top of what is there. With `overlap`
+    a kernel that can begins while the one before it still runs. `kernel` forces one (`kernel_for`). May be captured
     in CUDA graphs once it has run: nothing waits for the device, and what else is needed (sums of parts, x laid out
     anew, a dequantized weight) comes from PyTorch's allocator. RequestError where shapes or dtypes do not match;
     NotSupported where gradients would be needed, which there are none of, and where the kernel that is forced cannot
@@ -58,14 +66,17 @@ def linear(
         raise bad_value("out", f"{out.dtype} {tuple(out.shape)}", allowed=f"contiguous {x.dtype} {shape}")
     if not out.numel():
         return out
-    flat, target = x.reshape(-1, width).contiguous(), out.view(-1, rows)
+    flat = x.reshape(-1, width).contiguous()
     chosen = kernel or kernel_for(flat, weight)
+    if add and chosen != "tensor_cores":
+        return out.add_(linear(x, weight, bias, kernel=chosen))
+    target = out.view(-1, rows)
     if chosen == "reference":
         target.copy_(linear_reference(flat, weight, bias))
     elif chosen == "tensor_cores":
         from hayless.kernels.packed.tensor_cores import multiply
 
-        multiply(flat, weight, bias, target)
+        multiply(flat, weight, bias, target, add=add, overlap=overlap)
     elif chosen == "gemv":
         from hayless.kernels.packed.gemv import gemv
 

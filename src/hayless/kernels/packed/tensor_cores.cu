@@ -9,6 +9,7 @@
 //   ZERO, TWOS                    zero points; two's complement
 //   BANDS, TILES, WARPS, DEPTH    16 rows each, 8 tokens each, warps that share columns, steps on their way
 //   DIVISOR   a whole number by which W's products are divided
+//   OVERLAP   1: it may be started while the kernel before still runs, which makes x (programmatic dependent launch)
 //   SPLITS    parts of the columns among blocks
 //   CLUSTER   1: those blocks are one cluster and add up there (sm_90); 0: each writes its sums in float32
 //
@@ -108,6 +109,13 @@ __device__ __forceinline__ float half_to_float(u16 v) {
     return r;
 }
 
+#if OVERLAP
+// The kernel behind this one may start now; what the one before wrote is there, and it is done.
+__device__ __forceinline__ void let_next_start() { asm volatile("griddepcontrol.launch_dependents;"); }
+__device__ __forceinline__ void wait_for_previous() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+__device__ __forceinline__ void to_second_cache(const u8* at) { asm volatile("prefetch.global.L2 [%0];" ::"l"(at)); }
+#endif
+
 #if CLUSTER
 // Blocks of a cluster wait for each other; what they wrote to shared memory is seen behind it.
 __device__ __forceinline__ void cluster_barrier() {
@@ -190,11 +198,18 @@ typedef u16 scale_t;
 #define TOGETHER
 #endif
 
+// What is read before it is written must not be taken for constant, or it is read before the wait.
+#if OVERLAP
+#define UNCHANGED
+#else
+#define UNCHANGED __restrict__
+#endif
+
 extern "C" __global__ void TOGETHER __launch_bounds__(WARPS * 32) packed_linear(
-    const u16* __restrict__ x, const u8* __restrict__ codes, const scale_t* __restrict__ scale,
+    const u16* UNCHANGED x, const u8* __restrict__ codes, const scale_t* __restrict__ scale,
     const u8* __restrict__ zero, const float* __restrict__ table, const float* __restrict__ second_table,
     const float* __restrict__ second_scale, const float* __restrict__ offset, const u16* __restrict__ bias,
-    void* __restrict__ out, int m, int n, int width, int groups, int with_bias) {
+    void* UNCHANGED out, int m, int n, int width, int groups, int with_bias, int add) {
     // The table of byte → two values, once for each bank, and later the sums of the warps.
     __shared__ __align__(16) u8 shared[SUMS_BYTES > TABLE_BYTES ? SUMS_BYTES : TABLE_BYTES];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
@@ -225,6 +240,20 @@ extern "C" __global__ void TOGETHER __launch_bounds__(WARPS * 32) packed_linear(
     scale_t scales[DEPTH][PARTS][BANDS][2];
 #if ZERO
     u8 zeros[DEPTH][PARTS][BANDS][2];
+#endif
+#if OVERLAP
+    let_next_start();
+    // Codes need not wait: the first of each warp go to the second cache.
+    for (int step = blockIdx.y * each + warp, ahead = 0; step < last && ahead < 2; step += WARPS, ahead++)
+#pragma unroll
+        for (int p = 0; p < PARTS; p++)
+#pragma unroll
+            for (int b = 0; b < BANDS; b++)
+#pragma unroll
+                for (int h = 0; h < 2; h++) {
+                    const int column = step * COLUMNS + p * SPAN;
+                    if (column < width) to_second_cache(codes + (codes_at[b][h] + (u32)column * BITS / 8));
+                }
 #endif
     const auto load = [&](int d, int step) {
 #pragma unroll
@@ -356,6 +385,9 @@ extern "C" __global__ void TOGETHER __launch_bounds__(WARPS * 32) packed_linear(
 #endif
     __syncthreads();
 #endif
+#if OVERLAP
+    wait_for_previous();
+#endif
     for (int step = first; step < last; step += WARPS * DEPTH)
 #pragma unroll
         for (int d = 0; d < DEPTH; d++) {
@@ -363,6 +395,12 @@ extern "C" __global__ void TOGETHER __launch_bounds__(WARPS * 32) packed_linear(
             multiply(d, step + d * WARPS);
         }
 
+    const auto store = [&](float y, int token, int row) {
+        u16* at = (u16*)out + (size_t)token * n + row;
+        if (with_bias) y += widened(bias[row]);
+        if (add) y += widened(*at);
+        *at = narrow(y);
+    };
     // The warps' sums, in their order.
     float* all = (float*)shared;
     __syncthreads();
@@ -387,8 +425,7 @@ extern "C" __global__ void TOGETHER __launch_bounds__(WARPS * 32) packed_linear(
 #elif SPLITS > 1
         ((float*)out)[((size_t)blockIdx.y * m + token) * n + row] = y;
 #else
-        if (with_bias) y += widened(bias[row]);
-        ((u16*)out)[(size_t)token * n + row] = narrow(y);
+        store(y, token, row);
 #endif
     }
 #if CLUSTER
@@ -400,8 +437,7 @@ extern "C" __global__ void TOGETHER __launch_bounds__(WARPS * 32) packed_linear(
         float y = 0;
 #pragma unroll
         for (int s = 0; s < SPLITS; s++) y += of_block(all + token * PITCH + i % ROWS, s);
-        if (with_bias) y += widened(bias[row]);
-        ((u16*)out)[(size_t)token * n + row] = narrow(y);
+        store(y, token, row);
     }
     cluster_barrier();  // a block's shared memory goes with it
 #endif

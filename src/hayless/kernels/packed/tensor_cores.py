@@ -19,6 +19,7 @@ from hayless.core.errors import NotSupported
 from hayless.core.packing import FEW
 from hayless.kernels.packed.formats import Integers, Packed, Palette, Table
 from hayless.kernels.packed.gemm import add_splits
+from hayless.kernels.packed.launch import Shape, launch_overlapping
 from hayless.kernels.packed.tiles import CoreTiles, core_tiles_for
 
 _SCALES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.uint8: 3}
@@ -46,10 +47,19 @@ def unsupported(x: Tensor, weight: Packed) -> str:
 
 
 def multiply(
-    x: Tensor, weight: Packed, bias: Tensor | None, out: Tensor, *, tiles: CoreTiles | None = None, divisor: int = 1
+    x: Tensor,
+    weight: Packed,
+    bias: Tensor | None,
+    out: Tensor,
+    *,
+    tiles: CoreTiles | None = None,
+    divisor: int = 1,
+    add: bool = False,
+    overlap: bool = False,
 ) -> Tensor:
     """Write x Wᵀ / divisor + bias to `out` (tokens, out) in x's dtype, fp16 or bf16; everything contiguous. Returns
-    `out`.
+    `out`. With `add` it comes on top of what is there. With `overlap`, where the device can, the kernel begins to read
+    W while the one before it still runs.
 
     With `tiles.splits` the parts are added by the blocks of a cluster; on devices before sm_90, which have none, they
     go through float32 (splits, tokens, out), taken from PyTorch's allocator.
@@ -60,20 +70,33 @@ def multiply(
         raise NotSupported(f"The kernel for tensor cores cannot do this: {reason}.")
     (rows, width), tokens = weight.shape, x.shape[0]
     tiles = tiles or core_tiles_for(tokens, rows, width, _bits(weight))
-    defined = definitions(x, weight, tiles) | {"DIVISOR": divisor}
-    split = tiles.splits > 1 and not defined["CLUSTER"]
+    recent = x.is_cuda and torch.cuda.get_device_capability(x.device) >= (9, 0)
+    overlap = overlap and recent
+    cluster = tiles.splits > 1 and recent
+    more = {"DIVISOR": divisor, "OVERLAP": int(overlap), "CLUSTER": int(cluster)}
+    # Sums of several blocks that are no cluster go through memory.
+    split = tiles.splits > 1 and not cluster
     target = torch.empty(tiles.splits, *out.shape, dtype=torch.float32, device=out.device) if split else out
-    kernel = _compiled(tuple(defined.items()), x.device.index)
-    with_bias = bias is not None
-    kernel(
-        grid=(-(-rows // (16 * tiles.bands)), tiles.splits, 1),
-        block=(32 * tiles.warps, 1, 1),
-        args=[
-            x, *tensors(weight), bias if with_bias else x, target,
-            tokens, rows, width, weight.groups, int(with_bias and not split),
+    kernel = _compiled(tuple((definitions(x, weight, tiles) | more).items()), x.device.index)
+    launch = launch_overlapping if overlap else _launch
+    launch(
+        kernel,
+        (-(-rows // (16 * tiles.bands)), tiles.splits, 1),
+        (32 * tiles.warps, 1, 1),
+        [
+            x, *tensors(weight), x if bias is None else bias, target,
+            tokens, rows, width, weight.groups, int(bias is not None and not split), int(add and not split),
         ],
     )  # fmt: skip
-    return add_splits(target, bias, out) if split else out
+    if not split:
+        return out
+    if not add:
+        return add_splits(target, bias, out)
+    return out.add_(add_splits(target, bias, torch.empty_like(out)))
+
+
+def _launch(kernel: Any, grid: Shape, block: Shape, args: list[Any]) -> None:
+    kernel(grid=grid, block=block, args=args)
 
 
 def tensors(weight: Integers | Table) -> list[Tensor]:
@@ -104,7 +127,6 @@ def definitions(x: Tensor, weight: Integers | Table, tiles: CoreTiles) -> dict[s
         "WARPS": tiles.warps,
         "DEPTH": tiles.depth,
         "SPLITS": tiles.splits,
-        "CLUSTER": int(tiles.splits > 1 and x.is_cuda and torch.cuda.get_device_capability(x.device) >= (9, 0)),
     }
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hayless.core.errors import NotSupported
 from hayless.core.ledger import Row
-from hayless.kernels.int8.backend import product_for
+from hayless.kernels.int8.backend import few_serve, product_for
 from hayless.kernels.int8.plain import LARGEST, rows_quantized
 from hayless.methods.common.packing import Packer
 from hayless.methods.common.row_codes import RowCodes, packed_by_row, rows_of
@@ -35,6 +35,27 @@ class Int8(RowCodes):
         flat, codes, scale = rows_of(x), pieces["codes"], pieces["scale"]
         y = product_for(flat, codes, scale, self.threshold)(flat, codes, scale, bias, self.threshold)
         return y.view(*x.shape[:-1], self.form.rows)
+
+    def multiply_into(
+        self,
+        out: Tensor,
+        x: Tensor,
+        bias: Tensor | None,
+        pieces: Pieces,
+        dtype: torch.dtype,
+        *,
+        add: bool,
+        overlap: bool,
+    ) -> None:
+        """The same, written by the kernel of few tokens where that serves."""
+        codes, scale = pieces["codes"], pieces["scale"]
+        whole = x.is_contiguous() and out.is_contiguous() and out.dtype == x.dtype
+        if whole and few_serve(x, codes, scale, self.threshold):
+            from hayless.kernels.int8.few import product_into
+
+            product_into(out, x, codes, scale, bias, add=add, overlap=overlap)
+        else:
+            super().multiply_into(out, x, bias, pieces, dtype, add=add, overlap=overlap)
 
     def to_disk(self, pieces: Pieces, dtype: torch.dtype) -> dict[str, Tensor]:
         """bitsandbytes' tensors."""
