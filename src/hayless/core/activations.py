@@ -44,7 +44,7 @@ def _llama(run: Run) -> Tensor:
         x = tape.scale(x)
     rotation = run.rotation()
     assert rotation is not None
-    for layer in range(dims.num_layers):
+    for layer in run.blocks():
         with run.block(layer, x):
             x = _llama_block(run, x, layer, rotation)
     tape.hold(*rotation)
@@ -123,7 +123,7 @@ def _gpt2(run: Run) -> Tensor:
     tape, dims = run.tape, run.dims
     at, hidden = "transformer.h.{layer}", dims.hidden_size
     x = tape.dropout(run.embedded(), dims.dropout)
-    for layer in range(dims.num_layers):
+    for layer in run.blocks():
         with run.block(layer, x):
             residual = x
             h = run.layer_norm(x, f"{at}.ln_1", layer)
@@ -146,7 +146,7 @@ def _opt(run: Run) -> Tensor:
     at = "model.decoder.layers.{layer}"
     x = run.embedded()
     first = dims.norm_first
-    for layer in range(dims.num_layers):
+    for layer in run.blocks():
         with run.block(layer, x):
             residual = x
             h = run.layer_norm(x, f"{at}.self_attn_layer_norm", layer) if first else x
@@ -171,7 +171,7 @@ def _gpt_neox(run: Run) -> Tensor:
     rotation = run.rotation()
     assert rotation is not None
     size = run.shape.tokens * dims.hidden_size
-    for layer in range(dims.num_layers):
+    for layer in run.blocks():
         with run.block(layer, x):
             h = run.layer_norm(x, f"{at}.input_layernorm", layer)
             q, k, v = tape.parts(run.linear(h, f"{at}.attention.query_key_value", layer), (size, size, size))
@@ -203,7 +203,7 @@ def _bert(run: Run) -> Tensor:
     assert types is not None
     x = tape.add(x, tape.embedding(tape.constant(run.shape.tokens, "int64"), types, x.elements))
     x = tape.dropout(run.layer_norm(x, "bert.embeddings.LayerNorm"), dims.dropout)
-    for layer in range(dims.num_layers):
+    for layer in run.blocks():
         with run.block(layer, x):
             attn = f"{at}.attention"
             q, k, v = (run.linear(x, f"{attn}.self.{name}", layer) for name in ("query", "key", "value"))

@@ -9,7 +9,7 @@ model's buffers (a few numbers for rotary positions), and files being read.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -24,7 +24,7 @@ from hayless.core.forward import VIRTUAL, RunShape, unpacked_bytes
 from hayless.core.ledger import Layout, Ledger, Row
 from hayless.core.moving import moving_bytes, moving_work, refuse_accumulation, stepping_bytes
 from hayless.core.replay import Held, replay
-from hayless.core.tape import Kept
+from hayless.core.tape import Kept, Tape
 from hayless.core.work import Work, backward_work, forward_work
 
 PRECISIONS: Mapping[str, tuple[str, str | None]] = {
@@ -195,8 +195,9 @@ class Cost:
         )
 
 
-def training_cost(ledger: Ledger, shape: TrainShape) -> Cost:
-    """What training the model of `ledger` costs an update. RequestError where nothing is trainable."""
+def training_cost(ledger: Ledger, shape: TrainShape, *, timed: bool = True) -> Cost:
+    """What training the model of `ledger` costs an update; not `timed`, without its work, which takes as long to find
+    as its memory. RequestError where nothing is trainable."""
     trained = [row for row in ledger.rows if row.trainable and not row.tied_to]
     if not trained:
         raise RequestError("No parameter of the model is trainable.", hint="Packed weights need an adapter to train.")
@@ -248,19 +249,25 @@ def training_cost(ledger: Ledger, shape: TrainShape) -> Cost:
         "step": resting + (during(held.second) if shape.fused else stepping),
     }
     per_update = shape.batch * shape.sequence * shape.accumulation
-    work = {
-        "forward": forward_work(tape).times(shape.accumulation),
-        "backward": backward_work(tape).times(shape.accumulation),
-        "step": moving_work(trained, shape) + (backward_work(tape) if shape.twice else Work()),
-    }
+    work = _training_work(tape, trained, shape) if timed else {}
     notes = notes_of(ledger.dims, attention)
     if shape.twice:
         why = "fp16's loss scale" if not shape.clips else "clip_norm"
         notes += (f"two backward passes an update: {why} must know all gradients before weights move",)
-    host = sum(segment.offloaded.bytes for segment in tape.segments if segment.offloaded)
+    host = sum(segment.times * segment.offloaded.bytes for segment in tape.segments if segment.offloaded)
     if host:
         notes += (f"{host / 1e9:.3g} GB of what enters blocks lie in the host's memory",)
     return Cost(phases, work, per_update, notes)
+
+
+def _training_work(tape: Tape, trained: Sequence[Row], shape: TrainShape) -> dict[str, Work]:
+    """The work of an update by its phases."""
+    backward = backward_work(tape)
+    return {
+        "forward": forward_work(tape).times(shape.accumulation),
+        "backward": backward.times(shape.accumulation),
+        "step": moving_work(trained, shape) + (backward if shape.twice else Work()),
+    }
 
 
 def weight_bytes(ledger: Ledger, dtype: Callable[[Row], str] = lambda row: row.dtype, *, trained: bool = False) -> int:

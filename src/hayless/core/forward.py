@@ -18,6 +18,8 @@ SCALE_IN, SCALE_OUT = "scale_in", "scale_out"
 """What a module calls a trained vector that its inputs, or its outputs, are multiplied by."""
 VIRTUAL = "virtual_tokens"
 """The module of virtual tokens, which every block attends to before the text."""
+_ENDS = 2
+"""Equal blocks that are recorded at each end of a row of them."""
 
 
 class Run:
@@ -27,6 +29,7 @@ class Run:
         self.dims, self.shape, self.tape = ledger.dims, shape, tape
         self.paths = family_of(ledger.dims.model_type).PATHS
         self.rows: dict[tuple[str, str], Row] = {(row.module, row.parameter): row for row in ledger.rows}
+        self._layers = [(place, set(row.layers)) for place, row in enumerate(ledger.rows) if row.layers]
         self._by_layers: dict[tuple[str, str], list[Row]] = {}
         for row in ledger.rows:
             self._by_layers.setdefault((row.module, row.parameter), []).append(row)
@@ -38,6 +41,7 @@ class Run:
         self._virtual: list[tuple[Tensor, Tensor]] = []
         self._attended = 0
         self._states: dict[int, Tensor] = {}
+        self._times: dict[int, int] = {}
         self.mask: Tensor | None = None
 
     @property
@@ -354,13 +358,37 @@ class Run:
                 tape.hold(logits)
         return tape.unary(tape.join(*losses), "nothing", 1)
 
+    def blocks(self) -> list[int]:
+        """The numbers of the blocks to record. Of a long row of equal ones a few are, and the one in the middle stands
+        for those that are left out (`Segment.times`): from one block to the next of them, all grows by as much."""
+        numbers = list(range(self.dims.num_layers))
+        if self.shape.exits or self._virtual:
+            return numbers
+        found: list[int] = []
+        while numbers:
+            kind, alike = self._kind(numbers[0]), [numbers[0]]
+            while len(alike) < len(numbers) and self._kind(numbers[len(alike)]) == kind:
+                alike.append(numbers[len(alike)])
+            numbers = numbers[len(alike) :]
+            if len(alike) > 2 * _ENDS + 1:
+                self._times[alike[_ENDS]] = len(alike) - 2 * _ENDS
+                alike = [*alike[: _ENDS + 1], *alike[-_ENDS:]]
+            found += alike
+        return found
+
+    def _kind(self, number: int) -> str:
+        """Equal for blocks that compute the same."""
+        rows = [str(place) for place, layers in self._layers if number in layers]
+        return f"{self.shape.recomputes(number)} {' '.join(rows)}"
+
     @contextmanager
     def block(self, number: int, entering: Tensor) -> Iterator[None]:
         """Record a block; the loop over blocks holds what enters it until it is done."""
         self._states[number] = entering
         checkpointed = self.shape.training and self.shape.recomputes(number)
         offloaded = entering if checkpointed and self.shape.offload else None
-        with self.tape.block(checkpointed=checkpointed, keeps=self.shape.checkpoint_keeps, offloaded=offloaded):
+        keeps, times = self.shape.checkpoint_keeps, self._times.get(number, 1)
+        with self.tape.block(checkpointed=checkpointed, keeps=keeps, offloaded=offloaded, times=times):
             yield
         self.tape.hold(entering)
 

@@ -56,12 +56,19 @@ def replay(tape: Tape, *, gradients: int = 0, moving: Moving | None = None, twic
     """
     memory = _Memory(gradients, tape)
     last = _last_uses(tape.segments)
+    before = 1
     for segment in tape.segments:
+        if segment.times > 1:
+            memory.mark()
         if segment.checkpointed:
             memory.keep(_entering(segment))
             memory.keep(_kept(segment))
             memory.offload(segment)
         memory.forward(segment.ops, last, saving=not segment.checkpointed)
+        if before > 1:
+            # With what lies between two blocks.
+            memory.again(before - 1)
+        before = segment.times
     forward, saved = memory.peak, memory.now()
     if tape.result is None or not tape.result.grad:
         return Replay(forward, Held(), Held())
@@ -78,7 +85,10 @@ def _backward(tape: Tape, loss: Tensor, memory: _Memory, *, last: bool) -> Held:
     """The peak of a backward pass from `loss`; if it is not the `last`, what the forward pass saved stays."""
     memory.restart()
     memory.begin_backward(loss, tape.segments)
-    for segment in reversed(tape.segments):
+    for place in reversed(range(len(tape.segments))):
+        segment = tape.segments[place]
+        if place and tape.segments[place - 1].times > 1:
+            memory.mark()
         again = segment.checkpointed and memory.reaches(segment.ops)
         if again:
             memory.recall(segment)
@@ -90,6 +100,8 @@ def _backward(tape: Tape, loss: Tensor, memory: _Memory, *, last: bool) -> Held:
             memory.drop(segment)
         if segment.checkpointed and last:
             memory.release(_entering(segment))
+        if segment.times > 1:
+            memory.again(segment.times - 1)
     return memory.peak
 
 
@@ -110,7 +122,7 @@ class _Memory:
         self._here: list[Segment] = []
         self._accumulates = gradients > 0
         self._gradients, self._activations, self._loss, self._temporary = gradients, 0, 0, 0
-        self.peak = self.now()
+        self.peak = self._marked = self.now()
 
     def now(self) -> Held:
         """What is in use at this moment."""
@@ -119,6 +131,19 @@ class _Memory:
     def restart(self) -> None:
         """Forget the peak so far."""
         self.peak = self.now()
+
+    def mark(self) -> None:
+        """What follows happens several times."""
+        self._marked = self.now()
+
+    def again(self, times: int) -> None:
+        """What happened since the mark happens so many times more. The highest points of those lie between that of the
+        first and that of the last block, which are followed themselves."""
+        then, now = self._marked, self.now()
+        self._gradients += times * (now.gradients - then.gradients)
+        self._activations += times * (now.activations - then.activations)
+        self._loss += times * (now.loss - then.loss)
+        self._temporary += times * (now.temporary - then.temporary)
 
     def keep(self, storages: Iterable[Storage]) -> None:
         """Save each for the backward pass."""

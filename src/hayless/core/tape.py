@@ -93,12 +93,14 @@ class Segment:
     """Operations of one block (or of what lies outside the blocks), in order.
 
     A checkpointed one is run again backward, except for what it `keeps` the results of. What enters it may lie
-    `offloaded` in the host's memory meanwhile.
+    `offloaded` in the host's memory meanwhile. It stands for `times` equal ones, one behind the other; two more are
+    recorded before it and two after it.
     """
 
     checkpointed: bool = False
     keeps: Kept = "nothing"
     offloaded: Tensor | None = None
+    times: int = 1
     ops: list[Op] = field(default_factory=list)
 
     def kept(self, op: Op) -> bool:
@@ -122,9 +124,11 @@ class Tape:
         self._loss = False
 
     @contextmanager
-    def block(self, *, checkpointed: bool, keeps: Kept = "nothing", offloaded: Tensor | None = None) -> Iterator[None]:
-        """What is recorded inside is one block."""
-        self.segments.append(Segment(checkpointed, keeps, offloaded))
+    def block(
+        self, *, checkpointed: bool, keeps: Kept = "nothing", offloaded: Tensor | None = None, times: int = 1
+    ) -> Iterator[None]:
+        """What is recorded inside is one block, or one that stands for `times`."""
+        self.segments.append(Segment(checkpointed, keeps, offloaded, times))
         yield
         self.segments.append(Segment())
 

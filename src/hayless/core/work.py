@@ -76,7 +76,7 @@ def elementwise(moved: float, count: float = 1.0) -> Kernel:
 
 def forward_work(tape: Tape) -> Work:
     """A tape run forward."""
-    return eager(kernel for segment in tape.segments for kernel in _forward(segment))
+    return eager(kernel for segment in tape.segments for kernel in _times(_forward(segment), segment))
 
 
 def backward_work(tape: Tape) -> Work:
@@ -86,12 +86,21 @@ def backward_work(tape: Tape) -> Work:
     reached: set[Tensor] = {tape.result}
     found: list[Kernel] = []
     for segment in reversed(tape.segments):
+        own: list[Kernel] = []
         if segment.checkpointed and any(tensor in reached for op in segment.ops for tensor in op.outputs):
-            found += _forward(segment, again=True)
+            own += _forward(segment, again=True)
         for op in reversed(segment.ops):
             if any(tensor in reached for tensor in op.outputs):
-                found += _backward(op, reached)
+                own += _backward(op, reached)
+        found += _times(own, segment)
     return eager(found)
+
+
+def _times(kernels: list[Kernel], segment: Segment) -> list[Kernel]:
+    """The kernels of a segment, for as many as it stands for."""
+    if segment.times == 1:
+        return kernels
+    return [replace(kernel, count=kernel.count * segment.times) for kernel in kernels]
 
 
 def _forward(segment: Segment, *, again: bool = False) -> list[Kernel]:

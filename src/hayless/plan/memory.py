@@ -203,8 +203,10 @@ def _value(text: str) -> str | int:
     return int(text) if text.isdigit() else text
 
 
-def plan(name: str, ledger: Ledger, shape: TrainShape | None, on: Device, *, decode: bool = True) -> Plan:
-    """The plan of a model as `ledger` has it, trained by `shape` (None: only run).
+def plan(
+    name: str, ledger: Ledger, shape: TrainShape | None, on: Device, *, decode: bool = True, timed: bool = True
+) -> Plan:
+    """The plan of a model as `ledger` has it, trained by `shape` (None: only run); not `timed`, by its memory alone.
 
     It is run with the batch and sequence it is trained with. RequestError where positions end before the sequence.
     """
@@ -214,7 +216,7 @@ def plan(name: str, ledger: Ledger, shape: TrainShape | None, on: Device, *, dec
         raise bad_value("sequence", shape.sequence, allowed=f"up to {dims.max_positions:,}, the model's positions")
     train = run = None
     if shape:
-        train = training_cost(ledger, shape)
+        train = training_cost(ledger, shape, timed=timed)
         if decode:
             try:
                 attention: Literal["sdpa", "eager"] = "eager" if shape.attention == "eager" else "sdpa"

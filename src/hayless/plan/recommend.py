@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Any
 
 from hayless.core.cost import TrainShape
@@ -225,44 +224,59 @@ def _of_one_length(
     for way in found:
         if any(set(other.way.gives_up) < set(way.gives_up) for other in fits):
             continue
-        choice = _fastest(_chooser(way, climb, on, rows, sequence, shortened), rows, len(climb))
+        choice = _fastest(_Chooser(way, climb, on, rows, sequence, shortened), rows, len(climb))
         (fits if choice.fits else refused).append(choice)
     return fits, refused
 
 
-def _chooser(
-    way: Way, climb: Ladder, on: Device, rows: int, sequence: int, shortened: int
-) -> Callable[[int, int], Choice]:
-    """A function of micro-batch and rung of the ladder that plans one choice."""
+class _Chooser:
+    """Plans choices of one way by micro-batch and rung of the ladder, each once; whether one fits without its times."""
 
-    @cache
-    def at(micro: int, rung: int) -> Choice:
-        accumulation = 1 if way.fused else -(-rows // micro)
-        shape = TrainShape(micro, sequence, accumulation=accumulation, precision=way.precision)
-        for config in (configure("lm"), way.optimizer, *climb[rung]):
+    def __init__(self, way: Way, climb: Ladder, on: Device, rows: int, sequence: int, shortened: int) -> None:
+        self._way, self._climb, self._on = way, climb, on
+        self._rows, self._sequence, self._shortened = rows, sequence, shortened
+        self._fits: dict[tuple[int, int], bool] = {}
+        self._found: dict[tuple[int, int], Choice] = {}
+
+    def at(self, micro: int, rung: int) -> Choice:
+        """The choice."""
+        if (micro, rung) not in self._found:
+            self._found[micro, rung] = self._made(micro, rung, timed=True)
+        return self._found[micro, rung]
+
+    def fits(self, micro: int, rung: int) -> bool:
+        """Whether it fits."""
+        if (micro, rung) not in self._fits:
+            known = self._found.get((micro, rung)) or self._made(micro, rung, timed=False)
+            self._fits[micro, rung] = known.fits
+        return self._fits[micro, rung]
+
+    def _made(self, micro: int, rung: int, *, timed: bool) -> Choice:
+        way, memory = self._way, self._climb[rung]
+        accumulation = 1 if way.fused else -(-self._rows // micro)
+        shape = TrainShape(micro, self._sequence, accumulation=accumulation, precision=way.precision)
+        for config in (configure("lm"), way.optimizer, *memory):
             shape = method_of(config).predict_training(shape, config)
-        found = plan(way.name, way.ledger, shape, on, decode=False)
-        return Choice(way, climb[rung], micro, accumulation, sequence, shortened, rows, found)
-
-    return at
+        found = plan(way.name, way.ledger, shape, self._on, decode=False, timed=timed)
+        return Choice(way, memory, micro, accumulation, self._sequence, self._shortened, self._rows, found)
 
 
-def _fastest(at: Callable[[int, int], Choice], rows: int, rungs: int) -> Choice:
+def _fastest(choices: _Chooser, rows: int, rungs: int) -> Choice:
     """The fastest choice that fits, the fullest of those about as fast where it leaves much memory; the leanest of all
     where none fits.
 
     More rows at once and a faster rung both need more memory. Micro-batches are those that cut `rows` into a different
     number of pieces.
     """
-    leanest = at(1, rungs - 1)
+    leanest = choices.at(1, rungs - 1)
     if not leanest.fits:
         return leanest
     micros = sorted({-(-rows // pieces) for pieces in range(1, rows + 1)})
-    most = last_that_holds(len(micros), lambda place: at(micros[place], rungs - 1).fits)
+    most = last_that_holds(len(micros), lambda place: choices.fits(micros[place], rungs - 1))
     found, rung = [leanest], rungs - 1
     for micro in reversed(micros[: most + 1]):
-        rung = _first_rung(at, micro, rung)
-        found.append(at(micro, rung))
+        rung = _first_rung(choices, micro, rung)
+        found.append(choices.at(micro, rung))
         if not rung:
             # Fewer rows at once have nothing left to gain.
             break
@@ -272,9 +286,9 @@ def _fastest(at: Callable[[int, int], Choice], rows: int, rungs: int) -> Choice:
     return max((each for each in found if each.rate >= (1 - ALIKE) * fastest.rate), key=lambda each: each.needed_bytes)
 
 
-def _first_rung(at: Callable[[int, int], Choice], micro: int, last: int) -> int:
+def _first_rung(choices: _Chooser, micro: int, last: int) -> int:
     """The fastest rung at which so many rows fit, which they do at `last`."""
-    return last - last_that_holds(last + 1, lambda up: at(micro, last - up).fits)
+    return last - last_that_holds(last + 1, lambda up: choices.fits(micro, last - up))
 
 
 def last_that_holds(count: int, holds: Callable[[int], bool]) -> int:
