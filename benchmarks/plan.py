@@ -81,7 +81,7 @@ def rows(found: Sequence[verified.Line]) -> list[Row]:
                 Row.single(peaks, contender, metric, "%", 100 * value, note=note)
                 for metric, value in (("median error", other.median), ("worst error", other.worst))
             ]
-    work = f"decoding ({decoding.count} runs, bf16)"
+    work = f"decoding ({decoding.count} runs, bf16 and weights of 8 and 4 bits)"
     content.append(
         Row.single(work, OURS, "peak memory: worst error", "%", 100 * decoding.worst, Goal(op="<=", value=3))
     )

@@ -44,6 +44,8 @@ def cost_of(family: str, way: str, precision: str, accumulation: int) -> Cost:
 def test_plans_are_those_of_every_block_followed(
     family: str, way: str, precision: str, accumulation: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if family == "mixtral" and "lora" in way:
+        pytest.skip("lora does not reach stacked experts")
     recorded, blocks = [], Run.blocks
     monkeypatch.setattr(Run, "blocks", lambda run: recorded.append(blocks(run)) or blocks(run))
     found = cost_of(family, way, precision, accumulation)

@@ -16,8 +16,9 @@ from hayless.core.errors import RequestError, bad_value, unknown
 from hayless.core.tape import Unit
 from hayless.core.work import Kernel, Work
 
-LAUNCH_SECONDS = 39e-6
-"""An operation launched from Python by eager code. It is the host's: 18 to 28 µs on the hosts of two H200."""
+LAUNCH_SECONDS = 20e-6
+"""An operation launched from Python by eager code. It is the host's: 39 µs on that of another H100, 18 to 28 on those
+of two H200."""
 KERNEL_SECONDS = 3.9e-6
 """What a kernel takes besides its arithmetic and traffic."""
 OVERLAPPED_SECONDS = 2.0e-6
@@ -46,9 +47,9 @@ class Reached:
 
 FITTED = Reached(matrix=0.80, uneven=0.12, eight_bit=0.45, attention=0.47, memory=0.70, streamed=0.85)
 """Shares of the data sheet's rates. These and the times above were fitted to every second timed case of the grid on an
-H100 (`benchmarks/results/plan.json` has the error on the others), and are taken for other devices, too. That of 8-bit
-numbers is what PyTorch's integer product (`torch._int_mm`) reached on an H200 at 4096 tokens; it is taken for e4m3 too,
-of which nothing was measured."""
+H100, `LAUNCH_SECONDS` anew on the host of a second one (`benchmarks/results/plan.json` has the error on the others), and
+are taken for other devices. That of 8-bit numbers is what PyTorch's integer product (`torch._int_mm`) reached on an H200
+at 4096 tokens; it is taken for e4m3 too, of which nothing was measured."""
 
 EIGHT_BIT = ("int8", "float8_e4m3fn")
 """Numbers of 8 bits that units for matrices multiply, on devices that have a rate for them."""

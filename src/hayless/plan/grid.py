@@ -80,6 +80,12 @@ class TrainCase:
         rows = f"{self.accumulation} × {self.batch}" if self.accumulation > 1 else str(self.batch)
         return ", ".join([f"{self.model} {self.way}", self.precision, f"{rows} × {self.sequence}", *extra])
 
+    @property
+    def fused(self) -> bool:
+        """Whether weights move in the backward pass, which no gradient outlasts."""
+        optimizers = [each for each in methods_named(self.way) if method_of(each).part is Part.OPTIMIZER]
+        return any(method_of(each).predict_training(TrainShape(1, 1), each).fused for each in optimizers)
+
     def predicted(self, on: Device, kind: Kind) -> Plan:
         """Its plan on a device."""
         shape = TrainShape(

@@ -179,6 +179,7 @@ def _trained(
     causes = {
         name: Compared(getattr(step, name), measured[f"{name}_bytes"])
         for name in ("weights", "gradients", "optimizer", "master")
+        if name != "gradients" or not case.fused
     }
     times, context = measured["times"], None
     if entry.get("alone") and measured["device_bytes"] is not None and entry.get("used_before_bytes") is not None:

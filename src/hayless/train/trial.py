@@ -198,7 +198,8 @@ class Ready:
         weights += _bytes((buffer for name, buffer in buffers.items() if name in saved), seen)
         others = _bytes(buffers.values(), seen)
         masters = _bytes(self.updater.weights().values(), seen)
-        moments = _bytes(self.updater.optimizer_state()[0].values(), seen)
+        # What is paged out lies in page-locked memory of the host.
+        moments = _bytes((each for each in self.updater.optimizer_state()[0].values() if not each.is_pinned()), seen)
         return {
             "weights_bytes": weights,
             "buffers_bytes": others,

@@ -61,7 +61,7 @@ class AdaLomoOptimizer(FusedOptimizer):
         gradient = gradient.float()
         second.lerp_(gradient.square().add_(self._config.eps), 1 - beta)
         update = second.rsqrt().mul_(gradient)
-        factor = self._begun(weight, torch.linalg.vector_norm(update), group)
+        factor = self._begun(weight, _squared(update).sqrt(), group)
         weight.sub_(update.mul_(factor))
 
     def _move_matrix(
@@ -80,15 +80,16 @@ class AdaLomoOptimizer(FusedOptimizer):
         def update(piece: slice) -> Tensor:
             return _copy(gradient[piece]).mul_(by_row[piece]).mul_(by_column)
 
-        norms = [torch.linalg.vector_norm(update(piece)) for piece in _pieces(gradient)]
-        factor = self._begun(weight, torch.linalg.vector_norm(torch.stack(norms)), group)
+        squared = torch.stack([_squared(update(piece)) for piece in _pieces(gradient)]).sum()
+        factor = self._begun(weight, squared.sqrt(), group)
         for piece in _pieces(gradient):
             weight[piece].sub_(update(piece).mul_(factor))
 
     def _begun(self, weight: Tensor, norm: Tensor, group: dict[str, Any]) -> Tensor:
         """Decay the weight; what an update of this norm is to be multiplied by before it is taken from it."""
         root = math.sqrt(weight.numel())
-        size = torch.linalg.vector_norm(weight, dtype=torch.float32) / root
+        pieces = _pieces(weight) if weight.ndim == 2 else [slice(None)]
+        size = torch.stack([_squared(weight[piece].float()) for piece in pieces]).sum().sqrt() / root
         step = size.clamp_(min=self._config.least_scale) * group["lr"]
         if group["weight_decay"]:
             weight.mul_(1 - step * group["weight_decay"])
@@ -109,6 +110,12 @@ def _pieces(matrix: Tensor) -> Iterator[slice]:
     """Its rows, as many at a time as are computed at once."""
     count = max(1, CHUNK_ELEMENTS // matrix.shape[1])
     return (slice(start, start + count) for start in range(0, len(matrix), count))
+
+
+def _squared(part: Tensor) -> Tensor:
+    """The sum of squares of a contiguous float32 tensor, which takes no memory as a product with itself."""
+    flat = part.reshape(-1)
+    return torch.dot(flat, flat)
 
 
 def _copy(part: Tensor) -> Tensor:
