@@ -47,9 +47,9 @@ class Reached:
 
 FITTED = Reached(matrix=0.80, uneven=0.12, eight_bit=0.45, attention=0.47, memory=0.70, streamed=0.85)
 """Shares of the data sheet's rates. These and the times above were fitted to every second timed case of the grid on an
-H100, `LAUNCH_SECONDS` anew on the host of a second one (`benchmarks/results/plan.json` has the error on the others), and
-are taken for other devices. That of 8-bit numbers is what PyTorch's integer product (`torch._int_mm`) reached on an H200
-at 4096 tokens; it is taken for e4m3 too, of which nothing was measured."""
+H100, `LAUNCH_SECONDS` anew on the host of a second one (`benchmarks/results/plan.json` has the error on the others),
+and are taken for other devices. That of 8-bit numbers is what PyTorch's integer product (`torch._int_mm`) reached on an
+H200 at 4096 tokens; it is taken for e4m3 too, of which nothing was measured."""
 
 EIGHT_BIT = ("int8", "float8_e4m3fn")
 """Numbers of 8 bits that units for matrices multiply, on devices that have a rate for them."""
