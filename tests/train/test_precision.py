@@ -14,6 +14,15 @@ from tests import tiny
 from tests.train import source
 
 
+@pytest.fixture(autouse=True)
+def _what_other_tests_left_is_not_looked_at():
+    """All that a worker has gathered takes seconds to go through, at every look."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 def live_bytes() -> int:
     """Bytes of all floating-point storages that exist, each once; scalars (Adam's counts, losses) left out."""
     gc.collect()

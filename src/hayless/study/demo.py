@@ -104,6 +104,7 @@ ENTRIES = (
     Entry("half the weights zero", "prune", "magnitude", (_apply("magnitude", sparsity=0.5), _train()), first=True),
     Entry("drafts from its own text", "decoding", "speculative", ({"decode": {"draft": "speculative"}},), first=True),
     Entry("cache of 4 bits", "decoding", "kv", ({"decode": {"cache": {"method": "kv", "residual": 32}}},)),
+    Entry("tokens leave early", "decoding", "early_exit", ({"decode": {"exit": {"threshold": 0.5, "least": 1}}},)),
     Entry(
         "LayerSkip, first layer drafts",
         "objectives",
