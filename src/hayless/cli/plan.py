@@ -69,7 +69,7 @@ def model(
     from hayless.core.devices import find
     from hayless.core.units import parse_bytes, parse_count
     from hayless.plan import memory
-    from hayless.plan.recommend import usual_sequence
+    from hayless.plan.memory import usual_sequence
 
     on = find(device)
     tokens = parse_count(data_tokens, "data_tokens") if data_tokens else 0

@@ -11,7 +11,7 @@ from hayless.cli.output import table as show_table
 from hayless.cli.plan_tables import show_tables
 from hayless.core.errors import RequestError
 from hayless.core.units import format_bytes, parse_bytes
-from hayless.plan.memory import dims_from, needed
+from hayless.plan.memory import dims_from, needed, usual_sequence
 from hayless.plan.picture import CAUSES
 from hayless.plan.running import Running, advise_running, packing_recipe
 from hayless.recipe.figures import number
@@ -55,7 +55,7 @@ def recommend(
         show_running(found, model, preset, write, json)
         return
     rows = ROWS if batch is None else batch
-    sequence = recommend.usual_sequence(dims) if seq is None else seq
+    sequence = usual_sequence(dims) if seq is None else seq
     advice = recommend.advise(dims, before, on, batch=rows, sequence=sequence, tokens=tokens, shorten=seq is None)
     notes = [f"Times are those of one {on.name} ({on.source}); its memory is taken as {format_bytes(on.memory_bytes)}."]
     shared = None

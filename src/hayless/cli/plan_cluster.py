@@ -40,7 +40,7 @@ def cluster(
     from hayless.plan import memory
     from hayless.plan.cluster import Job
     from hayless.plan.links import Cluster, inside
-    from hayless.plan.recommend import usual_sequence
+    from hayless.plan.memory import usual_sequence
 
     if gpus is not None and not 1 <= gpus <= COUNTS[-1]:
         raise bad_value("gpus", gpus, allowed=f"1 to {COUNTS[-1]:,}")

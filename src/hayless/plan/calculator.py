@@ -24,7 +24,7 @@ from hayless.plan.ways import label
 def model_of(request: Mapping[str, Any]) -> dict[str, Any]:
     """What the page asks of a config when it gets one."""
     dims = dims_of(request["config"])
-    return {"model_type": dims.model_type, "positions": dims.max_positions, "sequence": recommend.usual_sequence(dims)}
+    return {"model_type": dims.model_type, "positions": dims.max_positions, "sequence": memory.usual_sequence(dims)}
 
 
 def plan_of(request: Mapping[str, Any]) -> dict[str, Any]:

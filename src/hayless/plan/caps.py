@@ -19,8 +19,8 @@ from hayless.core.devices import Device
 from hayless.core.errors import HaylessError
 from hayless.core.families import dims_of
 from hayless.measure.process import FreshProcess
-from hayless.plan.memory import CONTEXT_BYTES
-from hayless.plan.recommend import Choice, advise, budgeted, usual_sequence
+from hayless.plan.memory import CONTEXT_BYTES, usual_sequence
+from hayless.plan.recommend import Choice, advise, budgeted
 from hayless.plan.ways import settings_of
 
 WORKER = "hayless.train.capped"

@@ -205,11 +205,6 @@ def starting(model: str, preset: str) -> dict[str, Any]:
     return {"config": config, "tokenizer": "path/to/tokenizer", "dtype": config["dtype"]}
 
 
-def usual_sequence(dims: ModelDims) -> int:
-    """Tokens of a sequence where nobody says otherwise: 2048, or all positions where there are fewer."""
-    return min(2048, dims.max_positions or 2048)
-
-
 def budgeted(on: Device, memory_bytes: int) -> Device:
     """A device of the same speed with so much memory."""
     return replace(on, memory_bytes=whole("memory", memory_bytes))

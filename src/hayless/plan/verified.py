@@ -131,8 +131,8 @@ def spread_of_other(found: Sequence[Line], name: str) -> Spread | None:
 def margin(kind: Kind) -> str:
     """How far predicted peaks are to be trusted, in words."""
     if kind == "cuda":
-        return f"± {MARGIN:.0%}"
-    return f"± {MARGIN:.0%}, and up to {RESIDENT_BYTES / 1e6:g} MB more"
+        return f"± {MARGIN:.1%}"
+    return f"± {MARGIN:.1%}, and up to {RESIDENT_BYTES / 1e6:g} MB more"
 
 
 def remarks(kind: Kind) -> list[str]:

@@ -29,10 +29,9 @@ def dynamic_map(signed: bool) -> Tensor:
 
 def quantize(values: Tensor, signed: bool, block: int) -> tuple[Tensor, Tensor]:
     """Codes (n,) uint8 and scales (⌈n / block⌉,) float32 of float32 values (n,). Blocks of zeros have scale 0."""
-    blocks = F.pad(values, (0, -len(values) % block)).view(-1, block)
+    blocks = _padded(values, block).view(-1, block)
     scales = blocks.abs().amax(1)
-    table = dynamic_map(signed).to(values.device)
-    middles = (table[:-1] + table[1:]) / 2
+    _, middles = _on(values.device, signed)
     shares = blocks / scales.clamp(min=torch.finfo(torch.float32).tiny).unsqueeze(1)
     codes = torch.bucketize(shares, middles, out_int32=True).to(torch.uint8)
     return codes.view(-1)[: len(values)], scales
@@ -40,6 +39,18 @@ def quantize(values: Tensor, signed: bool, block: int) -> tuple[Tensor, Tensor]:
 
 def dequantize(codes: Tensor, scales: Tensor, signed: bool, block: int) -> Tensor:
     """The float32 values that codes (n,) stand for."""
-    table = dynamic_map(signed).to(codes.device)
-    blocks = table[F.pad(codes, (0, -len(codes) % block)).int()].view(-1, block)
+    table, _ = _on(codes.device, signed)
+    blocks = table[_padded(codes, block).int()].view(-1, block)
     return blocks.mul_(scales.unsqueeze(1)).view(-1)[: len(codes)]
+
+
+@cache
+def _on(device: torch.device, signed: bool) -> tuple[Tensor, Tensor]:
+    """The map and the middles between its values, brought to a device once."""
+    table = dynamic_map(signed)
+    return table.to(device), ((table[:-1] + table[1:]) / 2).to(device)
+
+
+def _padded(values: Tensor, block: int) -> Tensor:
+    missing = -len(values) % block
+    return F.pad(values, (0, missing)) if missing else values
