@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.adapting import composing, finding
-from benchmarks.adapting.runs import Place, settle
+from benchmarks.adapting.runs import Kept, Place, settle
 from benchmarks.adapting.shelf import names_of
 
 from hayless.core import atomic
@@ -45,9 +45,9 @@ def measure(place: Place, *, at_once: int, until: float, say: Callable[[str], ob
 
 
 def results(folder: Path) -> tuple[list[Row], Machine]:
-    """What a file says, and the machine it was measured on."""
-    content = atomic.read_json(folder / FILE)
-    every, model = content["tasks"], f"trained {content['shared']['model']}"
+    """What a file says, and the machine it was measured on. RequestError without the runs that trained the modules."""
+    content, shared = atomic.read_json(folder / FILE), Kept(folder).shared
+    every, model = content["tasks"], f"trained {shared['model']}, modules of {shared['steps']} steps"
     found = {name: each["ranks"] for name, each in every.items()}
     rows = [*finding.rows(found, model), *composing.rows({name: each["losses"] for name, each in every.items()}, model)]
     return rows, Machine.model_validate(content["machine"])
