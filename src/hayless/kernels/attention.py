@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from hayless.kernels.linear import Norm
+from hayless.kernels.linear import Norm, overlapping
 
 _MIN_DOT = 16
 _BLOCK = 64
@@ -294,7 +294,7 @@ def decode_attention(
         OVERLAP=overlap,
         num_warps=4,
         num_stages=3,
-        **({"launch_pdl": True} if overlap else {}),
+        **overlapping(overlap),
     )
     return out
 

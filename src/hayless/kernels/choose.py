@@ -8,6 +8,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from hayless.kernels.linear import overlapping
+
 _BLOCK = 4096
 
 
@@ -77,7 +79,7 @@ def _launch(logits: Tensor, tokens: Tensor, logprobs: Tensor, *, given: bool, ov
         GIVEN=given,
         OVERLAP=overlap,
         num_warps=8,
-        **({"launch_pdl": True} if overlap else {}),
+        **overlapping(overlap),
     )
 
 

@@ -226,7 +226,7 @@ def gemv(
         WHOLE=whole,
         OVERLAP=overlap,
         num_warps=tiles.warps,
-        **_launch(overlap),
+        **overlapping(overlap),
     )
     return out
 
@@ -275,7 +275,7 @@ def rms_norm(x: Tensor, norm: Norm, out: Tensor, *, overlap: bool = False) -> Te
     padded = triton.next_power_of_2(x.shape[-1])
     warps = min(8, max(1, padded // 512))
     _rms_norm[(x.shape[0],)](
-        x, norm.gain, out, x.shape[-1], norm.eps, WIDTH=padded, OVERLAP=overlap, num_warps=warps, **_launch(overlap)
+        x, norm.gain, out, x.shape[-1], norm.eps, WIDTH=padded, OVERLAP=overlap, num_warps=warps, **overlapping(overlap)
     )
     return out
 
@@ -302,7 +302,7 @@ def swiglu(gate: Tensor, up: Tensor, out: Tensor, *, overlap: bool = False) -> T
     """Write silu(gate)·up to `out`; any shape, contiguous."""
     count = gate.numel()
     _swiglu[(triton.cdiv(count, 1024),)](
-        gate, up, out, count, BLOCK=1024, OVERLAP=overlap, num_warps=4, **_launch(overlap)
+        gate, up, out, count, BLOCK=1024, OVERLAP=overlap, num_warps=4, **overlapping(overlap)
     )
     return out
 
@@ -312,5 +312,6 @@ def swiglu_reference(gate: Tensor, up: Tensor) -> Tensor:
     return (F.silu(gate.float()) * up.float()).to(gate.dtype)
 
 
-def _launch(overlap: bool) -> dict[str, bool]:
+def overlapping(overlap: bool) -> dict[str, bool]:
+    """How Triton launches a kernel that may begin while the one before it still runs: nothing where it may not."""
     return {"launch_pdl": True} if overlap else {}

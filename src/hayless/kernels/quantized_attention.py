@@ -18,7 +18,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from hayless.kernels.attention import _MIN_DOT, Scratch, _fold, _norm, _turn, _turned
-from hayless.kernels.linear import Norm
+from hayless.kernels.linear import Norm, overlapping
 from hayless.kernels.quantized_cache import Held, found, take_in
 from hayless.kernels.quantized_tiles import _hold_keys, _hold_value, _keys, _values
 
@@ -252,7 +252,7 @@ def quantized_attention(
         OVERLAP=overlap,
         num_warps=4,
         num_stages=2,
-        **({"launch_pdl": True} if overlap else {}),
+        **overlapping(overlap),
     )
     return out
 

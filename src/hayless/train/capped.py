@@ -18,13 +18,13 @@ from transformers import PreTrainedModel
 
 from hayless.core.errors import WorkError
 from hayless.core.method import Aspect, MethodConfig
-from hayless.core.registry import method_of
+from hayless.core.registry import configured, method_of
 from hayless.measure.memory import MemoryMeter, enough_memory
 from hayless.measure.process import answer
 from hayless.model import packed
 from hayless.model.build import build_model, checked_device, read_config, torch_dtype, unfilled_model
 from hayless.model.transform import apply
-from hayless.train.trial import Trial, batches, configured, ready
+from hayless.train.trial import Trial, batches, ready
 
 
 class CappedTrial(Trial):
@@ -73,7 +73,7 @@ def run(trial: CappedTrial) -> Outcome:
 
 def made(trial: Trial, device: torch.device) -> PreTrainedModel:
     """The trial's model with random weights on `device`, transformed; what packs weights only makes their structure."""
-    transforms = [configured(each) for each in trial.transforms]
+    transforms = configured(trial.transforms)
     packing = [config for config in transforms if _packs(config)]
     if packing:
         model = _packed(trial, packing).to(device)  # type: ignore[arg-type]

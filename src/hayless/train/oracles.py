@@ -13,11 +13,12 @@ import torch
 import transformers
 
 from hayless.core.errors import NotSupported
+from hayless.core.registry import configured
 from hayless.measure.process import answer
 from hayless.model.build import build_model, read_config
 from hayless.model.transform import apply
 from hayless.train.precision import arithmetic
-from hayless.train.trial import Trial, batches, configured, ready
+from hayless.train.trial import Trial, batches, ready
 
 _UPDATES = 2
 """The first one makes the optimizer's state."""
@@ -46,7 +47,7 @@ def tracked_bytes(trial: Trial) -> int:
     try:
         with FakeTensorMode(allow_non_fake_inputs=True), torch.device(trial.device):
             model = build_model(trial.config, dtype=trial.dtype, device=trial.device, draw_there=True)
-            apply(model, [configured(each) for each in trial.transforms])
+            apply(model, configured(trial.transforms))
             with ready(model, trial, pieces) as work:
                 tracker = MemTracker()
                 tracker.track_external(model, *work.updater.weights().values())

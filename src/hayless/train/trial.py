@@ -20,9 +20,8 @@ from transformers import PreTrainedModel
 
 from hayless.core.families import dims_of
 from hayless.core.measurement import Machine
-from hayless.core.method import MethodConfig
 from hayless.core.options import Options
-from hayless.core.registry import configure, method_of
+from hayless.core.registry import configured, method_of
 from hayless.data.batches import IGNORED, Batch
 from hayless.measure import machine
 from hayless.measure.memory import MemoryMeter, device_used_bytes, enough_memory, peak_bytes, restart_peak
@@ -116,7 +115,7 @@ def run(trial: Trial) -> Trained:
     meter = MemoryMeter(device)
     with enough_memory("Give a smaller batch or a shorter sequence."), contextlib.ExitStack() as stack:
         model = build_model(trial.config, dtype=trial.dtype, device=device, draw_there=True)
-        apply(model, [configured(each) for each in trial.transforms])
+        apply(model, configured(trial.transforms))
         meter.restart()
         work = stack.enter_context(ready(model, trial, batches(trial)))
         for _ in range(STEPS):
@@ -243,12 +242,12 @@ class Ready:
 def ready(model: PreTrainedModel, trial: Trial, pieces: Sequence[Batch]) -> Iterator[Ready]:
     """The model, cast and in training mode with its optimizer, to be updated by `pieces` while the context is open."""
     settings = trial.settings
-    objective = configured(trial.objective)
-    updater = make_updater(model, settings.precision, configured(trial.optimizer))
+    objective, optimizer = configured([trial.objective, trial.optimizer])
+    updater = make_updater(model, settings.precision, optimizer)
     with contextlib.ExitStack() as stack:
         stack.callback(updater.close)
         stack.enter_context(attention(model, settings, packed=trial.documents > 1))
-        for config in map(configured, trial.memory):
+        for config in configured(trial.memory):
             stack.enter_context(method_of(config).load().install(model, config))
         model.train()
         yield Ready(model, method_of(objective).load()(objective), updater, pieces, settings)
@@ -274,10 +273,6 @@ def batches(trial: Trial) -> list[Batch]:
     first = torch.searchsorted(segments, segments)
     names = tuple(tuple(f"{row}.{document}" for document in range(documents)) for row in range(rows))
     return [Batch(ids, targets, torch.arange(length) - first, segments, names)] * settings.accumulation
-
-
-def configured(given: dict[str, Any]) -> MethodConfig:
-    return configure(**{"name" if key == "method" else key: value for key, value in given.items()})
 
 
 def _bytes(tensors: Any, seen: set[int]) -> int:

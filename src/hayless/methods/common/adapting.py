@@ -152,6 +152,16 @@ def peft_task(model: PreTrainedModel) -> str | None:
     return next((task for end, task in _TASKS.items() if type(model).__name__.endswith(end)), None)
 
 
+def peft_base(model: PreTrainedModel, kind: str) -> dict[str, Any]:
+    """How an adapter_config.json begins: its `peft_type`, and the model that it is for."""
+    return {
+        "peft_type": kind,
+        "task_type": peft_task(model),
+        "base_model_name_or_path": model.config.name_or_path or "",
+        "inference_mode": True,
+    }
+
+
 def peft_names(model: PreTrainedModel, paths: Sequence[str]) -> list[str]:
     """The short names of modules where these mean exactly `paths`, else the paths."""
     short = {path.rpartition(".")[2] for path in paths}

@@ -15,7 +15,7 @@ from hayless.core.method import MethodConfig
 from hayless.core.registry import configure
 from hayless.methods.adapters.bottleneck import layer
 from hayless.methods.adapters.bottleneck.config import BottleneckConfig, targets_of
-from hayless.methods.common.adapting import fill, freeze, peft_task, refuse_marked, thaw, trained
+from hayless.methods.common.adapting import fill, freeze, peft_base, refuse_marked, thaw, trained
 from hayless.methods.common.behind import sublayer_ends
 from hayless.methods.common.peft_fields import refuse_others, required
 from hayless.methods.common.sites import PEFT_PREFIX
@@ -53,10 +53,7 @@ class BottleneckAdapters:
     def export(model: PreTrainedModel, config: BottleneckConfig) -> AdapterFiles:
         """The adapter in float32. PEFT has no such kind and refuses the folder by its name."""
         found = {
-            "peft_type": _PEFT_TYPE,
-            "task_type": peft_task(model),
-            "base_model_name_or_path": model.config.name_or_path or "",
-            "inference_mode": True,
+            **peft_base(model, _PEFT_TYPE),
             **{field: getattr(config, field) for field in _FIELDS},
         }
         return AdapterFiles(found, {name: tensor.detach().float() for name, tensor in _tensors(model, config).items()})

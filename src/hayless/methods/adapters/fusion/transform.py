@@ -22,7 +22,7 @@ from hayless.methods.adapters.fusion.predict import Site, sites_of, tensors_of
 from hayless.methods.common.adapting import (
     fill,
     freeze,
-    peft_task,
+    peft_base,
     read_modules,
     refuse_marked,
     thaw,
@@ -77,10 +77,7 @@ class Fusion:
     def export(model: PreTrainedModel, config: FusionConfig) -> AdapterFiles:
         """The modules and the attention over them, in float32. PEFT has no such kind and refuses it by its name."""
         found = {
-            "peft_type": _PEFT_TYPE,
-            "task_type": peft_task(model),
-            "base_model_name_or_path": model.config.name_or_path or "",
-            "inference_mode": True,
+            **peft_base(model, _PEFT_TYPE),
             **{field: config.model_dump(mode="json")[field] for field in _FIELDS},
         }
         return AdapterFiles(found, {name: tensor.detach().float() for name, tensor in _tensors(model, config).items()})

@@ -22,8 +22,8 @@ from hayless.methods.common.adapting import (
     fill,
     freeze,
     modules_of,
+    peft_base,
     peft_names,
-    peft_task,
     refuse_marked,
     thaw,
     trained,
@@ -67,10 +67,7 @@ class Ia3:
         }
         inputs = [path for path, _, scaled in chosen if scaled.of_inputs]
         found = {
-            "peft_type": "IA3",
-            "task_type": peft_task(model),
-            "base_model_name_or_path": model.config.name_or_path or "",
-            "inference_mode": True,
+            **peft_base(model, "IA3"),
             "target_modules": peft_names(model, [path for path, *_ in chosen]),
             "feedforward_modules": peft_names(model, inputs),
             "fan_in_fan_out": all(scaled.target.row.layout is Layout.CONV1D for *_, scaled in chosen),

@@ -15,7 +15,7 @@ from hayless.core.method import MethodConfig
 from hayless.core.registry import configure
 from hayless.methods.adapters.lora_moe import layer
 from hayless.methods.adapters.lora_moe.config import LoraMoeConfig, is_stack, targets_of, tensors_of
-from hayless.methods.common.adapting import fill, freeze, modules_of, peft_task, refuse_marked, thaw, trained
+from hayless.methods.common.adapting import fill, freeze, modules_of, peft_base, refuse_marked, thaw, trained
 from hayless.methods.common.peft_fields import module_names, refuse_others, required
 from hayless.methods.common.sites import PEFT_PREFIX, Target
 from hayless.methods.common.weights import plain_ledger
@@ -60,10 +60,7 @@ class LoraMoe:
     def export(model: PreTrainedModel, config: LoraMoeConfig) -> AdapterFiles:
         """The adapter in float32. PEFT has no such kind and refuses the folder by its name."""
         found = {
-            "peft_type": _PEFT_TYPE,
-            "task_type": peft_task(model),
-            "base_model_name_or_path": model.config.name_or_path or "",
-            "inference_mode": True,
+            **peft_base(model, _PEFT_TYPE),
             **{field: getattr(config, field) for field in _FIELDS},
             "target_modules": sorted({_path(path, target) for path, _, target in _modules(model, config)}),
         }
