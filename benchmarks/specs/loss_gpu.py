@@ -25,17 +25,18 @@ SPEC = Spec(
             [
                 Contender("PyTorch, all logits", _HEAD.plain),
                 Contender(_LIGER, _HEAD.liger, needs=("liger_kernel",)),
-                Contender(_TORCH, _HEAD.torch),
                 Contender(_CUT, _HEAD.cut, needs=("cut_cross_entropy",)),
-                Contender("hayless", partial(_HEAD.hayless, chunk=1024), goals=_BEST),
-                Contender("hayless, chunks of 512", partial(_HEAD.hayless, chunk=512), goals=_BEST),
-                Contender("hayless, chunks of 4096", partial(_HEAD.hayless, chunk=4096)),
-                Contender("hayless, in plain PyTorch", partial(_HEAD.hayless, chunk=1024, plain=True)),
+                Contender(_TORCH, _HEAD.torch),
+                *(
+                    Contender(f"hayless, chunks of {chunk}", partial(_HEAD.hayless, chunk=chunk), goals=_BEST)
+                    for chunk in (512, 1024)
+                ),
             ],
             same=_HEAD.same,
             piece="loss",
             tokens=_HEAD.tokens,
-            repeats=20,
+            repeats=8,
+            warmup=2,
         )
     ],
 )

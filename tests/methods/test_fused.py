@@ -10,6 +10,7 @@ from torch import nn
 
 from hayless.core.errors import NotSupported, RequestError, WorkError
 from hayless.core.registry import configure
+from hayless.kernels import adalomo as adalomo_moves
 from hayless.methods.memory.adalomo import optimizer as adalomo_optimizer
 from hayless.methods.memory.adalomo.reference import adalomo
 from hayless.methods.memory.lomo.reference import lomo
@@ -70,7 +71,7 @@ def test_lomo_by_hand(clips):
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_adalomo_by_hand(monkeypatch, chunk, dtype):
     """Three updates; in one piece, and in pieces of one row with a last one alone."""
-    monkeypatch.setattr(adalomo_optimizer, "CHUNK_ELEMENTS", chunk)
+    monkeypatch.setattr(adalomo_moves, "CHUNK_ELEMENTS", chunk)
     torch.manual_seed(0)
     layer, updater = started(nn.Linear(8, 5), "adalomo", dtype, learning_rate=0.1)
     weights = [parameter.detach().float() for parameter in layer.parameters()]

@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from hayless.core.registry import configure
+from hayless.core.registry import configure, method_of
+from hayless.kernels.adalomo_sizes import scratch_bytes
 from hayless.methods.memory.paged import optimizer as paged_optimizer
+from hayless.train.precision import trainables
 from hayless.train.update import make_updater
 from tests.train import source
 
@@ -58,8 +60,8 @@ def test_one_gradient_exists_at_a_time(optimizer, clip_norm):
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     move(model, optimizer, clip_norm, steps=1)
-    scratch = 4 * MATRIX if optimizer == "adalomo" else 0
-    # A gradient, what is computed of it, and activations of four rows; eight gradients would be 128 MiB.
+    scratch = scratch_bytes((WIDTH, WIDTH), "cuda") if optimizer == "adalomo" else 0
+    # A gradient, sums of its squares, and activations of four rows; eight gradients would be 128 MiB.
     assert torch.cuda.max_memory_allocated() - before <= 4 * MATRIX + scratch + 2**21
 
 
@@ -86,6 +88,25 @@ def test_paged_has_adamws_bits_and_its_moments_lie_on_the_host(monkeypatch, shar
     again.load_optimizer_state({name: tensor.cpu() for name, tensor in state.items()}, numbers)
     for name, tensor in again.optimizer_state()[0].items():
         assert torch.equal(tensor, state[name]) and tensor.device == state[name].device
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_adalomo_moves_as_on_the_cpu(dtype):
+    """A matrix, a stack of three and a vector, by kernels and plainly."""
+    found = []
+    for device in ("cpu", "cuda"):
+        torch.manual_seed(0)
+        model = nn.ParameterList(nn.Parameter(torch.randn(shape)) for shape in ((300, 700), (3, 40, 50), (70,)))
+        gradients = [[torch.randn_like(weight).to(dtype) for weight in model] for _ in range(3)]
+        model = model.to(device, dtype)
+        optimizer = method_of(configure("adalomo")).load().build(configure("adalomo"), trainables(model))
+        for each in gradients:
+            for weight, gradient in zip(model, each, strict=True):
+                weight.grad = gradient.to(device)
+            optimizer.step()
+        found.append([weight.detach().cpu() for weight in model])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-2 if dtype is torch.bfloat16 else 1e-5, atol=1e-5)
 
 
 def test_eight_bits_are_those_of_the_cpu():

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hayless.kernels import linear_loss
+from hayless.kernels.linear_loss import linear_cross_entropy
 from hayless.study.bench.gate import ERROR, Plain, as_exact, close
 from hayless.study.bench.spec import Figure, Prepared, Unavailable
 
@@ -49,23 +49,11 @@ class Head:
             lambda x, w, targets: F.cross_entropy(F.linear(x, w).float(), targets, ignore_index=_IGNORED)
         )
 
-    def hayless(self, *, chunk: int, plain: bool = False) -> Prepared:
-        """By chunks; `plain`: without the kernel."""
-
-        def loss(x: Tensor, w: Tensor, targets: Tensor) -> Tensor:
-            return linear_loss.linear_cross_entropy(x, w, targets, reduction="mean", chunk=chunk)[0]
-
-        if not plain:
-            return self._prepared(loss)
-
-        def by_reference(x: Tensor, w: Tensor, targets: Tensor) -> Tensor:
-            own, linear_loss._rows = linear_loss._rows, lambda hidden: linear_loss.cross_entropy_reference
-            try:
-                return loss(x, w, targets)
-            finally:
-                linear_loss._rows = own
-
-        return self._prepared(by_reference)
+    def hayless(self, *, chunk: int) -> Prepared:
+        """By chunks of so many tokens."""
+        return self._prepared(
+            lambda x, w, targets: linear_cross_entropy(x, w, targets, reduction="mean", chunk=chunk)[0]
+        )
 
     def liger(self) -> Prepared:
         """Liger Kernel's, at its defaults."""
@@ -83,9 +71,9 @@ class Head:
 
     def cut(self) -> Prepared:
         """Apple's cut cross-entropy, which sums where others store."""
-        from cut_cross_entropy import linear_cross_entropy
+        from cut_cross_entropy import linear_cross_entropy as cut
 
-        return self._prepared(lambda x, w, targets: linear_cross_entropy(x, w, targets, ignore_index=_IGNORED))
+        return self._prepared(lambda x, w, targets: cut(x, w, targets, ignore_index=_IGNORED))
 
     def _prepared(self, loss: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Prepared:
         x, weight, targets = self._made(torch.bfloat16)

@@ -13,16 +13,41 @@ from dataclasses import dataclass
 import torch
 
 from hayless.core.devices import find
+from hayless.core.measurement import Goal
 from hayless.core.units import format_bytes
 from hayless.model.build import build_model
 from hayless.plan.grid import TrainCase
-from hayless.plan.memory import CONTEXT_BYTES
-from hayless.study.bench.gate import Answer
-from hayless.study.bench.spec import Figure, Prepared, Unavailable
+from hayless.plan.lomo import GIB
+from hayless.plan.memory import CONTEXT_BYTES, MARGIN
+from hayless.study.bench.gate import Answer, close
+from hayless.study.bench.spec import PEAK, TIME, Contender, Figure, Prepared, Unavailable
 from hayless.train.step import StepFigures, update
 from hayless.train.trial import Trial, batches, ready
 
 LEARNT = "loss, the last step's less the first one's"
+SAME = close(relative=0.02)
+"""Of 16-bit losses and norms of one batch, before anything is moved."""
+
+Goals = Goal | tuple[Goal, ...] | None
+
+
+def contender(name: str, case: TrainCase, *, peak: Goals = None, time: Goals = None) -> Contender:
+    """A case that must learn, and whose peak and time may have goals."""
+    goals = {LEARNT: Goal(op="<=", value=0.0)} | ({PEAK: peak} if peak else {}) | ({TIME: time} if time else {})
+    return Contender(name, Trained(case).prepare, goals=goals)
+
+
+def under(gib: float) -> Goal:
+    """At most so much."""
+    return Goal(op="<=", value=gib * GIB)
+
+
+def as_predicted(case: TrainCase) -> Goals:
+    """The peak that is predicted for a case, within the margin of predictions."""
+    plan = case.predicted(find("H200"), "cuda")
+    assert plan.train
+    peak = plan.train.peak.total
+    return Goal(op="<=", value=peak * (1 + MARGIN)), Goal(op=">=", value=peak * (1 - MARGIN))
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,8 @@ import math
 from dataclasses import replace
 
 from hayless.core.cost import TrainShape
+from hayless.kernels import adalomo_sizes
 from hayless.methods.memory.adalomo.config import AdaLomoConfig
-
-CHUNK_ELEMENTS = 2**24
-"""Elements of a matrix that are computed in float32 at once (as many rows as that is, one at least)."""
 
 
 def state_bytes(shape: tuple[int, ...], dtype: str) -> int:
@@ -18,11 +16,10 @@ def state_bytes(shape: tuple[int, ...], dtype: str) -> int:
     return 4 * (elements // shape[-1] + elements // shape[-2] if len(shape) > 1 else elements)
 
 
-def scratch_bytes(shape: tuple[int, ...], dtype: str) -> int:
-    """Part of an update in float32."""
-    return 4 * min(CHUNK_ELEMENTS, math.prod(shape))
-
-
 def predict_training(shape: TrainShape, config: AdaLomoConfig) -> TrainShape:
     """Training with updates in the backward pass. RequestError for several micro-batches an update."""
+
+    def scratch_bytes(of: tuple[int, ...], dtype: str) -> int:
+        return adalomo_sizes.scratch_bytes(of, shape.device)
+
     return replace(shape, state_bytes=state_bytes, scratch_bytes=scratch_bytes, fused=True)
