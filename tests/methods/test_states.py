@@ -8,10 +8,10 @@ from torch import nn
 
 from hayless.core.errors import NotSupported
 from hayless.core.registry import configure, method_of
+from hayless.kernels.blockwise import dequantize, dynamic_map, quantize
 from hayless.methods.memory.paged import optimizer as paged_optimizer
 from hayless.methods.memory.paged.predict import resident_elements, scratch_bytes, state_bytes
 from hayless.methods.optimizers.adamw8bit import optimizer as adamw8bit_optimizer
-from hayless.methods.optimizers.adamw8bit.blockwise import dequantize, dynamic_map, quantize
 from hayless.methods.optimizers.adamw8bit.reference import adamw8bit, rounded
 from hayless.train.precision import trainables
 from hayless.train.update import make_updater

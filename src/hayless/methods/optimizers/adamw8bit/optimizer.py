@@ -1,9 +1,8 @@
-"""AdamW that keeps its moments in 8 bits, in plain PyTorch: the same bits on every machine of a kind, and states that
-are ordinary tensors."""
+"""AdamW that keeps its moments in 8 bits: the same bits on every machine of a kind, and states that are ordinary
+tensors."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,8 +10,9 @@ import torch
 from torch import Tensor
 
 from hayless.core.errors import NotSupported
+from hayless.kernels.adamw8bit import Moment, Step, by_kernel, move
+from hayless.kernels.blockwise import quantize
 from hayless.methods.common.decay import decay_groups
-from hayless.methods.optimizers.adamw8bit.blockwise import dequantize, quantize
 from hayless.methods.optimizers.adamw8bit.config import AdamW8bitConfig
 from hayless.methods.optimizers.adamw8bit.predict import CHUNK_ELEMENTS
 from hayless.train.slots import Trainable
@@ -57,29 +57,20 @@ class AdamW8bitOptimizer(torch.optim.Optimizer):
             state["step"] = 0
             state |= self._zeros(parameter)
         state["step"] += 1
+        step = Step(state["step"], group["lr"], group["weight_decay"], config.betas, config.eps)
         weights, gradients = parameter.view(-1), parameter.grad.reshape(-1)  # type: ignore[union-attr]
-        size = max(1, CHUNK_ELEMENTS // config.block_size) * config.block_size
+        size = elements if by_kernel(parameter) else max(1, CHUNK_ELEMENTS // config.block_size) * config.block_size
         for start in range(0, elements, size):
             part = slice(start, min(start + size, elements))
-            self._move_part(weights[part], gradients[part], state, part, group)
+            moments = (self._part(state, name, part) for name in _SIGNED)
+            move(weights[part], gradients[part], *moments, step, config.block_size)
 
-    def _move_part(
-        self, weights: Tensor, gradients: Tensor, state: dict[str, Any], part: slice, group: dict[str, Any]
-    ) -> None:
-        """Part of a parameter (n,), in the order of operations of torch.optim.AdamW."""
-        (one, two), step = self._config.betas, state["step"]
-        gradient = gradients.float()
-        first = self._read(state, "first", part).lerp_(gradient, 1 - one)
-        second = self._read(state, "second", part).mul_(two).addcmul_(gradient, gradient, value=1 - two)
-        divisor = (second.sqrt() / math.sqrt(1 - two**step)).add_(self._config.eps)
-        moved = weights.float()
-        moved.mul_(1 - group["lr"] * group["weight_decay"])
-        moved.addcdiv_(first, divisor, value=-group["lr"] / (1 - one**step))
-        if moved is not weights:
-            weights.copy_(moved)
-        del gradient, divisor, moved
-        self._write(state, "first", part, first)
-        self._write(state, "second", part, second)
+    def _part(self, state: dict[str, Any], name: str, part: slice) -> Moment:
+        """Part of a moment; that of a small tensor has no scales."""
+        block, scales = self._config.block_size, state.get(f"{name}_scales")
+        return Moment(
+            state[name][part], None if scales is None else scales[part.start // block : -(-part.stop // block)]
+        )
 
     def _zeros(self, parameter: Tensor) -> dict[str, Tensor]:
         """Both moments before the first update."""
@@ -92,19 +83,3 @@ class AdamW8bitOptimizer(torch.optim.Optimizer):
             codes[name] = torch.full((elements,), zero, dtype=torch.uint8, device=parameter.device)
             scales[f"{name}_scales"] = torch.zeros(-(-elements // block), device=parameter.device)
         return codes | scales
-
-    def _read(self, state: dict[str, Any], name: str, part: slice) -> Tensor:
-        """A moment's part as float32; of a small tensor the moment itself."""
-        if f"{name}_scales" not in state:
-            return state[name][part]
-        block = self._config.block_size
-        scales = state[f"{name}_scales"][part.start // block : -(-part.stop // block)]
-        return dequantize(state[name][part], scales, _SIGNED[name], block)
-
-    def _write(self, state: dict[str, Any], name: str, part: slice, values: Tensor) -> None:
-        """Round a moment's part; that of a small tensor was changed where it lies."""
-        if f"{name}_scales" in state:
-            block = self._config.block_size
-            codes, scales = quantize(values, _SIGNED[name], block)
-            state[name][part] = codes
-            state[f"{name}_scales"][part.start // block : -(-part.stop // block)] = scales

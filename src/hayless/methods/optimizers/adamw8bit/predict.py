@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from hayless.core.cost import TrainShape
+from hayless.core.cost import TrainShape, no_state
 from hayless.methods.optimizers.adamw8bit.config import AdamW8bitConfig
 
 CHUNK_ELEMENTS = 2**22
-"""Elements of a tensor that are computed in float32 at once, about: whole blocks."""
+"""Elements of a tensor that plain PyTorch computes in float32 at once, about: whole blocks."""
 _SCRATCH_BYTES = 28
 """For each of them: gradient, both moments, a weight, a quotient, and while a moment is rounded its place as int32."""
 
@@ -23,10 +23,11 @@ def state_bytes(shape: tuple[int, ...], config: AdamW8bitConfig) -> int:
 
 
 def scratch_bytes(shape: tuple[int, ...], dtype: str) -> int:
-    """Part of an update in float32."""
+    """Part of an update in float32, in plain PyTorch."""
     return _SCRATCH_BYTES * min(CHUNK_ELEMENTS, math.prod(shape))
 
 
 def predict_training(shape: TrainShape, config: AdamW8bitConfig) -> TrainShape:
-    """Training with this state."""
-    return replace(shape, state_bytes=lambda of, dtype: state_bytes(of, config), scratch_bytes=scratch_bytes)
+    """Training with this state. On GPUs a kernel moves it, which needs nothing beside it."""
+    scratch = no_state if shape.device == "cuda" else scratch_bytes
+    return replace(shape, state_bytes=lambda of, dtype: state_bytes(of, config), scratch_bytes=scratch)

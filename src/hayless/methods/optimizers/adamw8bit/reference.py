@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hayless.methods.optimizers.adamw8bit.blockwise import dynamic_map
+from hayless.kernels.blockwise import dynamic_map
 
 
 def rounded(values: Tensor, signed: bool, block: int) -> Tensor:

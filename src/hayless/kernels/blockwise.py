@@ -31,7 +31,7 @@ def quantize(values: Tensor, signed: bool, block: int) -> tuple[Tensor, Tensor]:
     """Codes (n,) uint8 and scales (⌈n / block⌉,) float32 of float32 values (n,). Blocks of zeros have scale 0."""
     blocks = _padded(values, block).view(-1, block)
     scales = blocks.abs().amax(1)
-    _, middles = _on(values.device, signed)
+    _, middles = map_on(values.device, signed)
     shares = blocks / scales.clamp(min=torch.finfo(torch.float32).tiny).unsqueeze(1)
     codes = torch.bucketize(shares, middles, out_int32=True).to(torch.uint8)
     return codes.view(-1)[: len(values)], scales
@@ -39,14 +39,14 @@ def quantize(values: Tensor, signed: bool, block: int) -> tuple[Tensor, Tensor]:
 
 def dequantize(codes: Tensor, scales: Tensor, signed: bool, block: int) -> Tensor:
     """The float32 values that codes (n,) stand for."""
-    table, _ = _on(codes.device, signed)
+    table, _ = map_on(codes.device, signed)
     blocks = table[_padded(codes, block).int()].view(-1, block)
     return blocks.mul_(scales.unsqueeze(1)).view(-1)[: len(codes)]
 
 
 @cache
-def _on(device: torch.device, signed: bool) -> tuple[Tensor, Tensor]:
-    """The map and the middles between its values, brought to a device once."""
+def map_on(device: torch.device, signed: bool) -> tuple[Tensor, Tensor]:
+    """The 256 values and the 255 middles between them, brought to a device once."""
     table = dynamic_map(signed)
     return table.to(device), ((table[:-1] + table[1:]) / 2).to(device)
 

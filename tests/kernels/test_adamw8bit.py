@@ -1,0 +1,75 @@
+"""The kernel of 8-bit moments beside plain PyTorch, several updates one after the other; its codes beside a search."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from hayless.kernels.adamw8bit import Moment, Step, move_reference
+from hayless.kernels.blockwise import map_on, quantize
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+# bf16 is wrong in Triton's interpreter.
+NARROW = torch.bfloat16 if DEVICE.type == "cuda" else torch.float16
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+
+
+@pytest.fixture
+def kernels():
+    return pytest.importorskip("hayless.kernels.adamw8bit_kernels", reason="triton is not installed")
+
+
+def zeros(elements: int, block: int, coded: bool, signed: bool) -> Moment:
+    if not coded:
+        return Moment(torch.zeros(elements, device=DEVICE), None)
+    zero = int(quantize(torch.zeros(1), signed, 1)[0])
+    codes = torch.full((elements,), zero, dtype=torch.uint8, device=DEVICE)
+    return Moment(codes, torch.zeros(-(-elements // block), device=DEVICE))
+
+
+def moved(move, dtype: torch.dtype, gradients: list[Tensor], block: int, coded: bool) -> tuple[Tensor, list[Moment]]:
+    """Weight and moments after an update by each gradient."""
+    torch.manual_seed(1)
+    elements = len(gradients[0])
+    weight = torch.randn(elements).to(DEVICE, dtype)
+    moments = [zeros(elements, block, coded, signed) for signed in (True, False)]
+    for number, gradient in enumerate(gradients, 1):
+        move(weight, gradient.to(DEVICE, dtype), *moments, Step(number, 0.1, 0.2, (0.8, 0.9), 1e-3), block)
+    return weight, moments
+
+
+@pytest.mark.parametrize("coded", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, NARROW])
+@pytest.mark.parametrize(("elements", "block"), [(1, 16), (300, 24), (5000, 256), (4096, 4096)])
+def test_the_kernel_moves_as_plain_pytorch_does(kernels, elements, block, dtype, coded):
+    torch.manual_seed(0)
+    gradients = [torch.randn(elements) ** 3 for _ in range(3)]
+    gradients[0][: elements // 3] = 0
+    weight, found = moved(kernels.move, dtype, gradients, block, coded)
+    expected, wanted = moved(move_reference, dtype, gradients, block, coded)
+    torch.testing.assert_close(weight, expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+    for one, other in zip(found, wanted, strict=True):
+        if not coded:
+            torch.testing.assert_close(one.values, other.values, rtol=1e-5, atol=1e-6)
+            continue
+        torch.testing.assert_close(one.scales, other.scales, rtol=1e-5, atol=0)
+        # A quotient between two values may fall to either side.
+        off = (one.values.int() - other.values.int()).abs()
+        assert off.max() <= 1 and (off != 0).sum() <= 1 + 1e-3 * elements
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_codes_are_those_that_a_search_finds(kernels, signed):
+    """At every value, at every middle and beside it, and between: with betas of zero the moments are g and g²."""
+    table, middles = map_on(torch.device("cpu"), signed)
+    beside = [torch.nextafter(middles, torch.tensor(towards)) for towards in (-2.0, 2.0)]
+    small = torch.logspace(-9, 0, 2000)
+    shares = torch.cat([table, middles, *beside, torch.linspace(-1, 1, 2000), small, -small])
+    gradient = shares.clamp(-1, 1) if signed else shares.clamp(0, 1).sqrt()
+    # Each share its own block, beside a one, which makes the scale 1.
+    gradient = torch.stack([torch.ones_like(gradient), gradient], 1).flatten().to(DEVICE)
+    moments = [zeros(len(gradient), 2, True, each) for each in (True, False)]
+    kernels.move(torch.zeros_like(gradient), gradient, *moments, Step(1, 0.1, 0.0, (0.0, 0.0), 1e-3), 2)
+    wanted = gradient if signed else gradient * gradient
+    assert torch.equal(moments[0 if signed else 1].values, quantize(wanted, signed, 2)[0])
