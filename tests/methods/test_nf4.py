@@ -122,10 +122,14 @@ def test_a_layer_on_a_gpu(dtype: torch.dtype, tokens: int) -> None:
     module = nn.Linear(512, 768, dtype=dtype)
     packing, pieces = packed(module.weight.detach())
     install(module, "weight", packing, pieces)
-    x = torch.randn(tokens, 512, dtype=dtype)
-    expected = nn.functional.linear(x.double(), packing.unpack(pieces, dtype)[0].double(), module.bias.double())
-    found = module.cuda()(x.cuda()).cpu().double()
-    torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2)
+    x, towards = torch.randn(tokens, 512, dtype=dtype), torch.randn(tokens, 768, dtype=dtype)
+    matrix = packing.unpack(pieces, dtype)[0].double()
+    there = x.cuda().requires_grad_()
+    found = module.cuda()(there)
+    found.backward(towards.cuda())
+    expected = nn.functional.linear(x.double(), matrix, module.bias.cpu().double())
+    torch.testing.assert_close(found.cpu().double(), expected, rtol=2e-2, atol=2e-2)
+    torch.testing.assert_close(there.grad.cpu().double(), towards.double() @ matrix, rtol=2e-2, atol=4e-2)
 
 
 def test_large_tensors_are_packed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:

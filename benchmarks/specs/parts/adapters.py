@@ -32,7 +32,8 @@ from hayless.model.anatomy import dims_of_model
 from hayless.study.bench.gate import ERROR, SHORTFALL, Answer
 from hayless.study.bench.spec import Bound, Prepared
 
-_SCALE = 2.0
+SCALE = 2.0
+"""What branches are multiplied by."""
 _CHECKED = 3
 """Tokens of each row that are made before the clock runs, the first among them."""
 _JUDGED = 4
@@ -90,7 +91,7 @@ class Mixed:
         wrapped = copy.deepcopy(model, {id(weight): weight for weight in model.parameters()})
         names = [_name(row) for row in range(self.rows)]
         kinds = sorted({path.rpartition(".")[2] for path in _matrices(model)})
-        config = peft.LoraConfig(r=self.rank, lora_alpha=_SCALE * self.rank, target_modules=kinds)
+        config = peft.LoraConfig(r=self.rank, lora_alpha=SCALE * self.rank, target_modules=kinds)
         mixed = peft.get_peft_model(
             wrapped, config, adapter_name=names[0], autocast_adapter_dtype=False, low_cpu_mem_usage=True
         )
@@ -175,7 +176,7 @@ def exact(model: transformers.PreTrainedModel, parts: dict[str, tuple[Tensor, Te
 
 def _widened(module: nn.Linear, part: tuple[Tensor, Tensor] | None, x: Tensor) -> Tensor:
     out = F.linear(x, module.weight.float(), None if module.bias is None else module.bias.float())
-    return out if part is None else out + _SCALE * (x @ part[0].float().T @ part[1].float().T)
+    return out if part is None else out + SCALE * (x @ part[0].float().T @ part[1].float().T)
 
 
 def matrices(model: transformers.PreTrainedModel, number: int, rank: int) -> dict[str, tuple[Tensor, Tensor]]:
@@ -199,7 +200,7 @@ def matrices(model: transformers.PreTrainedModel, number: int, rank: int) -> dic
 @lru_cache(maxsize=1)
 def filled(model: transformers.PreTrainedModel, count: int, rank: int) -> AdapterBank:
     """A bank with `count` random adapters on every matrix of the blocks."""
-    config = configure("lora", rank=rank, alpha=_SCALE * rank, targets=("attention", "feed_forward"))
+    config = configure("lora", rank=rank, alpha=SCALE * rank, targets=("attention", "feed_forward"))
     bank = AdapterBank.for_adapters(model, (), count, rank=rank)
     for number in range(count):
         tensors = {}

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 import transformers
+from torch import nn
 
 from hayless.core.cost import TrainShape
 from hayless.core.families import dims_of, ledger_of
@@ -29,6 +30,10 @@ from hayless.train.update import make_updater
 
 LEARNING_RATE, BETAS, EPS, WEIGHT_DECAY, CLIP_NORM = 3e-4, (0.9, 0.95), 1e-8, 0.1, 1.0
 CHECKED_STEPS = 3
+FIRST = "first loss"
+
+Memory = str | Mapping[str, Any]
+"""A memory method by its name, or its fields with the method's `name`."""
 
 
 @dataclass(frozen=True)
@@ -72,27 +77,37 @@ class Training:
         shape = TrainShape(self.rows, self.length)
         return forward_flops(ledger, self.rows, self.length) + backward_flops(ledger, shape)
 
-    def hayless(
-        self, *, compile: bool | Literal["whole"] = False, memory: Sequence[str | Mapping[str, Any]] = ()
+    def hayless(self, *, compile: bool | Literal["whole"] = False, memory: Sequence[Memory] = ()) -> Prepared:
+        """What `updates` does to the model."""
+        return self.updates(self.model(), self.precision, compile=compile, memory=memory)
+
+    def updates(
+        self,
+        model: transformers.PreTrainedModel,
+        precision: Precision,
+        *,
+        compile: bool | Literal["whole"] = False,
+        memory: Sequence[Memory] = (),
+        optimizer: str = "adamw",
     ) -> Prepared:
-        """The trainer's update, its finite check and figures included, with memory methods in force.
+        """The trainer's update of `model`, its finite check and figures included, with memory methods in force.
 
         `compile`: block by block, as the trainer does it, or the model `whole`.
         """
-        model, batch = self.model(), self.batch()
+        batch = self.batch()
         settings = TrainSettings(
             steps=1,
             batch_size=self.rows,
             sequence_length=self.length,
-            precision=self.precision,
+            precision=precision,
             clip_norm=CLIP_NORM,
             compile=compile is True,
         )
-        optimizer = configure(
-            "adamw", learning_rate=LEARNING_RATE, betas=BETAS, eps=EPS, weight_decay=WEIGHT_DECAY, decay="all"
+        moving = configure(
+            optimizer, learning_rate=LEARNING_RATE, betas=BETAS, eps=EPS, weight_decay=WEIGHT_DECAY, decay="all"
         )
         objective = method_of(configure("lm")).load()(configure("lm"))
-        updater = make_updater(model, settings.precision, optimizer)
+        updater = make_updater(model, settings.precision, moving)
         # What is installed stays while contexts are open: as long as the process lives.
         opened = ExitStack()
         for each in memory:
@@ -116,10 +131,15 @@ class Training:
 
         `fused`: AdamW in one kernel, where the device has it.
         """
-        model, ids = self.model(), self.batch().input_ids
-        call = torch.compile(model) if compile else model
+        model = self.model()
+        return self.loop(model, torch.compile(model) if compile else model, fused=fused)
+
+    def loop(self, model: nn.Module, call: Callable[..., Any], *, fused: bool = True) -> Prepared:
+        """A bare loop over `call`, which is `model` as it is called, that moves whatever of it trains."""
+        ids = self.batch().input_ids
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(
-            model.parameters(),
+            trained,
             lr=LEARNING_RATE,
             betas=BETAS,
             eps=EPS,
@@ -131,7 +151,7 @@ class Training:
             inputs = ids.to(self.device)
             loss = call(input_ids=inputs, labels=inputs, use_cache=False).loss
             loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
+            norm = nn.utils.clip_grad_norm_(trained, CLIP_NORM)
             optimizer.step()
             optimizer.zero_grad()
             return loss.item(), norm.item()
@@ -141,4 +161,4 @@ class Training:
 
 def _first(step: Callable[[], tuple[float, float]]) -> Answer:
     losses, norms = zip(*(step() for _ in range(CHECKED_STEPS)), strict=True)
-    return {"losses of the first steps": losses, "gradient norms": norms}
+    return {FIRST: losses[:1], "losses of the next steps": losses[1:], "gradient norms": norms}

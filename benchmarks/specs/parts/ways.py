@@ -14,8 +14,11 @@ import torch
 
 from hayless.core.devices import find
 from hayless.core.measurement import Goal
+from hayless.core.registry import configured
 from hayless.core.units import format_bytes
 from hayless.model.build import build_model
+from hayless.model.streaming import build_and_pack, packs_one_by_one
+from hayless.model.transform import apply
 from hayless.plan.grid import TrainCase
 from hayless.plan.lomo import GIB
 from hayless.plan.memory import CONTEXT_BYTES, MARGIN
@@ -25,6 +28,7 @@ from hayless.train.step import StepFigures, update
 from hayless.train.trial import Trial, batches, ready
 
 LEARNT = "loss, the last step's less the first one's"
+BUILT = "peak memory while it is built"
 SAME = close(relative=0.02)
 """Of 16-bit losses and norms of one batch, before anything is moved."""
 
@@ -63,11 +67,22 @@ class Trained:
         return self.case.batch * self.case.sequence
 
     def prepare(self) -> Prepared:
-        """The model with its optimizer. Unavailable where it would not fit by prediction, with both figures."""
+        """The model with its optimizer, packed while it is built where the way packs weights.
+
+        Unavailable where it would not fit by prediction, with both figures.
+        """
         self._check_room()
         trial = Trial.model_validate(self.case.asked("cuda", "cuda", 0.0))
         pieces = batches(trial)
-        model = build_model(trial.config, dtype=trial.dtype, device="cuda", draw_there=True)
+        before = torch.cuda.memory_allocated()
+        transforms = configured(trial.transforms)
+        packing = [config for config in transforms if packs_one_by_one(config)]
+        if packing:
+            model, _ = build_and_pack(trial.config, packing, dtype=trial.dtype, device="cuda")
+        else:
+            model = build_model(trial.config, dtype=trial.dtype, device="cuda", draw_there=True)
+        apply(model, [config for config in transforms if config not in packing])
+        built = torch.cuda.max_memory_allocated() - before
         # What is installed stays while contexts are open: as long as the process lives.
         opened = ExitStack()
         work = opened.enter_context(ready(model, trial, pieces))
@@ -86,7 +101,8 @@ class Trained:
             return {"loss": done[0].loss, "gradient norm": done[0].gradient_norm}
 
         def figures() -> Sequence[Figure]:
-            return [Figure(LEARNT, "nats a token", done[-1].loss - done[0].loss)]
+            learnt = Figure(LEARNT, "nats a token", done[-1].loss - done[0].loss)
+            return [learnt, Figure(BUILT, "B", built)] if packing else [learnt]
 
         return Prepared(step, answer, figures=figures)
 

@@ -1,0 +1,38 @@
+"""The contenders of LoRA's training steps begin with the same adapters, and whoever leaves some out is not timed."""
+
+from __future__ import annotations
+
+import torch
+
+from hayless.study.bench.gate import plain, rejected
+from tests.benchmarks.test_specs import SPECS
+
+_SHAPE = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 256,
+}
+
+
+def test_steps_of_lora_are_the_same_and_one_without_branches_is_not(monkeypatch):
+    monkeypatch.syspath_prepend(str(SPECS))
+    from parts.lora_step import LoraStep, same
+    from parts.training import Training
+
+    step = Training(_SHAPE, rows=2, length=16, precision="bf16")
+    ours = LoraStep(step, 4, packed=True, recomputed=True)
+    answers = {
+        "hayless": ours.hayless("fp32"),
+        "pages": ours.hayless(memory=["fused_kernels", "chunked_loss"], optimizer="paged"),
+        "no branches": step.hayless(),
+    }
+    assert rejected({name: plain(one.answer()) for name, one in answers.items()}, same(0.02)).keys() == {"no branches"}
+    beside = LoraStep(step, 4)
+    answers = {"peft": beside.peft(), "16 bits": beside.peft(torch.bfloat16), "hayless": beside.hayless("fp32")}
+    found = {name: plain(one.answer()) for name, one in answers.items()}
+    assert found["peft"]["gradient norms"].shape == (3,)
+    assert not rejected(found, same(0.02))
