@@ -1,7 +1,8 @@
 """Early exit and self-speculation with a model that LayerSkip trained, beside the engine with all its layers.
 
-`--input layerskip=FOLDER` has the model: `model/` of a run of recipes/layerskip.yaml. On a GPU the engine with all
-layers and self-speculation run in captured graphs, and early exit on the host's schedule; on a CPU all have one thread.
+`--input layerskip=FOLDER` has the model: `model/` of a run of recipes/layerskip-target.yaml, or of another like it.
+On a GPU all run in captured graphs, which branch on the device where tokens leave by confidence; on a CPU all have one
+thread.
 """
 
 from functools import partial
@@ -11,10 +12,10 @@ from parts.speculation import Speculation
 
 from hayless.core.measurement import Goal
 from hayless.study.bench.gate import as_exact
-from hayless.study.bench.spec import TIME, Contender, Spec, Work
+from hayless.study.bench.spec import TIME, Contender, Limit, Spec, Work
 
 _DEVICE, _TOKENS, _RISE = trained_device(), 96, 0.01
-_PLAIN = "hayless, all layers"
+_PLAIN, _FORMULA = "hayless, all layers", "E/(γc + v)"
 _MODEL = partial(trained, _DEVICE)
 _NAME = f"LayerSkip-trained model, {'fp32, one thread' if _DEVICE == 'cpu' else 'bf16'}, batch 1, {_TOKENS} tokens"
 
@@ -28,13 +29,14 @@ def _exit(name: str, **options: object) -> Contender:
     return Contender(f"hayless, early exit by {name}", _leaving(**options).prepared, goals={TIME: goal})
 
 
-def _self(layers: int) -> Contender:
-    pair = Speculation(_MODEL, _MODEL, prompts, tokens=_TOKENS)
+def _self(layers: int, **options: object) -> Contender:
     goal = Goal(op=">=", against=_PLAIN, ratio=1.15)
-    return Contender(
-        f"hayless, first {layers} layers draft", partial(pair.drafted, draft="self", layers=layers), goals={TIME: goal}
-    )
+    name = f"hayless, first {layers} layers draft" + "".join(f", {value} {key}" for key, value in options.items())
+    prepare = partial(_SELF.drafted, draft="self", layers=layers, **options)
+    return Contender(name, prepare, goals={TIME: goal})
 
+
+_SELF = Speculation(_MODEL, _MODEL, prompts, tokens=_TOKENS)
 
 SPEC = Spec(
     name="early_exit",
@@ -45,12 +47,15 @@ SPEC = Spec(
             f"{_NAME}, at most {_RISE:.0%} more bits per byte",
             [
                 Contender(_PLAIN, _leaving().prepared),
-                _exit("softmax", confidence="softmax"),
-                _exit("softmax, behind every second layer", confidence="softmax", every=2),
-                _exit("state", confidence="state"),
-                _exit("classifier", confidence="classifier"),
-                _exit("classifier, heads learnt", confidence="classifier", heads="learnt"),
-                _exit("schedule", confidence="schedule"),
+                _exit("schedule, over 8 tokens", confidence="schedule", over=8),
+                _exit("softmax behind layer 4", confidence="softmax", least=4, every=8),
+                _exit("softmax behind layers 3 and 6", confidence="softmax", least=3, every=3),
+                _exit("classifier behind layer 4", confidence="classifier", least=4, every=8),
+                _exit("classifier behind layers 3 and 6", confidence="classifier", least=3, every=3),
+                _exit(
+                    "classifier behind layer 4, heads learnt", confidence="classifier", heads="learnt", least=4, every=8
+                ),
+                _exit("state behind layers 4 and 6", confidence="state", least=4, every=2),
             ],
             same=no_worse(_RISE),
             piece="token",
@@ -62,10 +67,11 @@ SPEC = Spec(
         Work(
             f"{_NAME}, without loss",
             [
-                Contender(_PLAIN, Speculation(_MODEL, _MODEL, prompts, tokens=_TOKENS).plain),
+                Contender(_PLAIN, _SELF.plain),
                 _self(1),
                 _self(2),
                 _self(3),
+                _self(2, tokens=3, preflight=False),
             ],
             same=as_exact(),
             piece="token",
@@ -73,6 +79,7 @@ SPEC = Spec(
             repeats=5,
             warmup=0,
             peaks=False,
+            limit=Limit(_FORMULA, partial(_SELF.formula, 3, draft="self", layers=2)),
         ),
     ],
 )

@@ -131,7 +131,7 @@ def test_a_session_used_again_shows_nothing_of_its_past():
     session = graphs._graphs._sessions[0]
     with torch.inference_mode():
         run = session.forward
-        for tensor in (session.cache.k, session.cache.v, run.logits_nv, run._x, run._qkv, run._mixed):
+        for tensor in (session.cache.k, session.cache.v, run.logits_nv, run.x, run._qkv, run._mixed):
             tensor.fill_(torch.nan)
     assert graphs.generate([PROMPTS[0]], options)[0].tokens == first
     stream = graphs.stream(PROMPTS[1], options)

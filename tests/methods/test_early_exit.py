@@ -329,14 +329,17 @@ def test_what_does_not_go_together_is_refused(options: dict[str, Any], message: 
         configure("early_exit", **options)
 
 
-def test_drafts_and_graphs_are_refused() -> None:
+def test_drafts_beside_exits_are_refused_and_packed_weights_leave_without_graphs() -> None:
     model = deep("llama")
     part: Any = EarlyExit(EarlyExitConfig(), model)
     with pytest.raises(NotSupported, match="exclude each other"):
         Engine(model, exit=part, draft=part)
-    with pytest.raises(NotSupported, match="decided on the host"):
-        _ = Engine(model, exit=part, backend="graphs").path
-    assert Engine(model, exit=part).path.backend == "program"
+    program = plan(model)
+    assert isinstance(program, Program) and part.no_graphs(program) is None
+    apply(model, [configure("kmeans", bits=4, group_size=8)])
+    packed = plan(model)
+    assert isinstance(packed, Program) and "packed weights" in str(part.no_graphs(packed))
+    assert EarlyExit(EarlyExitConfig(confidence="schedule"), model).no_graphs(packed) is None
 
 
 @pytest.mark.parametrize("form", ["svg", "png"])

@@ -1,16 +1,17 @@
 """Contenders of early exit: a model that LayerSkip trained, on modules of Python's library that its recipe held out.
 
-Tokens are timed while the model makes them; what leaving costs is read on text: bits per byte of its next tokens, each
-read as decoding would have read it. Half of the text finds the threshold, the other half judges it.
+Tokens are timed while the model makes them; what leaving costs is read on text: bits per byte of its next tokens, as
+many behind a prompt as are timed, each read as decoding would have read it (by the plain path, whose tokens the
+captured one gives). Half of the text finds the threshold, or the depth of a schedule; the other half judges it.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +27,17 @@ from hayless.decode.engine import Engine
 from hayless.decode.options import SamplingOptions
 from hayless.decode.program import Program, plan
 from hayless.decode.readers import ModuleReader, ProgramReader, Reader
-from hayless.methods.decoding.early_exit.calibrate import PROMPT, TOKENS, read_forced
+from hayless.methods.decoding.early_exit.calibrate import read_forced
 from hayless.methods.decoding.early_exit.config import EarlyExitConfig
 from hayless.methods.decoding.early_exit.part import EarlyExit
 from hayless.methods.decoding.early_exit.predict import THRESHOLDS
+from hayless.model.anatomy import dims_of_model
 from hayless.study.bench.gate import Answer, Plain, Same
 from hayless.study.bench.inputs import given
 from hayless.study.bench.spec import Figure, Prepared
 
 BITS = "bits per byte"
-_WINDOWS = 128
+_WINDOWS, _PROMPT = 128, 64
 _CHOSEN = 0.8
 """The share of the allowed rise that a threshold may take on the text that finds it; the rest is for other text."""
 
@@ -67,13 +69,13 @@ def _texts() -> Tokens:
 
 def prompts() -> Tokens:
     """The first tokens of four of them."""
-    return [text[:64] for text in _texts() if len(text) >= 64][:4]
+    return [text[:_PROMPT] for text in _texts() if len(text) >= _PROMPT][:4]
 
 
 @cache
-def _windows(judging: bool) -> Tensor:
+def _windows(tokens: int, judging: bool) -> Tensor:
     """Every second window of the text (n, s), for finding a threshold or for judging it."""
-    size = PROMPT + TOKENS
+    size = _PROMPT + tokens
     found = [text[at : at + size] for text in _texts() for at in range(0, len(text) - size + 1, size)]
     return torch.tensor(found[int(judging) :: 2][:_WINDOWS])
 
@@ -100,10 +102,10 @@ class Leaving:
             engine.generate(prompts(), SamplingOptions(max_tokens=count, ignore_end=True), batch_size=1)
 
         def answer() -> Answer:
-            return {BITS: [_bits(_reader(model, part), judging=True)]}
+            return {BITS: [self._bits(model, part, judging=True)]}
 
         def figures() -> Sequence[Figure]:
-            found = [Figure(BITS, "bits/byte", _bits(_reader(model, part), judging=True))]
+            found = [Figure(BITS, "bits/byte", self._bits(model, part, judging=True))]
             if part is not None:
                 part.traces.clear()
                 run(self.tokens)
@@ -114,16 +116,42 @@ class Leaving:
         return Prepared(lambda: run(self.tokens), answer, lambda: run(1), figures)
 
     def _part(self, model: transformers.PreTrainedModel) -> EarlyExit:
+        """The exits that leave earliest of those that keep to the rise on the text for finding them."""
+        most = self._bits(model, None, judging=False) * (1 + _CHOSEN * self.rise)
+        ways = self._ways(model)
+        # Bits rise from one way to the next: the last that keeps to them, by halving.
+        low, high = 0, len(ways)
+        while high - low > 1:
+            middle = (low + high) // 2
+            kept = self._bits(model, ways[middle](), judging=False) <= most
+            low, high = (middle, high) if kept else (low, middle)
+        return ways[low]()
+
+    def _ways(self, model: transformers.PreTrainedModel) -> Sequence[Callable[[], EarlyExit]]:
+        """Exits by these options, from those of the fewest tokens on."""
         options = dict(self.options or ())
         if options["confidence"] == "schedule":
-            return EarlyExit(EarlyExitConfig(**options), model)
-        most = _bits(_reader(model, None), judging=False) * (1 + _CHOSEN * self.rise)
-        found = _exits(model, options, 1.0)
-        for part in (_exits(model, options, threshold) for threshold in THRESHOLDS):
-            if _bits(_reader(model, part), judging=False) > most:
-                break
-            found = part
-        return found
+            depths = range(dims_of_model(model).num_layers - 1, 0, -1)
+            return [partial(EarlyExit, EarlyExitConfig(**options, least=least), model) for least in depths]
+        learns = options["confidence"] == "classifier" or options.get("heads") == "learnt"
+        windows = _windows(self.tokens, judging=False) if learns else None
+
+        def at(threshold: float) -> EarlyExit:
+            config = EarlyExitConfig(**options, threshold=threshold, text="given" if learns else None)
+            return EarlyExit(config, model, windows=windows)
+
+        return [partial(at, threshold) for threshold in (1.0, *THRESHOLDS)]
+
+    def _bits(self, model: transformers.PreTrainedModel, part: EarlyExit | None, *, judging: bool) -> float:
+        """Bits per byte of the tokens behind those that were read in the windows."""
+        windows = _windows(self.tokens, judging).to(trained_device())
+        nats = torch.zeros((), dtype=torch.float64)
+        with torch.inference_mode():
+            read = read_forced(_reader(model, part), windows, _PROMPT)
+            for logits, wanted in zip(read, windows[:, _PROMPT + 1 :].T, strict=False):
+                nats -= logits.log_softmax(-1).gather(-1, wanted[:, None]).double().sum().cpu()
+        size = sum(len(_tokenizer().decode(row[_PROMPT + 1 :]).encode()) for row in windows)
+        return float(nats) / math.log(2) / size
 
 
 def no_worse(rise: float) -> Same:
@@ -138,35 +166,12 @@ def no_worse(rise: float) -> Same:
     return same
 
 
-def _exits(model: transformers.PreTrainedModel, options: dict[str, Any], threshold: float) -> EarlyExit:
-    learns = options["confidence"] == "classifier" or options.get("heads") == "learnt"
-    config = EarlyExitConfig(**options, threshold=threshold, text="given" if learns else None)
-    return EarlyExit(config, model, windows=_windows(judging=False) if learns else None)
-
-
-def _reader(model: transformers.PreTrainedModel, part: EarlyExit | None) -> Callable[[], Reader]:
+def _reader(model: transformers.PreTrainedModel, part: EarlyExit | None) -> Reader:
     found = plan(model)
     program = found if isinstance(found, Program) else None
     if part is not None:
-        return lambda: part.reader(model, program)
-    return lambda: ModuleReader(model) if program is None else ProgramReader(program)
-
-
-def _bits(reader: Callable[[], Reader], *, judging: bool) -> float:
-    """Bits per byte of the tokens behind those that were read in the windows."""
-    windows = _windows(judging).to(trained_device())
-    nats = torch.zeros((), dtype=torch.float64)
-    with torch.inference_mode():
-        for chunk in windows.split(64):
-            for logits, wanted in zip(read_forced(reader(), chunk), _following(chunk), strict=False):
-                nats -= logits.log_softmax(-1).gather(-1, wanted[:, None]).double().sum().cpu()
-    size = sum(len(_tokenizer().decode(row[PROMPT + 1 :]).encode()) for row in windows)
-    return float(nats) / math.log(2) / size
-
-
-def _following(chunk: Tensor) -> Iterator[Tensor]:
-    for place in range(PROMPT + 1, chunk.shape[1]):
-        yield chunk[:, place]
+        return part.reader(model, program)
+    return ModuleReader(model) if program is None else ProgramReader(program)
 
 
 def trained_device() -> str:

@@ -60,13 +60,13 @@ class Speculation:
         """The engine with a draft; `options` are those of the method."""
         return self._prepared(self._engine(**options))
 
-    def formula(self, drafted: int) -> Bound:
+    def formula(self, drafted: int, **options: Any) -> Bound:
         """E/(γc + v) from the engine's time a token without drafts, and c, v and α as measured here."""
-        plain, engine = Engine(self.target()), self._engine(tokens=drafted, preflight=False)
+        plain, engine = Engine(self.target()), self._engine(tokens=drafted, preflight=False, **options)
         for one in (plain, engine):
             self._run(one, self.tokens)
         seconds = [one.seconds_per_token for one in self._run(plain, self.tokens)]
-        measured = self._measured(drafted)
+        measured = self._measured(drafted, **options)
         part = engine.draft
         assert isinstance(part, Speculative) and part.tally.acceptance is not None
         expected = expected_tokens(part.tally.acceptance, drafted)
@@ -119,9 +119,9 @@ class Speculation:
         draft = self.draft() if config.draft == "given" else None
         return Engine(target, draft=Speculative(config, target, draft=draft, rule=self.rule))
 
-    def _measured(self, drafted: int) -> Preflight:
+    def _measured(self, drafted: int, **options: Any) -> Preflight:
         """c and v, from a preflight with so many drafted tokens."""
-        engine = self._engine(tokens=drafted)
+        engine = self._engine(tokens=drafted, **options)
         self._run(engine, self.tokens, self.prompts()[:1])
         part = engine.draft
         assert isinstance(part, Speculative)

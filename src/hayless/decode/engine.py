@@ -58,7 +58,7 @@ class Engine:
     Llama's layout), "graphs" the same in Triton kernels and a captured CUDA graph; "auto" takes the last of these that
     the model and the device allow, and `path` says which and why. `draft` fills the slot for methods that give several
     tokens a pass of the model, `exit` the one for methods that let tokens leave it early, `cache` the one for methods
-    that hold keys and values in another form; exits are never in graphs, and one of the three at most is given. With
+    that hold keys and values in another form; one of the three at most is given. With
     `deterministic` a request gets the same tokens, to the bit, alone and in any batch: rows go through the model one by
     one, and in graphs through kernels that cut up sums in one way, whatever the shape. `adapters` is a bank from which
     each request can have one; another bank may take its place while nothing runs.
@@ -312,10 +312,10 @@ class Engine:
             self._program = found
         if self.backend == "program":
             return Path("program", "asked for"), self._program
-        early = "where a token leaves is decided on the host" if self.exit is not None else None
+        early = self.exit.no_graphs(self._program) if self.exit is not None else None
         held = self.cache.no_kernels(self._program) if self.cache is not None else None
         packed = "packed weights have no kernels whose rows are their own" if self._program.packed else None
-        missing = early or held or (packed if self.deterministic else None) or _no_graphs(self._program)
+        missing = _no_graphs(self._program) or early or held or (packed if self.deterministic else None)
         if missing is None:
             return Path("graphs", "a CUDA device with Triton"), self._program
         if self.backend == "graphs":

@@ -48,7 +48,7 @@ class Graphs:
     """
 
     def __init__(self, program: Program, *, invariant: bool = False, held: CachePart | None = None) -> None:
-        self._program, self._invariant, self._held = program, invariant, held
+        self.program, self._invariant, self._held = program, invariant, held
         self._sessions: list[Session] = []
         self.warmup_seconds = 0.0
 
@@ -57,7 +57,7 @@ class Graphs:
         start = time.perf_counter()
         session = self._session(bucket(len(requests)), max(request.tokens for request in requests) + _SLOTS)
         session.capture(choice_of(requests), wants_top(requests))
-        batch = GraphBatch(session)
+        batch = self.batch(session)
         batch.join(requests)
         self.warmup_seconds = time.perf_counter() - start
         return batch
@@ -71,6 +71,14 @@ class Graphs:
         for choice, top in product(CHOICES, (False, True)):
             session.capture(choice, top)
         self.warmup_seconds = time.perf_counter() - start
+        return self.batch(session)
+
+    def session(self, rows: int, capacity: int) -> Session:
+        """A new session."""
+        return Session(self.program, rows, capacity, invariant=self._invariant, held=self._held)
+
+    def batch(self, session: Session) -> GraphBatch:
+        """A batch on a session."""
         return GraphBatch(session)
 
     def _session(self, rows: int, needed: int) -> Session:
@@ -81,13 +89,16 @@ class Graphs:
             del self._sessions[: max(0, len(self._sessions) - _SESSIONS + 1)]
             found = None
             capacity = -(-needed // CAPACITY_STEP) * CAPACITY_STEP
-            found = Session(self._program, rows, capacity, invariant=self._invariant, held=self._held)
+            found = self.session(rows, capacity)
         self._sessions.append(found)
         return found
 
 
 class Session:
-    """Buffers, cache and captured steps of `rows` rows that hold up to `capacity` tokens each."""
+    """Buffers, cache and captured steps of `rows` rows that hold up to `capacity` tokens each.
+
+    `noted_nb` are further numbers of each row that the host reads of each token, `noted` of them.
+    """
 
     @torch.inference_mode()
     def __init__(
@@ -98,6 +109,7 @@ class Session:
         *,
         invariant: bool = False,
         held: CachePart | None = None,
+        noted: int = 0,
     ) -> None:
         dims, device, dtype = program.dims, program.device, program.dtype
         self.program, self.rows, self.invariant = program, rows, invariant
@@ -110,36 +122,47 @@ class Session:
         self.active_b = torch.zeros(rows, dtype=torch.int32, device=device)
         self.slots_b = torch.full((rows,), NONE, dtype=torch.int32, device=device)
         # What the host reads lies in one piece, so that one copy brings all of it.
-        self.raw = torch.zeros(RAW * rows, dtype=torch.int32, device=device)
-        self.tokens_b, self.logprobs_b, self.top_bn, self.top_logprobs_bn = split_raw(self.raw)
+        self.raw = torch.zeros((RAW + noted) * rows, dtype=torch.int32, device=device)
+        self.tokens_b, self.logprobs_b, self.top_bn, self.top_logprobs_bn, self.noted_nb = self.split(self.raw)
         self.options = RowOptions(rows, device)
         self.uniforms_bn = torch.zeros(rows, capacity, dtype=torch.float64, device=device)
         self.draws_b = torch.zeros(rows, dtype=torch.long, device=device)
-        self.host = [torch.zeros(RAW * rows, dtype=torch.int32, pin_memory=True) for _ in range(_SLOTS)]
+        self.host = [torch.zeros(len(self.raw), dtype=torch.int32, pin_memory=True) for _ in range(_SLOTS)]
         self.events = [torch.cuda.Event() for _ in range(_SLOTS)]
         self.forward = KernelPass(program, self.cache, self.lengths_b, invariant=invariant)
         self.logits_bv = self.forward.logits_nv
-        self._graphs: dict[tuple[Choice, bool], torch.cuda.CUDAGraph] = {}
+        self.layers = dims.num_layers
+        """Those that the next step goes through, captured or queued; fewer where tokens leave by schedule."""
+        self._graphs: dict[tuple[Choice, bool, int], torch.cuda.CUDAGraph] = {}
+
+    def split(self, raw: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """What the host reads, as views of one buffer: see `split_raw`, and the numbers noted (n, b)."""
+        own = RAW * self.rows
+        return *split_raw(raw[:own]), raw[own:].view(-1, self.rows)
 
     def replay(self, choice: Choice, top: bool = False) -> None:
         """Queue one captured step."""
-        self._graphs[choice, top].replay()
+        self._graphs[choice, top, self.layers].replay()
 
     @torch.inference_mode()
     def capture(self, choice: Choice, top: bool = False) -> None:
         """Compile and capture a step where that is not done yet. Only between batches: it writes to the cache."""
-        if (choice, top) in self._graphs:
+        if (choice, top, self.layers) in self._graphs:
             return
         for tensor in (self.lengths_b, self.active_b, self.tokens_b):
             tensor.zero_()
-        self._graphs[choice, top] = captured(lambda: self.step(choice, top), self.program.device)
+        self._graphs[choice, top, self.layers] = captured(lambda: self.step(choice, top), self.program.device)
 
     def step(self, choice: Choice, top: bool) -> None:
         """Launch one step: the rows' last tokens in, their next ones out, and with `top` the likeliest."""
         with self.program.rows.using(self.slots_b):
-            self.forward.launch(self.tokens_b)
+            self.read()
         self.choose(choice, top)
         self.lengths_b.add_(self.active_b)
+
+    def read(self) -> None:
+        """From the rows' last tokens to logits."""
+        self.forward.launch(self.tokens_b)
 
     def prefill(self, rows: Sequence[int], prompts: list[list[int]]) -> Tensor:
         """Read prompts into empty rows that follow each other; their last hidden states (b, h)."""
@@ -169,9 +192,9 @@ class Session:
 
     def choose_for(self, rows: Tensor, choice: Choice, top: bool) -> None:
         """`choose` for some rows; what the others chose stays."""
-        before = [*split_raw(self.raw.clone()), self.draws_b.clone()]
+        before = [*self.split(self.raw.clone())[:4], self.draws_b.clone()]
         self.choose(choice, top)
-        for kept, chosen in zip(before, (*split_raw(self.raw), self.draws_b), strict=True):
+        for kept, chosen in zip(before, (*self.split(self.raw)[:4], self.draws_b), strict=True):
             kept[rows] = chosen[rows]
             chosen.copy_(kept)
 
@@ -188,6 +211,7 @@ class GraphBatch:
     def __init__(self, session: Session) -> None:
         self.active: list[Request] = []
         self._session = session
+        self.noted_nb = session.noted_nb
         self._rows: list[int] = []
         self._joining: list[Request] = []
         self._choice: Choice = "greedy"
@@ -213,7 +237,7 @@ class GraphBatch:
                 self._launch()
         slot = self._read % _SLOTS
         session.events[slot].synchronize()
-        tokens_b, logprobs_b, *top = split_raw(session.host[slot])
+        tokens_b, logprobs_b, *top, self.noted_nb = session.split(session.host[slot])
         tokens, logprobs = tokens_b.tolist(), logprobs_b.tolist()
         likeliest, values = (tensor.tolist() if self._top else [()] * len(tokens) for tensor in top)
         self._read += 1

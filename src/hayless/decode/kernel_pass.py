@@ -23,7 +23,7 @@ from hayless.kernels.linear import FEW, Norm, few, gemv, rms_norm, swiglu
 
 
 class KernelPass:
-    """Buffers of a pass over all rows of `cache`; `logits_nv` (n, v) are in float32.
+    """Buffers of a pass over all rows of `cache`: states `x` (n, h), and `logits_nv` (n, v) in float32.
 
     With `last`, logits are of each row's last position only (b, v). With `invariant`, a row's bits do not depend on how
     many rows there are, nor on the cache's capacity: products and attention are cut up in one way, whatever the shape.
@@ -52,9 +52,9 @@ class KernelPass:
         self._scratch = Scratch(rows, dims.num_heads * positions, dims.num_kv_heads, dims.head_dim, splits, device)
         cos, sin = program.rope(cache.capacity)
         half = dims.head_dim // 2
-        self._cos, self._sin = cos[:, half:].contiguous(), sin[:, half:].contiguous()
-        self._x = torch.empty(tokens, dims.hidden_size, dtype=dtype, device=device)
-        self._y = torch.empty_like(self._x)
+        self.cos, self.sin = cos[:, half:].contiguous(), sin[:, half:].contiguous()
+        self.x = torch.empty(tokens, dims.hidden_size, dtype=dtype, device=device)
+        self._y = torch.empty_like(self.x)
         self._qkv = torch.empty(tokens, dims.q_width + 2 * dims.kv_width, dtype=dtype, device=device)
         self._mixed = torch.empty(tokens, dims.q_width, dtype=dtype, device=device)
         self._wide = torch.empty(tokens, dims.intermediate_size, dtype=dtype, device=device)
@@ -72,15 +72,26 @@ class KernelPass:
     @torch.inference_mode()
     def launch(self, tokens_n: Tensor, offset: int = 0) -> Tensor:
         """Launch the pass on tokens (n,), `offset` places behind the rows' lengths; returns its logits."""
-        program = self.program
-        torch.index_select(program.embedding, 0, tokens_n, out=self._x)
+        self.enter(tokens_n)
+        self.through(0, len(self.program.layers), offset)
+        return self.speak(self.x.unflatten(0, (-1, self._positions))[:, -1].contiguous() if self._last else self.x)
+
+    def enter(self, tokens_n: Tensor) -> None:
+        """Make the states those of tokens (n,) before the first layer."""
+        torch.index_select(self.program.embedding, 0, tokens_n, out=self.x)
+
+    def through(self, first: int, end: int, offset: int = 0) -> None:
+        """Take the states from before layer `first` to before layer `end`, counted from 0."""
         layer = self._fused_layer if self.fused else self._layer
-        for index, weights in enumerate(program.layers):
-            layer(index, weights, offset)
-        norm = Norm(program.final_gain, program.eps)
-        x = self._x.unflatten(0, (-1, self._positions))[:, -1].contiguous() if self._last else self._x
+        for index in range(first, end):
+            layer(index, self.program.layers[index], offset)
+
+    @torch.inference_mode()
+    def speak(self, x: Tensor) -> Tensor:
+        """The logits of states as they are before the last norm."""
+        norm = Norm(self.program.final_gain, self.program.eps)
         if self._small and (self.fused or self._packed):
-            gemv(x, [program.head], self.logits_nv, norm=norm, overlap=self.overlap)
+            gemv(x, [self.program.head], self.logits_nv, norm=norm, overlap=self.overlap)
         else:
             self._head(rms_norm(x, norm, self._y[: len(x)]))
         return self.logits_nv
@@ -89,21 +100,21 @@ class KernelPass:
         """A block in five kernels, each begun while the one before it ends."""
         eps, overlap = self.program.eps, self.overlap
         parts = [layer.q, layer.k, layer.v]
-        _gemv(self._x, parts, self._qkv, norm=Norm(layer.input_gain, eps), overlap=overlap)
+        _gemv(self.x, parts, self._qkv, norm=Norm(layer.input_gain, eps), overlap=overlap)
         self._attend(index, layer, offset)
-        _gemv(self._mixed, [layer.o], self._x, residual=self._x, overlap=overlap)
+        _gemv(self._mixed, [layer.o], self.x, residual=self.x, overlap=overlap)
         wide = [layer.gate, layer.up]
-        _gemv(self._x, wide, self._wide, norm=Norm(layer.post_gain, eps), gated=True, overlap=overlap)
-        _gemv(self._wide, [layer.down], self._x, residual=self._x, overlap=overlap)
+        _gemv(self.x, wide, self._wide, norm=Norm(layer.post_gain, eps), gated=True, overlap=overlap)
+        _gemv(self._wide, [layer.down], self.x, residual=self.x, overlap=overlap)
 
     def _layer(self, index: int, layer: Layer, offset: int) -> None:
         """A block with matrix products by cuBLAS, by its packings, or by the kernel whose rows are their own."""
         eps, overlap = self.program.eps, self.overlap
-        y = rms_norm(self._x, Norm(layer.input_gain, eps), self._y, overlap=overlap)
+        y = rms_norm(self.x, Norm(layer.input_gain, eps), self._y, overlap=overlap)
         self._into((layer.q, layer.k, layer.v), self._qkv_views(), y)
         self._attend(index, layer, offset)
-        self._onto(layer.o, self._x, self._mixed)
-        y = rms_norm(self._x, Norm(layer.post_gain, eps), self._y, overlap=overlap)
+        self._onto(layer.o, self.x, self._mixed)
+        y = rms_norm(self.x, Norm(layer.post_gain, eps), self._y, overlap=overlap)
         parts = layer.gate, layer.up
         if self._invariant or self._packed:
             gate, up = torch.empty_like(self._wide), torch.empty_like(self._wide)
@@ -112,7 +123,7 @@ class KernelPass:
             gate, up = (base_of(part)(y) for part in parts)
             add_beside(parts, (gate, up), y)
         swiglu(gate, up, self._wide, overlap=overlap)
-        self._onto(layer.down, self._x, self._wide)
+        self._onto(layer.down, self.x, self._wide)
 
     def _into(self, parts: Sequence[AnyProduct], outs: Sequence[Tensor], x: Tensor) -> None:
         """outs ← x·Wᵀ + b of each part."""
@@ -142,7 +153,7 @@ class KernelPass:
     def _attend(self, index: int, layer: Layer, offset: int) -> None:
         q_norm = None if layer.q_gain is None else Norm(layer.q_gain, self.program.eps)
         k_norm = None if layer.k_gain is None else Norm(layer.k_gain, self.program.eps)
-        new = *self._qkv_views(), self._cos, self._sin, self._lengths_b
+        new = *self._qkv_views(), self.cos, self.sin, self._lengths_b
         out, cache, overlap = (self._mixed, self._scratch), self._cache, self.overlap
         if not isinstance(cache, StaticCache):
             assert offset == 0

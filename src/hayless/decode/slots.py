@@ -50,6 +50,9 @@ class DraftPart(Protocol):
 class ExitPart(Protocol):
     """Lets tokens leave the model before its last layer, which changes what the model says."""
 
+    def no_graphs(self, program: Program) -> str | None:
+        """Why its tokens cannot leave in captured graphs, or None."""
+
     def prepare(self, target: Target, requests: Sequence[Request]) -> None:
         """Whatever is to be found out first, before a batch's clock starts; the requests stay as they are."""
 

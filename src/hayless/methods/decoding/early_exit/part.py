@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -33,6 +33,9 @@ from hayless.methods.decoding.early_exit.leaving import Confident, OnSchedule
 from hayless.methods.decoding.early_exit.predict import exits, scheduled_layers
 from hayless.methods.decoding.early_exit.readers import ModuleTail, ProgramTail, WatchedReader, reader
 from hayless.model.anatomy import dims_of_model
+
+if TYPE_CHECKING:
+    from hayless.methods.decoding.early_exit.captured import ExitGraphs
 
 
 class EarlyExit:
@@ -62,6 +65,8 @@ class EarlyExit:
         self._heads: Heads = shared
         self._say = say
         self._windows = windows
+        self._open_traces: dict[Request, list[int]] = {}
+        self._graphs: ExitGraphs | None = None
         if config.needs_text and windows is None:
             self._windows = windows_of(_tokens_of(str(config.text), tokenizer), _wanted(config))
 
@@ -73,7 +78,10 @@ class EarlyExit:
         """A batch of these requests."""
         traces: dict[Request, list[int]] = {request: [] for request in requests}
         self.traces += traces.values()
-        return _Batch(self.reader(target.model, target.program), requests, self.layers, self._counts, traces)
+        self._open_traces = traces
+        if target.graphs and target.program is not None:
+            return self._captured(target.program).begin(requests)
+        return _Batch(self.reader(target.model, target.program), requests, self.layers, self._note)
 
     def open(self, target: Target, rows: int, tokens: int) -> Batch:
         """A batch that requests join later; of these no traces are kept. NotSupported for a schedule."""
@@ -82,7 +90,21 @@ class EarlyExit:
                 "Requests cannot join a batch whose rows leave together, by the number of tokens made.",
                 hint="Use generate or stream, or another confidence.",
             )
-        return _Batch(self.reader(target.model, target.program), [], self.layers, self._counts, {})
+        if target.graphs and target.program is not None:
+            return self._captured(target.program).open(rows, tokens)
+        return _Batch(self.reader(target.model, target.program), [], self.layers, self._note)
+
+    def no_graphs(self, program: Program) -> str | None:
+        """Why its tokens cannot leave in captured graphs, or None."""
+        if self.config.confidence == "schedule":
+            return None
+        if not program.plain:
+            return "exits by confidence have no kernels for packed weights, nor for branches beside them"
+        if program.device.type != "cuda":
+            return None
+        from hayless.kernels.branches import no_branches
+
+        return no_branches(program.device)
 
     def reader(self, model: PreTrainedModel, program: Program | None) -> WatchedReader:
         """A reader whose tokens leave as those that are made do; what is to be learnt is learnt before."""
@@ -148,6 +170,30 @@ class EarlyExit:
                 self._say(f"Early exit: {self.calibration}.")
         self._windows = None
 
+    def _note(self, request: Request, layers: int) -> None:
+        """A token of a request went through so many layers."""
+        self._counts[layers] += 1
+        if request in self._open_traces:
+            self._open_traces[request].append(layers)
+
+    def _captured(self, program: Program) -> ExitGraphs:
+        """Sessions for this program; what is to be learnt is learnt."""
+        from hayless.methods.decoding.early_exit.captured import ExitGraphs, Rule  # needs Triton
+
+        if self._graphs is None or self._graphs.program is not program:
+            config = self.config
+            scheduled = config.confidence == "schedule"
+            rule = Rule(
+                self.exits if scheduled or self.threshold < 1 else (),
+                "softmax" if config.confidence == "schedule" else config.confidence,
+                self.threshold,
+                self._classifier,
+                self._heads,
+                partial(scheduled_layers, config, self.layers) if scheduled else None,
+            )
+            self._graphs = ExitGraphs(program, rule, self._note)
+        return self._graphs
+
     def _confident(self, model: PreTrainedModel, program: Program | None, threshold: float) -> WatchedReader:
         confidence = self._confidence(_tail(model, program))
         return reader(model, program, Confident(confidence, threshold, self.exits, self.layers, self._heads))
@@ -169,21 +215,18 @@ class _Batch(EagerBatch):
         reader: WatchedReader,
         requests: Sequence[Request],
         depth: int,
-        counts: Counter[int],
-        traces: dict[Request, list[int]],
+        note: Callable[[Request, int], None],
     ) -> None:
         super().__init__(reader, requests)
-        self._watch, self._depth, self._counts, self._traces = reader.watch, depth, counts, traces
+        self._watch, self._depth, self._note = reader.watch, depth, note
 
     def next(self) -> list[list[Chosen]]:
         """The next token of each active request."""
         joining = len(self._joining)
         found = super().next()
         layers = [*(self._watch.layers if joining < len(found) else ()), *[self._depth] * joining]
-        self._counts.update(layers)
         for request, layer in zip(self.active, layers, strict=True):
-            if request in self._traces:
-                self._traces[request].append(layer)
+            self._note(request, layer)
         return found
 
 

@@ -25,6 +25,11 @@ class LayerSkipConfig(MethodConfig):
     early_loss: float = Field(
         0.2, ge=0, le=1, description="e_scale: how much the losses of early layers count beside the last one's."
     )
+    weights: Literal["depth", "even"] = Field(
+        "depth",
+        description="depth: early losses count more the deeper their layer lies, as in the paper, for tokens that leave"
+        " late; even: each counts early_loss times the last one's, for first layers that draft.",
+    )
     curriculum: Literal["rotational", "gradual", "none"] = Field(
         "rotational",
         description="Which early layers have a loss at an update: every n-th, in turn; the last ones at first and all"

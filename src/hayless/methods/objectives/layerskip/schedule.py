@@ -7,6 +7,7 @@ layers and training T updates.
                             S(t) = 1, or e^(t·ln2/(T−1)) − 1 for models that are trained from nothing
     loss                    Σ_l ẽ(t, l) · CE(head(x_l+1)),   ẽ(t, l) = C(t, l)·e(l) / Σ_i C(t, i)·e(i)
                             e(l) = e_scale · Σ_{i≤l} i,  of the last layer  L − 1 + e_scale · Σ_{i≤L−2} i
+    even (not the paper's)  e(l) = e_scale, of the first layer 0, of the last 1
     rotational, R           C(t, l) = 1 where l ≡ t (mod R)
     gradual                 C(t, l) = 1 where l ≥ L − 1 − ⌊2·L·t / T⌋
 
@@ -29,9 +30,14 @@ def dropped(config: LayerSkipConfig, layers: int, step: int, steps: int) -> list
 def shares(config: LayerSkipConfig, layers: int, step: int, steps: int) -> list[float]:
     """ẽ(t, l) of each layer, for update `step` of `steps`, counted from 0. They sum to 1."""
     last = layers - 1
-    weights = [config.early_loss * _sum_to(layer) for layer in range(last)]
+    if config.weights == "even":
+        weights = [config.early_loss * (layer > 0) for layer in range(last)]
+        of_last = 1.0
+    else:
+        weights = [config.early_loss * _sum_to(layer) for layer in range(last)]
+        of_last = last + config.early_loss * _sum_to(last - 1) if last else 1.0
     weights = [weight * _has_loss(config, layers, layer, step, steps) for layer, weight in enumerate(weights)]
-    weights.append(last + config.early_loss * _sum_to(last - 1) if last else 1.0)
+    weights.append(of_last)
     return [weight / sum(weights) for weight in weights]
 
 
