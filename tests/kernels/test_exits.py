@@ -9,8 +9,9 @@ from hayless.methods.decoding.early_exit.confidence import Classifier, softmax_g
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from hayless.kernels.exits import Keys, Leaving, Line, hold, keep, keep_reference, look, table_of
+from hayless.kernels.exits import Leaving, Line, hold, look
 from hayless.kernels.linear import Norm, rms_norm_reference
+from hayless.kernels.skipped import Keys, keep, keep_reference, table_of
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 ROWS, WIDTH, ENTRIES = 3, 40, 5000

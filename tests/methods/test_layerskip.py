@@ -138,6 +138,8 @@ def test_curricula() -> None:
     steps = (0, 5, 10, 30, 35, 40, 79)
     assert [len(on(step, curriculum="gradual")) for step in steps] == [1, 2, 3, 7, 7, 7, 7]
     assert on(9, curriculum="gradual") == [6, 7] and on(0, curriculum="none") == [1, 2, 3, 4, 5, 6, 7]
+    even = shares(LayerSkipConfig(weights="even", early_loss=0.5, every=2), 5, 0, 80)
+    assert even == [0, 0, 1 / 3, 0, 2 / 3]
     assert shares(LayerSkipConfig(early_loss=0), 4, 0, 1) == [0, 0, 0, 1] and shares(LayerSkipConfig(), 1, 0, 1) == [1]
 
 

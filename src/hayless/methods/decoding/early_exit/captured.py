@@ -21,8 +21,9 @@ from hayless.decode.products import Linear
 from hayless.decode.program import Layer, Program
 from hayless.decode.request import Chosen, Request
 from hayless.kernels.branches import branch, prepare
-from hayless.kernels.exits import Keys, Kind, Leaving, Line, hold, keep, look, table_of
+from hayless.kernels.exits import Kind, Leaving, Line, hold, look
 from hayless.kernels.linear import Norm
+from hayless.kernels.skipped import Keys, keep, table_of
 from hayless.methods.decoding.early_exit.confidence import Classifier
 from hayless.methods.decoding.early_exit.heads import Heads, shared
 
