@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from hayless.core.cost import TrainShape
 from hayless.core.errors import NotSupported
 from hayless.core.registry import configure, method_of
 from hayless.kernels.blockwise import dequantize, dynamic_map, quantize
@@ -101,6 +103,37 @@ def test_what_paging_is_predicted_to_take():
     assert state_bytes((10,), "float32", 1.0) == 84 and scratch_bytes((10,), "float32", 1.0) == 0
     assert scratch_bytes((2**23,), "float32", 0.0) == 2 * 4 * 2**23 == scratch_bytes((2**25,), "float32", 0.5)
     assert scratch_bytes((2**22 + 10,), "float32", 0.0) == 2 * 4 * (2**22 + 10)
+
+
+@pytest.mark.parametrize("name", ["adalomo", "adamw8bit", "adafactor", "lomo"])
+@pytest.mark.parametrize("shape", [(64, 128), (8192,)])
+def test_an_update_launches_what_is_predicted(name, shape):
+    """Of plain PyTorch; the second update, since the first makes the state."""
+    model = nn.ParameterList([nn.Parameter(torch.randn(shape, dtype=torch.bfloat16))])
+    optimizer = build(configure(name), model)
+    for _ in range(2):
+        model[0].grad = torch.randn_like(model[0])
+        with Launches() as counted:
+            optimizer.step()
+    predicted = method_of(configure(name)).predict_training(
+        TrainShape(1, 1, clips=False, device="cpu"), configure(name)
+    )
+    # Fused optimizers copy a gradient that is to stay.
+    copies = int(predicted.fused)
+    assert counted.number - copies == pytest.approx(predicted.move_launches(shape), rel=0.1)
+
+
+class Launches(TorchDispatchMode):
+    """Counts operations that make or change something."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        views = any(found.alias_info and not found.alias_info.is_write for found in function._schema.returns)
+        self.number += not views and function.namespace == "aten"
+        return function(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("name", ["paged", "adamw8bit"])

@@ -45,13 +45,28 @@ def no_state(shape: tuple[int, ...], dtype: str) -> int:
     return 0
 
 
+Launches = Callable[[tuple[int, ...]], int]
+"""Kernels an optimizer launches to move one parameter of this shape."""
+
+
+def together(shape: tuple[int, ...]) -> int:
+    """Those of an optimizer that moves many parameters by each launch."""
+    return 0
+
+
+def alone(shape: tuple[int, ...]) -> int:
+    """Those of an optimizer that moves each parameter by one kernel."""
+    return 1
+
+
 @dataclass(frozen=True, slots=True)
 class TrainShape:
     """How a model is trained, as far as cost depends on it.
 
     `batch` rows of `sequence` tokens are computed at once, `accumulation` times an update. `state_bytes` is the
-    optimizer's, `scratch_bytes` what exists while it moves one parameter. `fused`: each weight is moved in the backward
-    pass, as soon as its gradient is there. `clips`: gradients are clipped by their norm. `checkpoint_every` n computes
+    optimizer's, `scratch_bytes` what exists while it moves one parameter, by `move_launches` kernels that read or write
+    weight and gradient `move_passes` times in all. `fused`: each weight is moved in the backward pass, as soon as its
+    gradient is there. `clips`: gradients are clipped by their norm. `checkpoint_every` n computes
     every n-th block again in the backward pass, of those only the first `checkpoint_blocks` if it is not 0; 0 none;
     `checkpoint_keeps` is what those keep; `offload`: what enters them lies in the host's memory meanwhile.
     `loss_chunk`: tokens whose logits exist at once; 0 all of them. `fused_kernels`: norms, rotations and gates are one
@@ -66,6 +81,8 @@ class TrainShape:
     precision: str = "fp32"
     state_bytes: StateBytes = no_state
     scratch_bytes: StateBytes = no_state
+    move_launches: Launches = together
+    move_passes: int = 3
     fused: bool = False
     clips: bool = True
     checkpoint_every: int = 0

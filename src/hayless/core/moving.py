@@ -53,10 +53,9 @@ def stepping_bytes(trained: Sequence[Row], shape: TrainShape) -> int:
 def moving_work(trained: Sequence[Row], shape: TrainShape) -> Work:
     """The norm of gradients, their clipping, the optimizer, and in `master` casts before and after it.
 
-    An optimizer that moves weights after the backward pass is launched for many at once, everything else for one after
-    the other.
+    The optimizer is launched as it says, everything else for one weight after the other.
     """
-    single, moving = [], []
+    single, moving, launches = [], [], 0
     for row in trained:
         elements = math.prod(row.shape)
         weight, moved = elements * item_bytes(shape.dtype(row)), elements * item_bytes(shape.moved_dtype)
@@ -64,5 +63,7 @@ def moving_work(trained: Sequence[Row], shape: TrainShape) -> Work:
         clip = 2 * elements * max(4, item_bytes(shape.moved_dtype))
         passes = [weight] + [clip] * shape.clips + [weight + moved] * (2 if shape.precision == "master" else 0)
         single += [elementwise(size, row.count) for size in passes]
-        moving.append(elementwise(3 * moved + 2 * shape.state_bytes(row.shape, shape.moved_dtype), row.count))
-    return eager(single) + (eager(moving) if shape.fused else replace(eager(moving), launches=0.0))
+        states = 2 * shape.state_bytes(row.shape, shape.moved_dtype)
+        moving.append(elementwise(shape.move_passes * moved + states, row.count))
+        launches += row.count * shape.move_launches(row.shape)
+    return eager(single) + replace(eager(moving), launches=launches)

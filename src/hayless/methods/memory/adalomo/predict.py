@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Literal
 
 from hayless.core.cost import TrainShape
 from hayless.kernels import adalomo_sizes
@@ -16,10 +17,22 @@ def state_bytes(shape: tuple[int, ...], dtype: str) -> int:
     return 4 * (elements // shape[-1] + elements // shape[-2] if len(shape) > 1 else elements)
 
 
+def move_launches(shape: tuple[int, ...], device: Literal["cuda", "cpu"]) -> int:
+    """Four kernels a matrix and one a vector, or, in plain PyTorch, as many operations as were counted."""
+    if len(shape) < 2:
+        return 1 if device == "cuda" else 23
+    return (4 if device == "cuda" else 38) * math.prod(shape[:-2])
+
+
 def predict_training(shape: TrainShape, config: AdaLomoConfig) -> TrainShape:
-    """Training with updates in the backward pass. RequestError for several micro-batches an update."""
-
-    def scratch_bytes(of: tuple[int, ...], dtype: str) -> int:
-        return adalomo_sizes.scratch_bytes(of, shape.device)
-
-    return replace(shape, state_bytes=state_bytes, scratch_bytes=scratch_bytes, fused=True)
+    """Training with updates in the backward pass, which read a gradient three times and a weight twice. RequestError
+    for several micro-batches an update."""
+    device = shape.device
+    return replace(
+        shape,
+        state_bytes=state_bytes,
+        scratch_bytes=lambda of, dtype: adalomo_sizes.scratch_bytes(of, device),
+        move_launches=lambda of: move_launches(of, device),
+        move_passes=6,
+        fused=True,
+    )

@@ -62,8 +62,8 @@ class AdamW8bitOptimizer(torch.optim.Optimizer):
         size = elements if by_kernel(parameter) else max(1, CHUNK_ELEMENTS // config.block_size) * config.block_size
         for start in range(0, elements, size):
             part = slice(start, min(start + size, elements))
-            moments = (self._part(state, name, part) for name in _SIGNED)
-            move(weights[part], gradients[part], *moments, step, config.block_size)
+            first, second = (self._part(state, name, part) for name in _SIGNED)
+            move(weights[part], gradients[part], first, second, step, config.block_size)
 
     def _part(self, state: dict[str, Any], name: str, part: slice) -> Moment:
         """Part of a moment; that of a small tensor has no scales."""

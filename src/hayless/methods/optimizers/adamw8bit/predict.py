@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from hayless.core.cost import TrainShape, no_state
+from hayless.core.cost import TrainShape, alone, no_state
 from hayless.methods.optimizers.adamw8bit.config import AdamW8bitConfig
 
 CHUNK_ELEMENTS = 2**22
@@ -27,7 +27,17 @@ def scratch_bytes(shape: tuple[int, ...], dtype: str) -> int:
     return _SCRATCH_BYTES * min(CHUNK_ELEMENTS, math.prod(shape))
 
 
+def move_launches(shape: tuple[int, ...]) -> int:
+    """Operations of plain PyTorch: as many as were counted for each part of a parameter."""
+    return 33 * math.ceil(math.prod(shape) / CHUNK_ELEMENTS)
+
+
 def predict_training(shape: TrainShape, config: AdamW8bitConfig) -> TrainShape:
-    """Training with this state. On GPUs a kernel moves it, which needs nothing beside it."""
-    scratch = no_state if shape.device == "cuda" else scratch_bytes
-    return replace(shape, state_bytes=lambda of, dtype: state_bytes(of, config), scratch_bytes=scratch)
+    """Training with this state. On GPUs one kernel moves a parameter, which needs nothing beside it."""
+    kernel = shape.device == "cuda"
+    return replace(
+        shape,
+        state_bytes=lambda of, dtype: state_bytes(of, config),
+        scratch_bytes=no_state if kernel else scratch_bytes,
+        move_launches=alone if kernel else move_launches,
+    )
