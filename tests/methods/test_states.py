@@ -98,6 +98,27 @@ def test_paged_has_adamws_bits(monkeypatch, share, precision):
         assert resident + len(state[f"{name}/exp_avg_paged"]) == elements
 
 
+def test_small_parameters_share_a_page_and_those_without_a_gradient_stay(monkeypatch):
+    monkeypatch.setattr(paged_optimizer, "PAGE_ELEMENTS", 256)
+    torch.manual_seed(0)
+    start = [torch.randn(size) for size in (3, 70, 100, 1000, 5, 300)]
+    gradients = [
+        [torch.randn_like(weight) if place != left else None for place, weight in enumerate(start)] for left in (1, 3)
+    ]
+    found = []
+    for name in ("adamw", "paged"):
+        model = nn.ParameterList(nn.Parameter(weight.clone()) for weight in start)
+        optimizer = build(configure(name), model)
+        for each in gradients:
+            for weight, gradient in zip(model, each, strict=True):
+                weight.grad = gradient
+            optimizer.step()
+        found.append([weight.detach() for weight in model])
+    assert all(map(torch.equal, *found))
+    moments = {optimizer.state[weight]["exp_avg_paged"].untyped_storage().data_ptr() for weight in model}
+    assert len(moments) == 5, "the first two fill a page"
+
+
 def test_what_paging_is_predicted_to_take():
     assert state_bytes((1000, 1000), "bfloat16", 0.5) == 4 * (500_000 // 64 * 64) + 4
     assert state_bytes((10,), "float32", 1.0) == 84 and scratch_bytes((10,), "float32", 1.0) == 0

@@ -2,13 +2,14 @@
 
 The paper lets the driver move pages when memory runs out (managed memory). Here what is paged is said beforehand, and
 copies are made and waited for by name, on streams of their own beside the arithmetic: memory is what was planned, and
-no access can fault. Pages are ranges of a parameter's flat moments, which AdamW lets move each by itself.
+no access can fault. Pages are ranges of a parameter's flat moments, which AdamW lets move each by itself; small
+parameters, such as those of adapters, share a page.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch.optim.adamw import adamw
 from hayless.core.errors import NotSupported
 from hayless.methods.common.decay import decay_groups
 from hayless.methods.memory.paged.config import PagedConfig
-from hayless.methods.memory.paged.predict import PAGE_ELEMENTS, resident_elements
+from hayless.methods.memory.paged.predict import PAGE_ELEMENTS, VECTOR, resident_elements
 from hayless.train.slots import Trainable
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -46,66 +47,80 @@ class PagedAdamW(torch.optim.Optimizer):
                 raise NotSupported(f"{item.name} is not contiguous in memory, which paged needs.", hint="Use adamw.")
         super().__init__(decay_groups(parameters, config.weight_decay, config.decay), {"lr": config.learning_rate})
         self._config = config
+        self._shared = [list(_together(group["params"], config.device_share)) for group in self.param_groups]
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Move every parameter that has a gradient. On a GPU the host waits until all pages are back."""
         lanes: dict[torch.device, _Lane] = {}
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    lane = lanes.setdefault(parameter.device, _Lane(parameter.device))
-                    self._move(parameter, group, lane)
+        for group, found in zip(self.param_groups, self._shared, strict=True):
+            for shared in found:
+                device = shared.parameters[0].device
+                if device not in lanes:
+                    lanes[device] = _Lane(device)
+                self._move(shared, group, lanes[device])
         for lane in lanes.values():
             lane.finish()
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Put back a state, each part where it belongs, which torch's own would bring to the device whole."""
         order = [parameter for group in self.param_groups for parameter in group["params"]]
+        saved = {order[place]: tensors for place, tensors in state_dict["state"].items()}
         self.state.clear()
-        for place, saved in state_dict["state"].items():
-            parameter = order[place]
-            for name, tensor in saved.items():
-                made = (
-                    _on_host(parameter, len(tensor))
-                    if name.endswith(_PAGED)
-                    else torch.empty_like(tensor, device=parameter.device)
-                )
-                self.state[parameter][name] = made.copy_(tensor)
+        for shared in (each for found in self._shared for each in found):
+            for number, parameter in enumerate(shared.parameters):
+                for name, tensor in saved.get(parameter, {}).items():
+                    self._remembered(shared, number)[name].copy_(tensor)
 
-    def _move(self, parameter: Tensor, group: dict[str, Any], lane: _Lane) -> None:
-        state = self.state[parameter]
-        resident = resident_elements(parameter.numel(), self._config.device_share)
+    def _move(self, shared: _Shared, group: dict[str, Any], lane: _Lane) -> None:
+        moving = [number for number, parameter in enumerate(shared.parameters) if parameter.grad is not None]
+        if not moving:
+            return
+        here = []
+        for number in moving:
+            state, resident = self._remembered(shared, number), shared.resident[number]
+            if resident:
+                here.append(_Range(shared.parameters[number], 0, resident, [state[name] for name in _MOMENTS]))
+        self._update(here, group)
+        for start, page in lane.pages(shared.moments):
+            there = []
+            for number in moving:
+                place, resident = shared.places[number], shared.resident[number]
+                first, last = max(place.start, start), min(place.stop, start + len(page[0]))
+                if first < last:
+                    moments = [moment[first - start : last - start] for moment in page]
+                    before = resident - place.start
+                    there.append(_Range(shared.parameters[number], before + first, before + last, moments))
+            self._update(there, group)
+
+    def _remembered(self, shared: _Shared, number: int) -> dict[str, Tensor]:
+        """The state of one of the parameters; it begins with zeros."""
+        parameter = shared.parameters[number]
+        state: dict[str, Tensor] = self.state[parameter]
+        if not shared.moments:
+            shared.moments = [_on_host(parameter, shared.places[-1].stop) for _ in _MOMENTS]
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
-            for name in _MOMENTS:
-                state[name] = parameter.new_zeros(resident)
-                state[name + _PAGED] = _on_host(parameter, parameter.numel() - resident)
-        weights, gradients = parameter.view(-1), parameter.grad.reshape(-1)  # type: ignore[union-attr]
-        if resident:
-            here = slice(0, resident)
-            self._update(weights[here], gradients[here], [state[name] for name in _MOMENTS], state["step"], group)
-        away = [state[name + _PAGED] for name in _MOMENTS]
-        for start, moments in lane.pages(away):
-            part = slice(resident + start, resident + start + len(moments[0]))
-            self._update(weights[part], gradients[part], moments, state["step"], group)
-        state["step"] += 1
+            for name, moment in zip(_MOMENTS, shared.moments, strict=True):
+                state[name] = parameter.new_zeros(shared.resident[number])
+                state[name + _PAGED] = moment[shared.places[number]]
+        return state
 
-    def _update(
-        self, weights: Tensor, gradients: Tensor, moments: Sequence[Tensor], step: Tensor, group: dict[str, Any]
-    ) -> None:
-        """torch's own AdamW on a range of a parameter; it counts steps itself, here those of a copy."""
+    def _update(self, ranges: Sequence[_Range], group: dict[str, Any]) -> None:
+        """torch's own AdamW on ranges of parameters. It counts the steps of a parameter with its last range, and before
+        those of a copy."""
+        if not ranges:
+            return
         one, two = self._config.betas
-        first, second = moments
         adamw(
-            [weights],
-            [gradients],
-            [first],
-            [second],
+            [each.of(each.parameter) for each in ranges],
+            [each.of(each.parameter.grad) for each in ranges],
+            [each.moments[0] for each in ranges],
+            [each.moments[1] for each in ranges],
             [],
-            [step.clone()],
+            [each.counted(self.state[each.parameter]["step"]) for each in ranges],
             foreach=False,
-            fused=weights.is_cuda,
+            fused=ranges[0].parameter.is_cuda,
             amsgrad=False,
             beta1=one,
             beta2=two,
@@ -114,6 +129,57 @@ class PagedAdamW(torch.optim.Optimizer):
             eps=self._config.eps,
             maximize=False,
         )
+
+
+@dataclass(eq=False)
+class _Shared:
+    """Parameters whose paged moments lie one behind the other on the host, and cross together: one, or as many as have
+    room in a page. Of each the first `resident` elements' moments are on the device; those of the others are `places`
+    of `moments`, which are made with the first gradient."""
+
+    parameters: list[Tensor]
+    resident: list[int]
+    places: list[slice]
+    moments: list[Tensor] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _Range:
+    """Elements `start` to `stop` of a flat parameter, and their moments where they are used."""
+
+    parameter: Tensor
+    start: int
+    stop: int
+    moments: list[Tensor]
+
+    def of(self, tensor: Tensor | None) -> Tensor:
+        """These elements of the parameter or of its gradient."""
+        assert tensor is not None, "only what has a gradient moves"
+        return tensor.reshape(-1)[self.start : self.stop]
+
+    def counted(self, step: Tensor) -> Tensor:
+        """The parameter's own count of steps for its last range, else a copy."""
+        return step if self.stop == self.parameter.numel() else step.clone()
+
+
+def _together(parameters: Sequence[Tensor], share: float) -> Iterator[_Shared]:
+    """Neighbours of one dtype and device, as many as fill a page. Each begins at a whole vector of any CPU's."""
+    found: _Shared | None = None
+    for parameter in parameters:
+        resident = resident_elements(parameter.numel(), share)
+        start = -(-found.places[-1].stop // VECTOR) * VECTOR if found else 0
+        place = slice(start, start + parameter.numel() - resident)
+        kind = (parameter.dtype, parameter.device)
+        if found and ((found.parameters[0].dtype, found.parameters[0].device) != kind or place.stop > PAGE_ELEMENTS):
+            yield found
+            found, place = None, slice(0, parameter.numel() - resident)
+        if found is None:
+            found = _Shared([], [], [])
+        found.parameters.append(parameter)
+        found.resident.append(resident)
+        found.places.append(place)
+    if found:
+        yield found
 
 
 @dataclass

@@ -11,12 +11,13 @@ from hayless.methods.memory.paged.config import PagedConfig
 
 PAGE_ELEMENTS = 2**22
 """Elements of a page. Two are on the device at once, so that one is moved while the other is used."""
-_STEP = 64
+VECTOR = 64
+"""Where ranges begin that are moved by themselves, in elements: any CPU's vectors then hold what they would in all."""
 
 
 def resident_elements(elements: int, share: float) -> int:
     """How many elements' moments stay on the device, the first ones: whole vectors of any CPU's, or all."""
-    return elements if share == 1 else int(share * elements) // _STEP * _STEP
+    return elements if share == 1 else int(share * elements) // VECTOR * VECTOR
 
 
 def state_bytes(shape: tuple[int, ...], dtype: str, share: float) -> int:
