@@ -84,10 +84,11 @@ class Program:
         self.embedding: Tensor = base.embed_tokens.weight.detach()
         self.final_gain: Tensor = base.norm.weight.detach()
         self.head: Tensor = model.lm_head.weight.detach()
+        self._to_logits = Linear(self.head, None)
         self.eps: float = base.norm.variance_epsilon
         self.dtype = self.embedding.dtype
         self.device = self.embedding.device
-        self._eps = torch.tensor(self.eps)
+        self._eps, self._zero = torch.tensor(self.eps), torch.tensor(0.0)
         self._rotary = base.rotary_emb
         self._model = model
         self._seen = tuple(_identity(model))
@@ -196,7 +197,7 @@ class Program:
     @torch.inference_mode()
     def logits(self, x_bh: Tensor) -> Tensor:
         """Logits (…, v) in float32 of hidden states (…, h)."""
-        return F.linear(self.norm(x_bh, self.final_gain), self.head).float()
+        return self._to_logits(self.norm(x_bh, self.final_gain)).float()
 
     def _heads(self, x_bsh: Tensor) -> Tensor:
         """(b, s, heads·d) → (b, s, heads, d)."""
@@ -208,7 +209,10 @@ class Program:
             return x
         if x.device.type != "cpu" or x.dtype is not torch.float32:
             return F.rms_norm(x, gain.shape, gain, self.eps)
-        # The same in fewer operators than PyTorch takes on a CPU.
+        # The same in fewer operators than PyTorch takes on a CPU, and for one row in fewer still.
+        if x.numel() == x.shape[-1]:
+            scale = (torch.linalg.vector_norm(x).item() ** 2 / x.shape[-1] + self.eps) ** -0.5
+            return torch.addcmul(self._zero, x, gain, value=scale)
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         mean = torch.addcmul(self._eps, length, length, value=1 / x.shape[-1])
         return (x * mean.rsqrt_()).mul_(gain)

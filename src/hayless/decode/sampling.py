@@ -34,6 +34,13 @@ def distribution(logits_bv: Tensor, options: SamplingOptions) -> Tensor:
     return logits_bv.softmax(-1)
 
 
+def likeliest(logits: Tensor) -> Tensor:
+    """The likeliest token of each row (…), the first of equals, of logits (…, v) in float32."""
+    if logits.is_cpu:
+        return torch.from_numpy(logits.numpy().argmax(-1))  # in a quarter of the time that PyTorch takes
+    return logits.argmax(-1)
+
+
 def draw(probs_bv: Tensor, generators: Sequence[Generator]) -> Tensor:
     """One token a row (b,), from probabilities (b, v) that need not sum to one exactly; `generators` has one a row.
 
