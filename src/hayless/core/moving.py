@@ -11,7 +11,7 @@ from hayless.core.allocator import allocated_bytes
 from hayless.core.dtypes import item_bytes
 from hayless.core.errors import RequestError
 from hayless.core.ledger import Row
-from hayless.core.work import Work, eager, elementwise
+from hayless.core.work import Kernel, Work, eager, elementwise
 
 if TYPE_CHECKING:
     from hayless.core.cost import TrainShape
@@ -53,17 +53,21 @@ def stepping_bytes(trained: Sequence[Row], shape: TrainShape) -> int:
 def moving_work(trained: Sequence[Row], shape: TrainShape) -> Work:
     """The norm of gradients, their clipping, the optimizer, and in `master` casts before and after it.
 
-    The optimizer is launched as it says, everything else for one weight after the other.
+    The optimizer is launched as it says, gradients that wait together are clipped by few launches, and everything else
+    is launched for one weight after the other.
     """
-    single, moving, launches = [], [], 0
+    waiting = not shape.fused and shape.precision != "master"
+    single: list[Kernel] = []
+    many: list[Kernel] = []
+    launches = 0
     for row in trained:
         elements = math.prod(row.shape)
         weight, moved = elements * item_bytes(shape.dtype(row)), elements * item_bytes(shape.moved_dtype)
-        # Clipping multiplies by a number that lies on the device, element by element: 16 bits take as long as 32.
-        clip = 2 * elements * max(4, item_bytes(shape.moved_dtype))
-        passes = [weight] + [clip] * shape.clips + [weight + moved] * (2 if shape.precision == "master" else 0)
+        passes = [weight] + [weight + moved] * (2 if shape.precision == "master" else 0)
         single += [elementwise(size, row.count) for size in passes]
+        if shape.clips:
+            (many if waiting else single).append(elementwise(2 * moved, row.count))
         states = 2 * shape.state_bytes(row.shape, shape.moved_dtype)
-        moving.append(elementwise(shape.move_passes * moved + states, row.count))
+        many.append(elementwise(shape.move_passes * moved + states, row.count))
         launches += row.count * shape.move_launches(row.shape)
-    return eager(single) + replace(eager(moving), launches=launches)
+    return eager(single) + replace(eager(many), launches=launches)

@@ -17,7 +17,7 @@ from torch.amp import GradScaler
 from hayless.core.method import MethodConfig
 from hayless.core.moving import refuse_accumulation
 from hayless.train.slots import FusedOptimizer, OptimizerPart, Trainable
-from hayless.train.updater import Updater, check_scale, norm_of, shrinking
+from hayless.train.updater import Updater, check_scale, norm_of, shrink, shrinking
 
 
 class FusedUpdater(Updater):
@@ -83,7 +83,7 @@ class FusedUpdater(Updater):
         graph, self._graph = self._graph, None
         if graph is None:
             return True
-        factor = torch.ones_like(norm) if self._clip_norm is None else shrinking(norm, self._clip_norm)
+        factor = 1.0 if self._clip_norm is None else shrinking(norm, self._clip_norm)
         if self._scaler is None:
             self._pass(graph, partial(self._move, factor=factor))
             return True
@@ -127,13 +127,12 @@ class FusedUpdater(Updater):
         self._move(place, gradient)
 
     @torch.no_grad()
-    def _move(self, place: int, gradient: Tensor, factor: Tensor | None = None) -> None:
+    def _move(self, place: int, gradient: Tensor, factor: float = 1.0) -> None:
         """Move one weight; `factor` is what its gradient is multiplied by before."""
         weight, moved = self._parameters[place].tensor, self._moved[place].tensor
         if moved is not weight:
             gradient = gradient.float()
-        if factor is not None:
-            gradient.mul_(factor.to(gradient.device))
+        shrink([gradient], factor)
         self._optimizer.move(moved, gradient)
         if moved is not weight:
             weight.copy_(moved)

@@ -15,7 +15,7 @@ from hayless.train.fused import FusedUpdater
 from hayless.train.precision import cast_weights, trainables
 from hayless.train.settings import Precision
 from hayless.train.slots import OptimizerPart, Trainable
-from hayless.train.updater import Updater, check_scale, shrinking
+from hayless.train.updater import Updater, check_scale, shrink, shrinking
 
 _CHUNK_BYTES = 64 * 2**20
 """fp32 gradients that exist at once in `master` (a larger tensor stands alone)."""
@@ -74,7 +74,7 @@ class MasterUpdater(Updater):
 
     def step(self, norm: Tensor) -> bool:
         """Move the masters chunk by chunk and round them into the weights."""
-        shrink = None if self._clip_norm is None else shrinking(norm, self._clip_norm)
+        factor = 1.0 if self._clip_norm is None else shrinking(norm, self._clip_norm)
         weights = {item.name: item.tensor for item in self._parameters}
         for optimizer, chunk in zip(self._optimizers, self._chunks(), strict=True):
             for master in chunk:
@@ -83,9 +83,8 @@ class MasterUpdater(Updater):
                     # No other name may hold this fp32 copy: it would outlive its chunk.
                     master.tensor.grad = weight.grad.float()
                     weight.grad = None
-                    if shrink is not None:
-                        # Clipped with 32 bits, so that nothing is rounded twice.
-                        master.tensor.grad.mul_(shrink.to(master.tensor.device))
+                    # Clipped with 32 bits, so that nothing is rounded twice.
+                    shrink([master.tensor.grad], factor)
             optimizer.step()
             for master in chunk:
                 master.tensor.grad = None
