@@ -87,6 +87,26 @@ def test_a_16_bit_branch_keeps_its_input_as_it_came_and_no_product() -> None:
     assert sorted(tuple(tensor.shape) for tensor in kept) == [(4, 48), (5, 48), (24, 4), (48, 24)]
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_sum_is_made_where_the_product_lies_unless_that_is_a_view(bias: bool) -> None:
+    torch.manual_seed(0)
+    module = nn.Linear(16, 24, bias=bias, dtype=torch.float64)
+    product: list[int] = []
+    module.register_forward_hook(lambda module, inputs, output: product.append(output.data_ptr()))
+    layer.attach(module, 16, 24, LoraConfig(rank=4))
+    nn.init.normal_(module.lora_B.weight)
+    x, towards = torch.randn(2, 5, 16, dtype=torch.float64, requires_grad=True), torch.randn(2, 5, 24)
+    out = module(x)
+    assert (out.data_ptr() == product[0]) is not bias
+    out.backward(towards)
+    a, b = (module.get_submodule(part).weight.detach().double() for part in ("lora_A", "lora_B"))
+    whole = module.weight.detach() + 2 * b @ a
+    torch.testing.assert_close(out, nn.functional.linear(x, whole, module.bias))
+    torch.testing.assert_close(x.grad, towards.double() @ whole)
+    flat = towards.view(-1, 24).double()
+    torch.testing.assert_close(module.weight.grad, flat.T @ x.detach().view(-1, 16))
+
+
 def test_a_compiled_branch_gives_the_same() -> None:
     torch.manual_seed(0)
     module = nn.Linear(16, 24, bias=False).requires_grad_(False)

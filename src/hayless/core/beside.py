@@ -80,7 +80,8 @@ class Beside:
             out = tape.scale(out)
         for rows in self._chains.get(module, ()):
             if not rows[0].layers or layer in rows[0].layers:
-                out = _branch(run, x, out, rows, layer)
+                # What a product with a bias gives is a view.
+                out = _branch(run, x, out, rows, layer, in_place=bias is None or lengths is not None)
         if lengths is not None:
             # A product without its bias, times trained lengths over those that the weights have.
             share = tape.mul(lengths, tape.constant(lengths.elements, lengths.dtype))
@@ -101,13 +102,13 @@ class Beside:
         return out
 
 
-def _branch(run: Run, x: Tensor, out: Tensor, rows: tuple[Row, ...], layer: int) -> Tensor:
+def _branch(run: Run, x: Tensor, out: Tensor, rows: tuple[Row, ...], layer: int, *, in_place: bool) -> Tensor:
     """Two thin matrices one after the other, scaled and added to `out`; several pairs are put side by side."""
     tape, dtype = run.tape, run.shape.arithmetic or x.dtype
     leaves = [tape.cast(_leaf(run, row.module, row.parameter, layer), dtype) for row in rows]
     thin, wide = (leaves[part] if len(rows) == 2 else tape.join(*leaves[part::2]) for part in (0, 1))
     rank = sum(row.out_features for row in rows[::2])
-    return tape.low_rank(out, x, thin, wide, (rows[0].in_features, rank, rows[1].out_features))
+    return tape.low_rank(out, x, thin, wide, (rows[0].in_features, rank, rows[1].out_features), in_place=in_place)
 
 
 def _mixture(run: Run, x: Tensor, place: str, layer: int) -> Tensor:

@@ -234,10 +234,13 @@ class Tape:
         op.widened = packed.scratch_back if packed.numbers else 0
         return out
 
-    def low_rank(self, out: Tensor, x: Tensor, thin: Tensor, wide: Tensor, widths: tuple[int, int, int]) -> Tensor:
+    def low_rank(
+        self, out: Tensor, x: Tensor, thin: Tensor, wide: Tensor, widths: tuple[int, int, int], *, in_place: bool
+    ) -> Tensor:
         """out + s·B(Ax) for A (r, in) and B (out, r), `widths` in, r, out: x is saved as it came, Ax never.
 
-        On GPUs the sum is made by the second product; on CPUs what is added exists for a moment.
+        The sum is made in the memory of `out`, or else in its own; on GPUs by the second product, on CPUs what is added
+        exists for a moment.
         """
         width, rank, wider_width = widths
         tokens = x.elements // width
@@ -258,7 +261,11 @@ class Tape:
         )
         if self.device == "cuda":
             added.storage.bytes = 0
-        return self.add(out, added)
+        if not in_place:
+            return self.add(out, added)
+        summed = Tensor(out.elements, out.dtype, out.grad or added.grad, out.storage)
+        self.segments[-1].ops.append(Op((out, added), (summed,), passes=True))
+        return summed
 
     def embedding(self, ids: Tensor, table: Tensor, elements: int) -> Tensor:
         """Rows of a table; the ids are saved."""

@@ -53,17 +53,27 @@ class Branch:
 
 
 class AddLowRank(torch.autograd.Function):
-    """output + s·B(Ax): x (…, in), A (r, in), B (out, r), output (…, out); of the pass only x, A and B are kept."""
+    """output + s·B(Ax): x (…, in), A (r, in), B (out, r), output (…, out); of the pass only x, A and B are kept.
+
+    The sum is made in the memory of `output`, which a linear module does not keep; in new memory where that is a view
+    of another tensor's (with a bias), and in compiled code, where the sum is one with what follows it.
+    """
 
     @staticmethod
     def forward(ctx: Any, output: Tensor, x: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:
         ctx.save_for_backward(x, a, b)
         ctx.scaling = scaling
         inner = F.linear(x.to(a.dtype), a)
-        if output.is_cuda and output.dtype == b.dtype:
-            rows = torch.addmm(output.reshape(-1, output.shape[-1]), inner.reshape(-1, len(a)), b.T, alpha=scaling)
-            return rows.view(output.shape)
-        return (output + F.linear(inner, b).mul_(scaling)).to(output.dtype)
+        if torch.compiler.is_compiling():
+            return (output + F.linear(inner, b) * scaling).to(output.dtype)
+        if output._is_view():
+            output = output.clone()
+        else:
+            ctx.mark_dirty(output)
+        if output.is_cuda and output.dtype == b.dtype and output.is_contiguous():
+            output.view(-1, output.shape[-1]).addmm_(inner.view(-1, len(a)), b.T, alpha=scaling)
+            return output
+        return output.add_(F.linear(inner, b).mul_(scaling))
 
     @staticmethod
     @once_differentiable
