@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as some
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
 from transformers.pytorch_utils import Conv1D
 
 from hayless.core.errors import NotSupported, RequestError
@@ -217,3 +218,26 @@ def test_wrong_requests() -> None:
     disk = packing.to_disk(pieces, torch.float32)
     with pytest.raises(NotSupported, match="quant_map"):
         packing.from_disk({**disk, "weight.quant_map": disk["weight.quant_map"] * 0.5}, "w")
+
+
+def test_a_compiled_block_has_one_graph_and_keeps_no_unpacked_matrix() -> None:
+    model = tiny.model("llama")
+    apply(model, [configure("nf4"), configure("lora", rank=2)])
+    compiles = CompileCounterWithBackend("aot_eager")
+    kept: list[tuple[int, ...]] = []
+    gradients = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        x = torch.randn(2, 7, 32, requires_grad=True)
+        position = model.model.rotary_emb(x, torch.arange(7)[None])
+        out = x
+        with torch.autograd.graph.saved_tensors_hooks(lambda each: kept.append(each.shape) or each, lambda each: each):
+            for block in model.model.layers:
+                run = torch.compile(block.forward, backend=compiles, fullgraph=True) if compiled else block.forward
+                out = run(out, position_embeddings=position, attention_mask=None)
+        out.square().sum().backward()
+        gradients.append([out, x.grad])
+    for found, wanted in zip(*gradients, strict=True):
+        torch.testing.assert_close(found, wanted)
+    assert compiles.frame_count == 1, "blocks share a compilation"
+    assert not {(32, 32), (16, 32), (48, 32), (32, 48)} & {tuple(shape) for shape in kept}

@@ -9,6 +9,7 @@ unpacks only the rows it needs.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from copy import copy
 from functools import cache
 from typing import Any, Generic, TypeVar
 
@@ -81,9 +82,11 @@ class Packing(Generic[F_co]):
 
 
 class PackedModule(nn.Module):
-    """A module with packed parameters: `packings` by parameter; `unpacked_dtype` is the dtype they are unpacked to."""
+    """A module with packed parameters: `packings` by parameter, and the `numbers` by which compiled code names these;
+    `unpacked_dtype` is the dtype they are unpacked to."""
 
     packings: dict[str, Packing[Format]]
+    numbers: dict[str, int]
     unpacked_dtype: torch.dtype
 
     def pieces(self, parameter: str) -> dict[str, Tensor]:
@@ -113,7 +116,13 @@ class PackedModule(nn.Module):
         pieces = self.pieces("weight")
         bias: Any = self.bias
         out: Tensor = _Multiply.apply(
-            x, bias, self.packings["weight"], self.unpacked_dtype, tuple(pieces), *pieces.values()
+            x,
+            bias,
+            self.packings["weight"],
+            self.numbers["weight"],
+            self.unpacked_dtype,
+            tuple(pieces),
+            *pieces.values(),
         )
         return out
 
@@ -187,6 +196,7 @@ def install(module: Any, parameter: str, packing: Packing[Format], pieces: Piece
         else:
             module.register_buffer(name, tensor)
     module.packings = {**({} if first else module.packings), parameter: packing}
+    module.numbers = {name: _number(each) for name, each in module.packings.items()}
     module.unpacked_dtype = dtype
     module.__class__ = _packed_class(original, tuple(module.packings))
 
@@ -198,10 +208,11 @@ def uninstall(module: Any, parameter: str) -> Tensor:
     for piece in module.packings[parameter].form.pieces(_name(module.unpacked_dtype)):
         delattr(module, held_name(parameter, piece.name))
     module.packings = {name: packing for name, packing in module.packings.items() if name != parameter}
+    module.numbers = {name: module.numbers[name] for name in module.packings}
     if module.packings:
         module.__class__ = _packed_class(original, tuple(module.packings))
     else:
-        del module.packings, module.unpacked_dtype
+        del module.packings, module.numbers, module.unpacked_dtype
         module.__class__ = original
     module.register_parameter(parameter, nn.Parameter(shown, requires_grad=False))
     return shown.clone()
@@ -224,24 +235,87 @@ class _Multiply(torch.autograd.Function):
         x: Tensor,
         bias: Tensor | None,
         packing: Packing[Format],
+        number: int,
         dtype: torch.dtype,
         names: tuple[str, ...],
         *pieces: Tensor,
     ) -> Tensor:
         ctx.save_for_backward(*pieces)
-        ctx.packing, ctx.dtype, ctx.names, ctx.x_dtype = packing, dtype, names, x.dtype
+        ctx.packing, ctx.number, ctx.dtype, ctx.names, ctx.x_dtype = packing, number, dtype, names, x.dtype
+        if _opaque(x):
+            found: Tensor = torch.ops.hayless.packed_product(x, bias, list(pieces), number, dtype)
+            return found
         return packing.multiply(x, bias, dict(zip(names, pieces, strict=True)), dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         for_x = for_bias = None
-        if ctx.needs_input_grad[0]:
-            pieces = dict(zip(ctx.names, ctx.saved_tensors, strict=True))
+        pieces = dict(zip(ctx.names, ctx.saved_tensors, strict=True))
+        if ctx.needs_input_grad[0] and _opaque(gradient):
+            for_x = torch.ops.hayless.packed_product_back(
+                gradient, list(ctx.saved_tensors), ctx.number, ctx.dtype, ctx.x_dtype
+            )
+        elif ctx.needs_input_grad[0]:
             for_x = ctx.packing.multiply_back(gradient, pieces, ctx.dtype).to(ctx.x_dtype)
         if ctx.needs_input_grad[1]:
             for_bias = gradient.reshape(-1, gradient.shape[-1]).sum(dim=0)
-        return for_x, for_bias, *(None for _ in range(3 + len(ctx.names)))
+        return for_x, for_bias, *(None for _ in range(4 + len(ctx.names)))
+
+
+_PACKINGS: list[Packing[Any]] = []
+"""Packings that differ: compiled code names them by their number, which those of equal blocks share."""
+
+
+def _number(packing: Packing[Any]) -> int:
+    for number, other in enumerate(_PACKINGS):
+        if type(other) is type(packing) and vars(other) == vars(packing):
+            return number
+    _PACKINGS.append(copy(packing))
+    return len(_PACKINGS) - 1
+
+
+def _opaque(x: Tensor) -> bool:
+    """Whether code is being compiled that must not look into a product: else it would find the same unpacked matrix in
+    both passes, and keep it between them. (Under autocast it looks, since casts are its own there.)"""
+    return torch.compiler.is_compiling() and not torch.is_autocast_enabled(x.device.type)
+
+
+def _product(x: Tensor, bias: Tensor | None, pieces: list[Tensor], number: int, dtype: torch.dtype) -> Tensor:
+    packing = _PACKINGS[number]
+    return packing.multiply(x, bias, _named(packing, pieces, dtype), dtype)
+
+
+def _product_back(
+    gradient: Tensor, pieces: list[Tensor], number: int, dtype: torch.dtype, x_dtype: torch.dtype
+) -> Tensor:
+    packing = _PACKINGS[number]
+    return packing.multiply_back(gradient, _named(packing, pieces, dtype), dtype).to(x_dtype)
+
+
+def _named(packing: Packing[Any], pieces: list[Tensor], dtype: torch.dtype) -> Pieces:
+    names = (piece.name for piece in packing.form.pieces(_name(dtype)))
+    return dict(zip(names, pieces, strict=True))
+
+
+def _declare(name: str, run: Callable[..., Tensor], schema: str, shape: Callable[..., Tensor]) -> None:
+    torch.library.custom_op(f"hayless::{name}", run, mutates_args=(), schema=schema).register_fake(shape)
+
+
+_declare(
+    "packed_product",
+    _product,
+    "(Tensor x, Tensor? bias, Tensor[] pieces, int number, ScalarType dtype) -> Tensor",
+    lambda x, bias, pieces, number, dtype: x.new_empty(*x.shape[:-1], _PACKINGS[number].form.rows),
+)
+_declare(
+    "packed_product_back",
+    _product_back,
+    "(Tensor gradient, Tensor[] pieces, int number, ScalarType dtype, ScalarType x_dtype) -> Tensor",
+    lambda gradient, pieces, number, dtype, x_dtype: gradient.new_empty(
+        *gradient.shape[:-1], _PACKINGS[number].form.columns, dtype=x_dtype
+    ),
+)
 
 
 @cache
