@@ -7,10 +7,59 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hayless.kernels.packed.formats import Packed
-from hayless.kernels.packed.source import INTEGERS, PALETTE, elements, scales_at
+from hayless.kernels.packed.formats import Packed, Palette
+from hayless.kernels.packed.source import INTEGERS, PALETTE, elements, in_units, scales_at, source
 
 _COLUMNS = 1024
+_UNITS = 512
+"""Two a thread, whose numbers it writes 16 bytes at once."""
+
+
+@triton.jit
+def _dequantize_units(
+    codes_ptr,
+    scale_ptr,
+    zero_ptr,
+    book_ptr,
+    second_table_ptr,
+    second_scale_ptr,
+    offset_ptr,
+    out_ptr,
+    n,
+    width,
+    units,
+    groups,
+    GROUP: tl.constexpr,
+    BOOK_ROWS: tl.constexpr,
+    KIND: tl.constexpr,
+    BITS: tl.constexpr,
+    PER: tl.constexpr,
+    TURN: tl.constexpr,
+    XOR: tl.constexpr,
+    ZERO: tl.constexpr,
+    NESTED: tl.constexpr,
+    UNITS: tl.constexpr,
+):
+    unit = tl.program_id(0) * UNITS + tl.arange(0, UNITS)
+    there = unit < n * units
+    packed = tl.load(codes_ptr + unit, mask=there, other=0).to(tl.int32)
+    if XOR != 0:
+        packed ^= XOR
+    place = tl.arange(0, PER)
+    code = (packed[:, None] >> ((place ^ TURN) * BITS)[None, :]) & ((1 << BITS) - 1)
+    # Groups are whole units, and follow each other from row to row.
+    index = unit // GROUP
+    scale = scales_at(scale_ptr, second_table_ptr, second_scale_ptr, offset_ptr, index, there, NESTED)
+    if KIND == INTEGERS:
+        if ZERO:
+            zero = tl.load(zero_ptr + index, mask=there, other=0).to(tl.int32)
+            value = (code - zero[:, None]).to(tl.float32) * scale[:, None]
+        else:
+            value = (code - (1 << (BITS - 1))).to(tl.float32) * scale[:, None]
+    else:
+        value = tl.load(book_ptr + code) * scale[:, None]
+    at = unit.to(tl.int64)[:, None] * PER + place[None, :]
+    tl.store(out_ptr + at, value.to(out_ptr.dtype.element_ty), mask=there[:, None])
 
 
 @triton.jit
@@ -73,7 +122,13 @@ def dequantize(weight: Packed, dtype: torch.dtype, *, out: Tensor | None = None)
     """
     if out is None:
         out = torch.empty(weight.shape, dtype=dtype, device=weight.codes.device)
+    if in_units(weight) and not isinstance(weight, Palette):
+        given = source(weight)
+        grid = (triton.cdiv(given.n * given.units, _UNITS),)
+        _dequantize_units[grid](out_ptr=out, **given.arguments(), UNITS=_UNITS, num_warps=8)
+        return out
     given = elements(weight)
-    grid = (given.n, triton.cdiv(given.width, _COLUMNS))
-    _dequantize[grid](out_ptr=out, **given.arguments(), COLUMNS=_COLUMNS, num_warps=4)
+    _dequantize[given.n, triton.cdiv(given.width, _COLUMNS)](
+        out_ptr=out, **given.arguments(), COLUMNS=_COLUMNS, num_warps=4
+    )
     return out
