@@ -28,11 +28,15 @@ def _at_once(monkeypatch):
         captured.at_once(monkeypatch)
 
 
-def two(model, config, prompts, options, rows, fill=lambda part: None):
+def nothing_to_learn(part):
+    part._windows = None
+
+
+def two(model, config, prompts, options, rows, fill=nothing_to_learn):
     """(tokens, layers) by captured steps and by the plain program."""
     found = []
     for backend in ("graphs", "program"):
-        part = EarlyExit(config, model)
+        part = EarlyExit(config, model, windows=torch.zeros(8, 64, dtype=torch.long))
         fill(part)
         made = Engine(model, exit=part, backend=backend).generate(prompts, options, batch_size=rows)
         found.append(([one.tokens for one in made], part.traces, part.mean_layer))
@@ -73,7 +77,7 @@ def test_on_a_gpu_rows_leave_by_themselves(kind, dtype, heads):
     config = EarlyExitConfig(confidence=kind, threshold=threshold, heads=heads, least=2, over=5, **needs)
 
     def fill(part):
-        part._windows = None
+        nothing_to_learn(part)
         classifier = plain.moody(model.cpu())
         model.cuda()
         part._classifier = type(classifier)(classifier.weight_h.cuda(), classifier.bias.cuda())

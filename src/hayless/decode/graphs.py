@@ -128,6 +128,7 @@ class Session:
         self.uniforms_bn = torch.zeros(rows, capacity, dtype=torch.float64, device=device)
         self.draws_b = torch.zeros(rows, dtype=torch.long, device=device)
         self.host = [torch.zeros(len(self.raw), dtype=torch.int32, pin_memory=True) for _ in range(_SLOTS)]
+        self.outcomes = [self.split(one) for one in self.host]
         self.events = [torch.cuda.Event() for _ in range(_SLOTS)]
         self.forward = KernelPass(program, self.cache, self.lengths_b, invariant=invariant)
         self.logits_bv = self.forward.logits_nv
@@ -237,7 +238,7 @@ class GraphBatch:
                 self._launch()
         slot = self._read % _SLOTS
         session.events[slot].synchronize()
-        tokens_b, logprobs_b, *top, self.noted_nb = session.split(session.host[slot])
+        tokens_b, logprobs_b, *top, self.noted_nb = session.outcomes[slot]
         tokens, logprobs = tokens_b.tolist(), logprobs_b.tolist()
         likeliest, values = (tensor.tolist() if self._top else [()] * len(tokens) for tensor in top)
         self._read += 1

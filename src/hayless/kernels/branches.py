@@ -97,19 +97,17 @@ def no_branches(device: torch.device) -> str | None:
     return None
 
 
-def branch(
-    flags: Tensor, then: Callable[[], object], otherwise: Callable[[], object], memory: torch.cuda.MemPool | None
-) -> None:
+def branch(flags: Tensor, then: Callable[[], object], otherwise: Callable[[], object]) -> None:
     """Run `then` where one of `flags` (n,) int32 is not 0, else `otherwise`.
 
-    While a graph is captured both are, and it goes one way each time it is replayed; what they allocate comes from
-    `memory`, which must live as long as the graph. Else the host looks at the flags.
+    While a graph is captured both are, and it goes one way each time it is replayed. PyTorch does not know that they
+    belong to the graph: they are to be captured within `torch.cuda.use_mem_pool`, of a pool that lives as long. Without
+    a capture the host looks at the flags.
     """
     if not (flags.is_cuda and torch.cuda.is_current_stream_capturing()):
         (then if bool(flags.any()) else otherwise)()
         return
     stream = torch.cuda.current_stream(flags.device)
-    assert memory is not None
     graph, _, _ = _captured_so_far(stream)
     context, handle = ctypes.c_void_p(), ctypes.c_uint64()
     _call("cuCtxGetCurrent", ctypes.byref(context))
@@ -122,8 +120,7 @@ def branch(
     _call("cuGraphAddNode_v2", ctypes.byref(node), graph, before, None, count, ctypes.byref(given))
     _call("cuStreamUpdateCaptureDependencies_v2", _of(stream), ctypes.byref(node), None, 1, _SET_DEPENDENCIES)
     for number, way in enumerate((then, otherwise)):
-        into = _capturing_to(ctypes.c_void_p(given.conditional.bodies[number]), flags.device)
-        with into, torch.cuda.use_mem_pool(memory, flags.device):
+        with _capturing_to(ctypes.c_void_p(given.conditional.bodies[number]), flags.device):
             way()
 
 

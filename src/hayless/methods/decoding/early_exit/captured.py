@@ -120,15 +120,18 @@ class ConfidentSession(Session):
     @torch.inference_mode()
     def capture(self, choice: Choice, top: bool = False) -> None:
         """Compile and capture a step where that is not done yet."""
-        if self.raw.is_cuda and (choice, top, self.layers) not in self._graphs:
-            # A step goes one way only, and all is to be compiled before it is captured.
-            prepare(self.raw.device)
-            self.forward.enter(self.tokens_b)
-            for number in range(len(self._rule.exits)):
-                self._arrive(number)
-                self._leave(number)
-            self._end()
-        super().capture(choice, top)
+        if self._memory is None or (choice, top, self.layers) in self._graphs:
+            super().capture(choice, top)
+            return
+        # A step goes one way only, and all is to be compiled before it is captured.
+        prepare(self.raw.device)
+        self.forward.enter(self.tokens_b)
+        for number in range(len(self._rule.exits)):
+            self._arrive(number)
+            self._leave(number)
+        self._end()
+        with torch.cuda.use_mem_pool(self._memory, self.raw.device):
+            super().capture(choice, top)
 
     def _go_on(self, number: int) -> None:
         """From behind exit `number` − 1 to exit `number`, and on from there for as long as a row does."""
@@ -137,7 +140,7 @@ class ConfidentSession(Session):
             return
         self._arrive(number)
         going_b = self._leaving.going_nb[number]
-        branch(going_b, lambda: self._go_on(number + 1), lambda: self._leave(number), self._memory)
+        branch(going_b, lambda: self._go_on(number + 1), lambda: self._leave(number))
 
     def _end(self) -> None:
         """From behind the last exit through all layers."""

@@ -72,6 +72,7 @@ class Session:
         self._cuda = device.type == "cuda"
         size, pinned = len(self._raw), self._cuda
         self._host = [torch.zeros(size, dtype=torch.int32, pin_memory=pinned) for _ in range(_SLOTS)]
+        self._outcomes = [self._split(one) for one in self._host]
         self._events = [
             [torch.cuda.Event(enable_timing=True) for _ in range(3)] if self._cuda else [] for _ in self._host
         ]
@@ -125,7 +126,7 @@ class Session:
             start, middle, end = self._events[slot]
             end.synchronize()
             seconds = start.elapsed_time(middle) / 1e3
-        *chosen, kept_b = self._split(self._host[slot])
+        *chosen, kept_b = self._outcomes[slot]
         return tuple(chosen), kept_b.tolist(), seconds
 
     def check(self, choice: Choice, top: bool) -> None:
