@@ -12,6 +12,7 @@ from hayless.decode.options import SamplingOptions
 from hayless.decode.running import Running
 from hayless.methods.decoding.speculative.accept import accept
 from hayless.methods.decoding.speculative.config import SpeculativeConfig
+from hayless.methods.decoding.speculative.pace import Steady
 from hayless.methods.decoding.speculative.part import Speculative
 from hayless.methods.decoding.speculative.tally import Tally
 from tests import tiny
@@ -87,7 +88,7 @@ def test_in_graphs_too(monkeypatch):
             if parameter.dim() > 1:
                 parameter.mul_(10 if "layers" in path else 2)
     engine, tally = Engine(model), Tally()
-    running = Running(Sessions(accept).open(plan(model), Ngram(3), 2, 20, 2, tally), 2, 20)
+    running = Running(Sessions(accept).open(plan(model), Ngram(3), 2, 20, Steady(2), tally), 2, 20)
     greedy = SamplingOptions(max_tokens=4, ignore_end=True)
     drawn = SamplingOptions(max_tokens=3, temperature=1.0, seed=3, ignore_end=True)
     prompts = [[0, 5, 9, 5, 9, 30, 5, 9], [17, 4, 17], [9, 5, 9, 5, 9, 5]]

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from hayless.decode.eager import EagerBatch
 from hayless.decode.engine import Engine
 from hayless.decode.options import SamplingOptions
 from hayless.decode.request import Chosen, Request
@@ -173,6 +174,42 @@ def test_drafts_that_win_stay(fixed):
     assert not fixed or pace.count(1) in (0, 4)
 
 
+@pytest.mark.parametrize("speedup", [0.85, 0.95, 0.99, 1.1, 1.4])
+def test_next_to_nothing_is_lost_and_most_of_a_gain_is_kept(speedup):
+    """Near what drafts cost, chance decides whether they are used; over 12 texts it may take a hundredth."""
+    tokens = sum(0.67**place for place in range(4))
+    machine = Machine(0.1, (tokens / speedup - 1) / 3 - 0.1, 0.67)
+    assert machine.speedup(3) == pytest.approx(speedup)
+    doubt = Preflight(0.1, 1 + 3 * machine.check, 30, 20, measured=3, step=machine.step, gain=1.0, error=0.1)
+    for found in (None, doubt):
+        paces = [Measured(3, 3, fixed=True, preflight=found) for _ in range(12)]
+        gains = [1 / _run(pace, machine, 3000, seed) for seed, pace in enumerate(paces)]
+        assert sum(gains) / 12 > (0.985 if speedup < 1 else 1 + 0.5 * (speedup - 1))
+
+
+def test_a_batch_that_rests_is_the_plain_one(model):
+    """Nothing of a draft runs beside it, not even its prompt; rest goes by as if its passes had been counted."""
+    said: list[str] = []
+    part = Speculative(SpeculativeConfig(draft="given"), model, draft=random_draft(), say=said.append)
+    part.preflights[1, True] = Preflight(0.1, 3.0, 100, 0, measured=3, step=1e-3, gain=0.3, error=0.05)
+    engine, options = Engine(model, draft=part), SamplingOptions(max_tokens=40, ignore_end=True)
+    batches = [part.begin(engine._target(), [engine.request([5, 9], options)]) for _ in range(26)]
+    assert [isinstance(one, EagerBatch) for one in batches] == [True] * 25 + [False], "16 × 64 passes are 25.6 texts"
+    assert part.tally.passes == 0
+    engine.generate([[5, 9]], SamplingOptions(max_tokens=24, ignore_end=True))
+    assert part._paces[1, True].count(1) == 3, "what was left has gone by, token for token"
+
+
+def test_a_batch_in_graphs_drafts_all_the_time_or_never():
+    pace = Measured(3, 3, fixed=True, preflight=Preflight(0.1, 1.5, 30, 20, measured=3, step=0.01, gain=1.0, error=0.1))
+    assert pace.rests(1, 40, whole=True) and pace.rests(1, 40, whole=True), "64 passes"
+    assert not pace.rests(1, 40, whole=True) and pace.steady(1) == 3
+    for _ in range(40):
+        pace.took(3, Pass(3, 0.03, 0.003, [0]))
+    assert pace.rests(1, 40, whole=True), "found out after 4 passes"
+    assert [pace.rests(1, 40, whole=True) for _ in range(4)] == [True, True, True, False], "4 × 32 passes"
+
+
 def test_drafts_are_tried_again_and_rest_again():
     """A text that changes: drafts lose, win, lose."""
     said: list[str] = []
@@ -215,7 +252,7 @@ def test_a_draft_that_is_never_right_is_turned_off(model):
     assert made_by(Engine(model, draft=part), asset_prompts()[:1], options) == made_by(
         Engine(model), asset_prompts()[:1], options
     )
-    assert len(said) == 1 and "off, it would not pay" in said[0] and part.tally.passes == 0
+    assert len(said) == 1 and "off, it would not surely pay" in said[0] and part.tally.passes == 0
     assert str(part) == "given: not used" and part.document()["preflights"][0]["drafted"] == 0
     few = SamplingOptions(max_tokens=4, ignore_end=True)
     Engine(model, draft=part).generate(asset_prompts()[:2], few)
@@ -231,13 +268,6 @@ def test_verify_costs_are_read_off_a_line():
     )
 
 
-def test_what_is_drafted_follows_what_is_kept():
-    found = Preflight(cost=0.1, verify=1.2, tested=10, kept=7, measured=4, drafted=4)
-    assert found.adapted(Tally(tested=200, kept=140)).drafted == 4, "another would hardly be faster"
-    assert found.adapted(Tally(tested=200, kept=190)).drafted == preflight.MOST
-    assert found.adapted(Tally(tested=200, kept=20)).drafted == 0
-
-
 def test_a_draft_is_dropped_in_the_middle_of_a_text(model):
     said: list[str] = []
     config = SpeculativeConfig(draft="given", tokens=4)
@@ -246,4 +276,4 @@ def test_a_draft_is_dropped_in_the_middle_of_a_text(model):
     options = SamplingOptions(max_tokens=40, ignore_end=True)
     found = made_by(Engine(model, draft=part), asset_prompts()[:1], options)
     assert found == made_by(Engine(model), asset_prompts()[:1], options)
-    assert part.tally.passes == 4 and len(said) == 1 and "off" in said[0], "a step was said to take a microsecond"
+    assert part.tally.passes <= 17 and len(said) == 1 and "off" in said[0], "a step was said to take a microsecond"

@@ -18,6 +18,7 @@ from hayless.methods.decoding.speculative import preflight
 from hayless.methods.decoding.speculative.accept import accept
 from hayless.methods.decoding.speculative.config import SpeculativeConfig
 from hayless.methods.decoding.speculative.drafts import lookup
+from hayless.methods.decoding.speculative.pace import Steady
 from hayless.methods.decoding.speculative.part import Speculative
 from hayless.methods.decoding.speculative.tally import Tally
 from hayless.model.save import save_model
@@ -244,7 +245,7 @@ def test_passes_on_the_device_are_those_of_the_host(monkeypatch, kind, temperatu
     source = {"lookup": captured_drafts.Ngram(3), "program": plan(other), "self": captured_drafts.FirstLayers(1)}[kind]
     engine, tally = Engine(model), Tally()
     requests = [engine.request(prompt, options.model_copy(update={"top_logprobs": 2})) for prompt in prompts]
-    batch = captured.Sessions(accept).begin(plan(model), source, requests, count, tally)
+    batch = captured.Sessions(accept).begin(plan(model), source, requests, Steady(count), tally)
     while any(request.finish is None for request in requests):
         preflight._take(batch)
     assert [request.generation().tokens for request in requests] == expected

@@ -45,6 +45,7 @@ from hayless.methods.decoding.speculative.captured_drafts import (
     Source,
     prefill,
 )
+from hayless.methods.decoding.speculative.pace import Pace, Pass
 from hayless.methods.decoding.speculative.rounds import KEEP, LAST, random_numbers
 from hayless.methods.decoding.speculative.tally import Tally
 
@@ -118,16 +119,16 @@ class Session:
         self._host[slot].copy_(self._raw, non_blocking=True)
         end.record()
 
-    def read(self, slot: int) -> tuple[tuple[Tensor, ...], list[int], float]:
+    def read(self, slot: int) -> tuple[tuple[Tensor, ...], list[int], float, float]:
         """The outcome of a pass: tokens and log-probabilities (b, s), the likeliest tokens and theirs (b, s, n),
-        drafted tokens kept (b,), seconds of drafting."""
-        seconds = 0.0
+        drafted tokens kept (b,), the device's seconds of drafting and of the pass (0 without a device)."""
+        drafting = seconds = 0.0
         if self._cuda:
             start, middle, end = self._events[slot]
             end.synchronize()
-            seconds = start.elapsed_time(middle) / 1e3
+            drafting, seconds = start.elapsed_time(middle) / 1e3, start.elapsed_time(end) / 1e3
         *chosen, kept_b = self._outcomes[slot]
-        return tuple(chosen), kept_b.tolist(), seconds
+        return tuple(chosen), kept_b.tolist(), drafting, seconds
 
     def check(self, choice: Choice, top: bool) -> None:
         """Read the drafted tokens, keep what may be kept, and move the rows on."""
@@ -183,9 +184,9 @@ class CapturedRounds:
     joinable = True
 
     @torch.inference_mode()
-    def __init__(self, session: Session, tally: Tally) -> None:
+    def __init__(self, session: Session, pace: Pace, tally: Tally) -> None:
         self.active: list[Request] = []
-        self._session, self._tally = session, tally
+        self._session, self._pace, self._tally = session, pace, tally
         self._rows: list[int] = []
         self._joining: list[Request] = []
         self._choice: Choice = "greedy"
@@ -204,16 +205,20 @@ class CapturedRounds:
         if self._joining and self._launched == self._read:
             self._admit()
         if not self._joining:
-            ahead = min(1 + _AHEAD, max(request.budget - request.made for request in self.active))
+            # A pass that may end every text has none behind it: that one would only keep the next texts waiting.
+            missing = max(request.budget - request.made for request in self.active)
+            ahead = 1 + _AHEAD if missing > self._session.rows.count + 1 else 1
             while self._launched < self._read + ahead:
                 self._session.launch(self._choice, self._top, self._launched % _SLOTS)
                 self._launched += 1
-        outcome, kept_b, seconds = self._session.read(self._read % _SLOTS)
+        outcome, kept_b, drafting, seconds = self._session.read(self._read % _SLOTS)
         self._read += 1
         kept = [kept_b[row] for row in self._rows]
         count = self._session.rows.count
         self._tally.add(count, kept)
-        self._tally.drafting.append(seconds / count)
+        self._tally.drafting.append(drafting / count)
+        if seconds:
+            self._pace.took(count, Pass(count, seconds, drafting, kept))
         tokens, logprobs = (tensor.tolist() for tensor in outcome[:2])
         nothing = [[()] * (count + 1)] * len(tokens)
         likeliest, values = (tensor.tolist() if self._top else nothing for tensor in outcome[2:])
@@ -280,9 +285,10 @@ class Sessions:
         self._sessions: list[Session] = []
 
     def begin(
-        self, program: Program, source: Source, requests: Sequence[Request], count: int, tally: Tally
+        self, program: Program, source: Source, requests: Sequence[Request], pace: Pace, tally: Tally
     ) -> CapturedRounds:
         """Start a batch on a session that has room for it."""
+        count = pace.steady(len(requests))
         rows, needed = bucket(len(requests)), _needed(max(request.tokens for request in requests), count)
         found = next((one for one in self._sessions if one.serves(program, source, rows, count, needed)), None)
         if found is None:
@@ -290,19 +296,20 @@ class Sessions:
             found = self._new(program, source, rows, count, needed)
             self._sessions.append(found)
         found.capture(choice_of(requests), wants_top(requests))
-        batch = CapturedRounds(found, tally)
+        batch = CapturedRounds(found, pace, tally)
         batch.join(requests)
         return batch
 
     def open(
-        self, program: Program, source: Source, rows: int, tokens: int, count: int, tally: Tally
+        self, program: Program, source: Source, rows: int, tokens: int, pace: Pace, tally: Tally
     ) -> CapturedRounds:
         """A batch without requests, with room for `rows` at once, whatever their options; prompt and continuation of
         each have at most `tokens`. Its session is its own."""
+        count = pace.steady(rows)
         session = self._new(program, source, bucket(rows), count, _needed(tokens, count))
         for choice, top in product(CHOICES, (False, True)):
             session.capture(choice, top)
-        return CapturedRounds(session, tally)
+        return CapturedRounds(session, pace, tally)
 
     def _new(self, program: Program, source: Source, rows: int, count: int, needed: int) -> Session:
         capacity = -(-needed // CAPACITY_STEP) * CAPACITY_STEP

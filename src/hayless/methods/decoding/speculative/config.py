@@ -12,7 +12,7 @@ LOOKUP, SELF = "lookup", "self"
 """Drafts that need no second model."""
 
 MOST_TOKENS = 16
-MOST, FIRST = 8, 4
+MOST, FIRST = 8, 3
 """Tokens drafted a pass where `tokens` is auto: at most, and in the first measurement."""
 _COUNTS = {str(count) for count in range(1, MOST_TOKENS + 1)}
 

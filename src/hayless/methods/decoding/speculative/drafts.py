@@ -19,6 +19,8 @@ from torch.nn.functional import pad
 from hayless.decode.readers import ProgramReader, Reader
 from hayless.decode.step import Step
 
+_CHUNK = 64
+
 Draw = Callable[[Tensor, int], tuple[Tensor, Tensor | None]]
 """From logits (b, v) and the place of a drafted token: tokens (b,), and the probabilities (b, v) they were drawn from,
 or None where each is the likeliest."""
@@ -56,7 +58,8 @@ class Draft(Protocol):
 
 
 class ModelDraft:
-    """Another model. What it read of rejected tokens is cut off when it is asked again.
+    """Another model. It reads a text when it is first asked about it, and what it read of rejected tokens is cut off
+    when it is asked again: where nothing is drafted it does nothing.
 
     It has `known` tokens, the target `entries`: tables may be padded to other sizes.
     """
@@ -65,11 +68,13 @@ class ModelDraft:
         self._reader, self._known, self._entries, self._device = reader, known, entries, device
 
     def join(self, texts: Sequence[Sequence[int]]) -> None:
-        """Add rows behind those there are, none of them empty."""
-        self._reader.join([[min(token, self._known - 1) for token in text[:-1]] for text in texts])
+        """Nothing before it is asked."""
 
     def propose(self, texts: Sequence[Sequence[int]], count: int, draw: Draw) -> Proposal:
         """`count` tokens for what follows each text."""
+        unread = texts[len(self._reader.lengths) :]
+        if unread:
+            self._reader.join([[min(token, self._known - 1) for token in text[:-1]] for text in unread])
         # The last token of a text is never one that this draft has read: it came from the target.
         behind = max(len(text) - min(held, len(text) - 1) for text, held in self._held(texts))
         starts = [max(0, len(text) - behind) for text in texts]
@@ -77,16 +82,24 @@ class ModelDraft:
         fed = [list(text[start:]) for text, start in zip(texts, starts, strict=True)]
         # Rows that are shorter than what others lack are padded behind their last token.
         fed_bs = torch.tensor([row + [0] * (behind - len(row)) for row in fed], device=self._device)
-        last_b = torch.tensor([len(row) - 1 for row in fed], device=self._device)
-        logits_bsv = self._after(fed_bs)
+        logits_bv = self._behind(fed_bs, [len(row) - 1 for row in fed])
         if any(len(row) < behind for row in fed):
             self._reader.truncate([len(text) for text in texts])
-        logits_bv = logits_bsv[torch.arange(len(fed), device=self._device), last_b]
         return drafted(logits_bv, lambda tokens_b1: self._after(tokens_b1)[:, -1], count, draw)
 
     def select(self, rows: Sequence[int]) -> None:
-        """Keep these rows, in this order."""
-        self._reader.select(rows)
+        """Keep these rows, in this order; those that it has read come first."""
+        self._reader.select([row for row in rows if row < len(self._reader.lengths)])
+
+    def _behind(self, fed_bs: Tensor, last: Sequence[int]) -> Tensor:
+        """Logits (b, v) after each row's `last` place of new tokens, of which there may be many after a rest."""
+        found: list[Tensor] = [torch.empty(0)] * len(last)
+        for start in range(0, fed_bs.shape[1], _CHUNK):
+            logits_bsv = self._after(fed_bs[:, start : start + _CHUNK])
+            for row, place in enumerate(last):
+                if start <= place < start + _CHUNK:
+                    found[row] = logits_bsv[row, place - start]
+        return torch.stack(found)
 
     def _after(self, tokens_bs: Tensor) -> Tensor:
         """Logits (b, s, v) after new tokens."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -39,8 +39,8 @@ class Speculative:
     """Speculative sampling for one model.
 
     The draft that `config` names is loaded beside `model`, on its device and in its dtype, unless it is given.
-    `preflights` are what was measured, by (requests side by side, whether greedy), with what was found since; `say` is
-    told. RequestError for a draft with other tokens.
+    `preflights` are what was measured, by (requests side by side, whether greedy); `say` is told. RequestError for a
+    draft with other tokens.
     """
 
     def __init__(
@@ -89,19 +89,18 @@ class Speculative:
     def begin(self, target: Target, requests: Sequence[Request]) -> Batch:
         """A batch of these requests, with drafts where they pay."""
         key = _key(requests)
-        used = self._used.setdefault(key, Tally())
-        if self._source(target) is None:
-            return self._batch(target, requests, used, self._pace(key))
-        # Graphs draft as many as they were captured for, so how many is decided between batches.
-        count = self._count(key)
-        return self._batch(target, requests, used, Steady(count)) if count else target.plain(requests)
+        pace, passes = self._pace(key), max(request.budget for request in requests)
+        # Graphs draft as many as they were captured for, so whether they do is decided between batches.
+        if pace.rests(len(requests), passes, whole=target.graphs):
+            return target.plain(requests)
+        return self._batch(target, requests, self._used.setdefault(key, Tally()), pace)
 
     def open(self, target: Target, rows: int, tokens: int) -> Batch:
-        """A batch without requests yet. In graphs it drafts as many tokens as were asked for, or 4."""
+        """A batch without requests yet. In graphs it drafts as many tokens as were asked for, or 3."""
         used = self._used.setdefault(_OPEN, Tally())
         source = self._source(target)
         if source is not None and target.program is not None:
-            return self._captured().open(target.program, source, rows, tokens, self._wanted, used)
+            return self._captured().open(target.program, source, rows, tokens, Steady(self._wanted), used)
         return self._batch(target, [], used, self._pace(_OPEN))
 
     @property
@@ -129,27 +128,13 @@ class Speculative:
         kept = "none tested" if self.tally.acceptance is None else f"{self.tally.acceptance:.0%} kept"
         return f"{self.config.draft}: {kept}, {self.tally.tokens_a_pass:.2f} tokens a pass"
 
-    def _count(self, key: _Key) -> int:
-        """Tokens to draft a pass in graphs. Without a measurement (it was not wanted, or takes too long for so few
-        tokens) as many as were asked for."""
-        found = self.preflights.get(key)
-        if found is None:
-            return self._wanted
-        if self.config.tokens == "auto" and found.drafted and key in self._used:
-            now = found.adapted(self._used[key])
-            if now.drafted != found.drafted:
-                self.preflights[key] = replace(found, drafted=now.drafted)
-                self._tell(now)
-            return now.drafted
-        return found.drafted
-
     @property
     def _wanted(self) -> int:
         """Tokens to draft a pass before anything is known."""
         return FIRST if self.config.tokens == "auto" else self.config.tokens
 
     def _pace(self, key: _Key) -> Pace:
-        """How many tokens are drafted on the host's schedule, by what earlier batches of this kind took as well."""
+        """How many tokens are drafted, by what earlier batches of this kind took as well."""
         if key not in self._paces:
             auto = self.config.tokens == "auto"
             self._paces[key] = (
@@ -172,7 +157,7 @@ class Speculative:
     def _batch(self, target: Target, requests: Sequence[Request], tally: Tally, pace: Pace) -> Batch:
         source = self._source(target)
         if source is not None and target.program is not None:
-            return self._captured().begin(target.program, source, requests, pace.most, tally)
+            return self._captured().begin(target.program, source, requests, pace, tally)
         reader = ProgramReader(target.program) if target.program is not None else _module_reader(target.model)
         draft, context = self._drafter(target, reader)
         limits = [one for one in (target.context, context) if one is not None]

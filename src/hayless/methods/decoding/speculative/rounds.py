@@ -16,7 +16,7 @@ from torch import Tensor
 from hayless.decode.eager import tops
 from hayless.decode.readers import Reader
 from hayless.decode.request import Chosen, Request
-from hayless.decode.sampling import distribution, invert, precise
+from hayless.decode.sampling import distribution, invert, likeliest, precise
 from hayless.methods.decoding.speculative.accept import Accept, accept, accept_likeliest
 from hayless.methods.decoding.speculative.drafts import Draft, Proposal
 from hayless.methods.decoding.speculative.pace import Pace, Pass
@@ -62,13 +62,31 @@ class Rounds:
         start = None if self._joining else self._now()
         self._admit()
         asked = self._pace.count(len(self.active))
+        found = self._pass(asked, start) if asked else self._step(start)
+        for text, several in zip(self._texts, found, strict=True):
+            text += [one.token for one in several]
+        return found
+
+    def _step(self, start: float | None) -> list[list[Chosen]]:
+        """A pass that is not to draft: what a batch without drafts does, and nothing else."""
+        logits_bkv = self._reader.read(self._last())
+        tokens_b = likeliest(logits_bkv)[:, 0] if self._greedy else self._chosen(logits_bkv)
+        logprobs_bv = logits_bkv[:, 0].log_softmax(-1)
+        logprobs_b = logprobs_bv.gather(-1, tokens_b[:, None])[:, 0]
+        rows = zip(tokens_b.tolist(), logprobs_b.tolist(), tops(logprobs_bv, self.active), strict=True)
+        found = [[Chosen(*row)] for row in rows]
+        if start is not None:
+            self._pace.took(0, Pass(0, self._now() - start, 0.0, [0] * len(found)))
+        return found
+
+    def _pass(self, asked: int, start: float | None) -> list[list[Chosen]]:
+        """A pass that is to draft so many tokens."""
         before_drafts = self._now()
         proposal = self._propose(asked)
         middle = self._now()
         drafted = proposal.tokens_bk.shape[1]
-        last_b1 = torch.tensor([text[-1:] for text in self._texts], device=self._device)
         before = self._reader.lengths
-        logits_bkv = self._reader.read(torch.cat([last_b1, proposal.tokens_bk], 1))
+        logits_bkv = self._reader.read(torch.cat([self._last(), proposal.tokens_bk], 1))
         kept_b, last_b = self._settle(logits_bkv, proposal)
         chosen_bk = torch.cat([proposal.tokens_bk, last_b[:, None]], 1).scatter(1, kept_b[:, None], last_b[:, None])
         logprobs_bkv = logits_bkv.log_softmax(-1)
@@ -83,10 +101,7 @@ class Rounds:
                 chosen_bk.tolist(), logprobs_bk.tolist(), kept, zip(*places, strict=True), strict=True
             )
         ]
-        for text, several in zip(self._texts, found, strict=True):
-            text += [one.token for one in several]
-        if asked:
-            self._tally.add(drafted, kept)
+        self._tally.add(drafted, kept)
         if drafted:
             self._tally.drafting.append((middle - before_drafts) / drafted)
         if start is not None:
@@ -127,21 +142,25 @@ class Rounds:
             return Proposal(torch.empty(len(self._texts), 0, dtype=torch.long, device=self._device), None)
         return self._draft.propose(self._texts, count, self._draw)
 
+    def _last(self) -> Tensor:
+        """The last token of each text (b, 1)."""
+        return torch.tensor([text[-1:] for text in self._texts], device=self._device)
+
     def _draw(self, logits_bv: Tensor, place: int) -> tuple[Tensor, Tensor | None]:
         if self._greedy:
-            return logits_bv.max(-1).indices, None
+            return likeliest(logits_bv), None
         probs_bv = self._probabilities(logits_bv[:, None])[:, 0]
         return invert(probs_bv, self._random(DRAW, place, 1)[:, 0]), probs_bv
 
     def _settle(self, logits_bkv: Tensor, proposal: Proposal) -> tuple[Tensor, Tensor]:
         """Tokens kept (b,), and the token behind them (b,)."""
         if self._greedy and self._rule is accept:
-            return accept_likeliest(logits_bkv.max(-1).indices, proposal.tokens_bk)
+            return accept_likeliest(likeliest(logits_bkv), proposal.tokens_bk)
         drafted = proposal.tokens_bk.shape[1]
-        target_bkv = self._probabilities(logits_bkv)
         if not drafted:
-            last_b = invert(target_bkv[:, 0], self._random(LAST, 0, 1)[:, 0])
+            last_b = self._chosen(logits_bkv)
             return torch.zeros_like(last_b), last_b
+        target_bkv = self._probabilities(logits_bkv)
         draft_bkv = proposal.dense(target_bkv.shape[-1])
         keep_bk, last_bk = self._random(KEEP, 0, drafted), self._random(LAST, 0, drafted + 1)
         kept_b, last_b = self._rule(target_bkv, draft_bkv, proposal.tokens_bk, keep_bk, last_bk)
@@ -150,6 +169,10 @@ class Rounds:
             plain_b = invert(target_bkv[:, 0], last_bk[:, 0])
             kept_b, last_b = kept_b * proposal.there_b, last_b.where(proposal.there_b, plain_b)
         return kept_b, last_b
+
+    def _chosen(self, logits_bkv: Tensor) -> Tensor:
+        """The tokens (b,) of a pass without drafts, by logits (b, 1, v)."""
+        return invert(self._probabilities(logits_bkv)[:, 0], self._random(LAST, 0, 1)[:, 0])
 
     @property
     def _greedy(self) -> bool:
