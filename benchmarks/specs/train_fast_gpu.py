@@ -37,11 +37,6 @@ SPEC = Spec(
                     partial(_STEP.hayless, compile=True, memory=["chunked_loss"]),
                     goals=_GOALS,
                 ),
-                Contender(
-                    "hayless, compiled whole, chunked loss",
-                    partial(_STEP.hayless, compile="whole", memory=["chunked_loss"]),
-                    goals=_GOALS,
-                ),
             ],
             # bf16 keeps 8 bits, of a norm too; a wrong learning rate shows in the losses by more.
             same=close(relative=0.01),

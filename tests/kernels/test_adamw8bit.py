@@ -48,15 +48,17 @@ def test_the_kernel_moves_as_plain_pytorch_does(kernels, elements, block, dtype,
     gradients[0][: elements // 3] = 0
     weight, found = moved(kernels.move, dtype, gradients, block, coded)
     expected, wanted = moved(move_reference, dtype, gradients, block, coded)
-    torch.testing.assert_close(weight, expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+    # A quotient between two values may fall to either side, and moves a weight by another step then.
+    few = 1 + 1e-3 * elements * coded
+    off = (weight - expected).abs() > TOLERANCE[dtype] * (1 + expected.abs())
+    assert weight.isfinite().all() and off.sum() < few
     for one, other in zip(found, wanted, strict=True):
         if not coded:
             torch.testing.assert_close(one.values, other.values, rtol=1e-5, atol=1e-6)
             continue
         torch.testing.assert_close(one.scales, other.scales, rtol=1e-5, atol=0)
-        # A quotient between two values may fall to either side.
-        off = (one.values.int() - other.values.int()).abs()
-        assert off.max() <= 1 and (off != 0).sum() <= 1 + 1e-3 * elements
+        steps = (one.values.int() - other.values.int()).abs()
+        assert steps.max() <= 1 and (steps != 0).sum() <= few
 
 
 @pytest.mark.parametrize("signed", [True, False])

@@ -1,7 +1,8 @@
 """Cross-entropy of each row of logits, with its gradient written over the logits; one program a row.
 
 The logits of a long vocabulary are read twice and written once, and no other tensor of their size is made: softmax by
-a running maximum and sum (Milakov and Gimelshein, 2018, arXiv:1805.02867), then softmax − one-hot in place.
+a running maximum and sum (Milakov and Gimelshein, 2018, arXiv:1805.02867), then softmax − one-hot in place. Running
+figures are kept for every eight entries, which a thread reads at once. Rows that count nothing are not read.
 Shapes: c rows, v entries of the vocabulary.
 """
 
@@ -14,7 +15,10 @@ from torch import Tensor
 
 IGNORED = -100
 """The target of a row that counts nothing."""
-_BLOCK = 8192
+_BLOCK, _WARPS = 8192, 16
+"""Entries that a program reads at once, and its warps."""
+_LEAST = -3e38
+"""Below every logit, and finite: the difference of two is a number."""
 
 
 @triton.jit
@@ -23,6 +27,15 @@ def _capped(x, softcap, CAPPED: tl.constexpr):
     if CAPPED:
         x = softcap * (1.0 - 2.0 / (1.0 + tl.exp(2.0 * x / softcap)))
     return x
+
+
+@triton.jit
+def _slope(x, log_sum, softcap, hot: tl.constexpr, CAPPED: tl.constexpr):
+    """softmax − `hot`, by the logit before it was capped."""
+    slope = tl.exp(x - log_sum) - hot
+    if CAPPED:
+        slope = slope * (1.0 - (x / softcap) * (x / softcap))
+    return slope
 
 
 @triton.jit
@@ -36,44 +49,56 @@ def _cross_entropy(
     IGNORE: tl.constexpr,
     CAPPED: tl.constexpr,
     GRADIENT: tl.constexpr,
+    LEAST: tl.constexpr,
     BLOCK: tl.constexpr,
+    WIDTH: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     base = logits_ptr + row * entries
-    at = tl.arange(0, BLOCK)
+    lane = tl.arange(0, BLOCK // WIDTH) * WIDTH
+    inner = tl.arange(0, WIDTH)
+    at = lane[:, None] + inner[None, :]
+    kind = logits_ptr.dtype.element_ty
     target = tl.load(targets_ptr + row)
-    counts = target != IGNORE
-    # Read before the reductions below, where all warps wait for each other: later, one may have written over it.
-    mine = _capped(tl.load(base + target, mask=counts, other=0.0).to(tl.float32), softcap, CAPPED)
-    best = tl.full((BLOCK,), float("-inf"), tl.float32)
-    where = tl.zeros((BLOCK,), tl.int32)
-    total = tl.zeros((BLOCK,), tl.float32)
-    for start in range(0, entries, BLOCK):
-        there = start + at < entries
-        x = _capped(tl.load(base + start + at, mask=there, other=0.0).to(tl.float32), softcap, CAPPED)
-        x = tl.where(there, x, float("-inf"))
-        higher = x > best
-        new = tl.where(higher, x, best)
-        # Where nothing was seen yet, exp(-inf - -inf) would be NaN.
-        kept = tl.where(best == float("-inf"), total, total * tl.exp(best - new))
-        total = kept + tl.where(x == float("-inf"), 0.0, tl.exp(x - new))
-        where = tl.where(higher, start + at, where)
-        best = new
-    top = tl.max(best, 0)
-    likeliest = tl.min(tl.where(best == top, where, entries), 0)
-    sums = tl.sum(tl.where(best == float("-inf"), total, total * tl.exp(best - top)), 0)
-    log_sum = top + tl.log(sums)
-    tl.store(losses_ptr + row, tl.where(counts, log_sum - mine, 0.0))
-    tl.store(right_ptr + row, (likeliest == target).to(tl.int8))
-    if GRADIENT:
+    if target == IGNORE:
+        tl.store(losses_ptr + row, 0.0)
+        tl.store(right_ptr + row, tl.cast(0, tl.int8))
+        if GRADIENT:
+            for start in range(0, entries, BLOCK):
+                tl.store(base + start + at, tl.zeros((BLOCK // WIDTH, WIDTH), kind), mask=start + at < entries)
+    else:
+        mine = _capped(tl.load(base + target).to(tl.float32), softcap, CAPPED)
+        best = tl.full((BLOCK // WIDTH,), LEAST, tl.float32)
+        total = tl.zeros((BLOCK // WIDTH,), tl.float32)
+        where = tl.zeros((BLOCK // WIDTH,), tl.int32)
         for start in range(0, entries, BLOCK):
             there = start + at < entries
-            x = _capped(tl.load(base + start + at, mask=there, other=0.0).to(tl.float32), softcap, CAPPED)
-            slope = tl.exp(x - log_sum) - tl.where(start + at == target, 1.0, 0.0)
+            x = tl.load(base + start + at, mask=there, other=float("-inf")).to(tl.float32)
             if CAPPED:
-                slope = slope * (1.0 - (x / softcap) * (x / softcap))
-            slope = tl.where(counts, slope, 0.0)
-            tl.store(base + start + at, slope.to(logits_ptr.dtype.element_ty), mask=there)
+                x = tl.where(there, _capped(x, softcap, CAPPED), float("-inf"))
+            most = tl.max(x, 1)
+            where = tl.where(most > best, start, where)
+            new = tl.maximum(best, most)
+            total = total * tl.exp(best - new) + tl.sum(tl.exp(x - new[:, None]), 1)
+            best = new
+        top = tl.max(best, 0)
+        log_sum = top + tl.log(tl.sum(total * tl.exp(best - top), 0))
+        # The likeliest entry, the first of equals, is in the first of the eights with the maximum.
+        first = tl.min(tl.where(best == top, where + lane, entries), 0) + inner
+        eight = tl.load(base + first, mask=first < entries, other=float("-inf")).to(tl.float32)
+        if CAPPED:
+            eight = tl.where(first < entries, _capped(eight, softcap, CAPPED), float("-inf"))
+        likeliest = tl.min(tl.where(eight == tl.max(eight, 0), first, entries), 0)
+        tl.store(losses_ptr + row, log_sum - mine)
+        tl.store(right_ptr + row, (likeliest == target).to(tl.int8))
+        if GRADIENT:
+            tl.debug_barrier()  # whatever was read above
+            for start in range(0, entries, BLOCK):
+                there = start + at < entries
+                x = _capped(tl.load(base + start + at, mask=there, other=0.0).to(tl.float32), softcap, CAPPED)
+                tl.store(base + start + at, _slope(x, log_sum, softcap, 0.0, CAPPED).to(kind), mask=there)
+            tl.debug_barrier()  # the target's was written too
+            tl.store(base + target, _slope(mine, log_sum, softcap, 1.0, CAPPED).to(kind))
 
 
 def cross_entropy(
@@ -88,6 +113,7 @@ def cross_entropy(
     rows, entries = logits.shape
     losses = torch.empty(rows, dtype=torch.float32, device=logits.device)
     right = torch.empty(rows, dtype=torch.bool, device=logits.device)
+    width = min(8, triton.next_power_of_2(entries))
     block = min(_BLOCK, triton.next_power_of_2(entries))
     if rows:
         _cross_entropy[(rows,)](
@@ -100,7 +126,9 @@ def cross_entropy(
             IGNORE=IGNORED,
             CAPPED=softcap is not None,
             GRADIENT=gradient,
+            LEAST=_LEAST,
             BLOCK=block,
-            num_warps=max(1, min(16, block // 512)),
+            WIDTH=width,
+            num_warps=max(1, min(_WARPS, block // 256)),
         )
     return losses, right
