@@ -53,19 +53,20 @@ def stepping_bytes(trained: Sequence[Row], shape: TrainShape) -> int:
 def moving_work(trained: Sequence[Row], shape: TrainShape) -> Work:
     """The norm of gradients, their clipping, the optimizer, and in `master` casts before and after it.
 
-    The optimizer is launched as it says, gradients that wait together are clipped by few launches, and everything else
-    is launched for one weight after the other.
+    The optimizer is launched as it says, what is done to gradients that wait together by few launches, and everything
+    else for one weight after the other.
     """
-    waiting = not shape.fused and shape.precision != "master"
     single: list[Kernel] = []
     many: list[Kernel] = []
     launches = 0
     for row in trained:
         elements = math.prod(row.shape)
         weight, moved = elements * item_bytes(shape.dtype(row)), elements * item_bytes(shape.moved_dtype)
-        passes = [weight] + [weight + moved] * (2 if shape.precision == "master" else 0)
-        single += [elementwise(size, row.count) for size in passes]
+        (single if shape.fused else many).append(elementwise(weight, row.count))
+        if shape.precision == "master":
+            single += [elementwise(weight + moved, row.count)] * 2
         if shape.clips:
+            waiting = not shape.fused and shape.precision != "master"
             (many if waiting else single).append(elementwise(2 * moved, row.count))
         states = 2 * shape.state_bytes(row.shape, shape.moved_dtype)
         many.append(elementwise(shape.move_passes * moved + states, row.count))

@@ -67,8 +67,8 @@ class Updater:
 
     def norm(self) -> Tensor:
         """The norm of all gradients together, a float32 scalar on their device. Called once, before `step`."""
-        gradients = (item.tensor.grad for item in self._parameters if item.tensor.grad is not None)
-        return norm_of([torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients])
+        gradients = [item.tensor.grad for item in self._parameters if item.tensor.grad is not None]
+        return norm_of(torch._foreach_norm(gradients, dtype=torch.float32) if gradients else [])
 
     def step(self, norm: Tensor) -> bool:
         """Move the weights and drop the gradients, whose norm is `norm`.
