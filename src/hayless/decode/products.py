@@ -197,6 +197,9 @@ def add_beside(parts: Sequence[AnyProduct], outs: Sequence[Tensor], x: Tensor) -
 
 def into_each(parts: Sequence[AnyProduct], outs: Sequence[Tensor], x: Tensor, *, overlap: bool = False) -> None:
     """outs ← the products of one input with up to three matrices, all of two dimensions."""
+    beside = False
     for part, out in zip(parts, outs, strict=True):
+        beside |= isinstance(part, Branched)
         base_of(part).into(out, x, overlap=overlap)
-    add_beside(parts, outs, x)
+    if beside:
+        add_beside(parts, outs, x)

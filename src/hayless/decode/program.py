@@ -207,7 +207,7 @@ class Program:
         """RMSNorm; x itself without a gain."""
         if gain is None:
             return x
-        if x.device.type != "cpu" or x.dtype is not torch.float32:
+        if not x.is_cpu or x.dtype is not torch.float32:
             return F.rms_norm(x, gain.shape, gain, self.eps)
         # The same in fewer operators than PyTorch takes on a CPU, and for one row in fewer still.
         if x.numel() == x.shape[-1]:

@@ -68,8 +68,11 @@ class Step:
                 self._k_heads.copy_(program.norm(self._k_heads, layer.k_gain))
             swapped = torch.cat(self._swapped, -1)
             self._qk_heads.mul_(cos).addcmul_(swapped, sin)
-            k_cache[rows, :, at] = self._k_heads
-            v_cache[rows, :, at] = self._v_heads
+            if isinstance(at, int):
+                k_cache.select(2, at).copy_(self._k_heads)
+                v_cache.select(2, at).copy_(self._v_heads)
+            else:
+                k_cache[rows, :, at], v_cache[rows, :, at] = self._k_heads, self._v_heads
             layer.o.onto(x_bh, self._attend(k_cache, v_cache, at))
             y_bh = program.norm(x_bh, layer.post_gain)
             into_each((layer.gate, layer.up), (self._gate, self._up), y_bh)
@@ -104,7 +107,8 @@ class Step:
     def _attend(self, k_cache: Tensor, v_cache: Tensor, at: int | Tensor) -> Tensor:
         """Attention (b, heads·head_dim) of every row to its cache, the new entry included."""
         if isinstance(at, int):
-            mixed = F.scaled_dot_product_attention(self._queries, k_cache[:, :, : at + 1], v_cache[:, :, : at + 1])
+            k, v = k_cache.narrow(2, 0, at + 1), v_cache.narrow(2, 0, at + 1)
+            mixed = F.scaled_dot_product_attention(self._queries, k, v)
             return mixed.reshape(len(self._queries), -1)
         each = [
             F.scaled_dot_product_attention(q, k[:, : n + 1], v[:, : n + 1])
