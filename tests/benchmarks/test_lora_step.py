@@ -1,4 +1,4 @@
-"""The contenders of LoRA's training steps begin with the same adapters, and whoever leaves some out is not timed."""
+"""LoRA's steps begin with the same adapters, and one that leaves some out is not timed; loads are watched."""
 
 from __future__ import annotations
 
@@ -36,3 +36,19 @@ def test_steps_of_lora_are_the_same_and_one_without_branches_is_not(monkeypatch)
     found = {name: plain(one.answer()) for name, one in answers.items()}
     assert found["peft"]["gradient norms"].shape == (3,)
     assert not rejected(found, same(0.02))
+
+
+def test_loads_pack_every_matrix_and_are_watched(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(SPECS))
+    from parts import loading
+
+    monkeypatch.setattr(loading, "_CACHE", tmp_path)
+    shards = loading.Loading("shape", _SHAPE, "cpu", shard_bytes=50_000)
+    loading.write(shards)
+    assert len(list(shards.folder.glob("*.safetensors"))) > 1
+    ready = shards.hayless()
+    answer = ready.answer()
+    assert answer["mean magnitudes"].shape == (14, 3)
+    ready.run()
+    (figure,) = ready.figures()
+    assert (figure.metric, figure.unit) == (loading.ANONYMOUS, "B")

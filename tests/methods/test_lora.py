@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 
 import pytest
@@ -16,7 +17,7 @@ from hayless.methods.adapters.lora import layer, reference
 from hayless.methods.adapters.lora.config import LoraConfig
 from hayless.model.transform import apply
 from tests import tiny
-from tests.methods.running import check_held, logits, lora_of, losses, predicted
+from tests.methods.running import batch, check_held, logits, lora_of, losses, predicted
 
 
 @pytest.mark.parametrize("name", tiny.NAMES)
@@ -105,6 +106,28 @@ def test_the_sum_is_made_where_the_product_lies_unless_that_is_a_view(bias: bool
     torch.testing.assert_close(x.grad, towards.double() @ whole)
     flat = towards.view(-1, 24).double()
     torch.testing.assert_close(module.weight.grad, flat.T @ x.detach().view(-1, 16))
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_kept_products_are_those_without_branches(name: str) -> None:
+    """Checkpointing has the very tensors; what a branch adds to them is added again."""
+    model = tiny.model(name).train().requires_grad_(False)
+    apply(model, [lora_of(name, alpha=3)])
+    for key, parameter in model.named_parameters():
+        if "lora_B" in key:
+            nn.init.normal_(parameter, std=0.1)
+    gradients = []
+    for keep in (None, "nothing", "products"):
+        config = configure("checkpointing", keep=keep or "nothing")
+        model.zero_grad()
+        with method_of(config).load().install(model, config) if keep else contextlib.nullcontext():
+            ids = batch(model)["input_ids"]
+            # Dropout draws the same each time.
+            torch.manual_seed(0)
+            model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+        gradients.append([p.grad for p in model.parameters() if p.requires_grad])
+    for found in gradients[1:]:
+        assert all(map(torch.equal, found, gradients[0]))
 
 
 def test_a_compiled_branch_gives_the_same() -> None:

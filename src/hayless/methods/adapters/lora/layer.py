@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from torch.utils.hooks import RemovableHandle
 from transformers.pytorch_utils import Conv1D
 
@@ -56,7 +57,8 @@ class AddLowRank(torch.autograd.Function):
     """output + s·B(Ax): x (…, in), A (r, in), B (out, r), output (…, out); of the pass only x, A and B are kept.
 
     The sum is made in the memory of `output`, which a linear module does not keep; in new memory where that is a view
-    of another tensor's (with a bias), and in compiled code, where the sum is one with what follows it.
+    of another tensor's (with a bias), where a mode looks on (checkpointing that keeps products has them from it, and
+    takes them as they are then), and in compiled code, where the sum is one with what follows it.
     """
 
     @staticmethod
@@ -66,14 +68,14 @@ class AddLowRank(torch.autograd.Function):
         inner = F.linear(x.to(a.dtype), a)
         if torch.compiler.is_compiling():
             return (output + F.linear(inner, b) * scaling).to(output.dtype)
-        if output._is_view():
+        if output._is_view() or is_in_torch_dispatch_mode():
             output = output.clone()
         else:
             ctx.mark_dirty(output)
         if output.is_cuda and output.dtype == b.dtype and output.is_contiguous():
             output.view(-1, output.shape[-1]).addmm_(inner.view(-1, len(a)), b.T, alpha=scaling)
             return output
-        return output.add_(F.linear(inner, b).mul_(scaling))
+        return output.add_(F.linear(inner, b) * scaling)
 
     @staticmethod
     @once_differentiable
