@@ -35,7 +35,8 @@ def test_what_was_measured_on_an_h100_is_predicted_within_the_margin() -> None:
                 continue  # pages on the host were counted, too, when this was measured
             assert figure.predicted == figure.measured, (line.case.name, cause)
     spreads = verified.summary(found)
-    assert spreads["time of an update, the others"].median <= 0.10
+    # Measured before norms and clipping of gradients took few launches, which is what is predicted now.
+    assert spreads["time of an update, the others"].median <= 0.12
     assert spreads["time of a token, the others"].median <= 0.08
 
 
