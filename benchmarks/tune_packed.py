@@ -1,8 +1,8 @@
 """Time the candidates of `hayless.kernels.packed.tiles` on this GPU and print the best of each as JSON lines; what is
 printed goes into the tables of that file. Some minutes; with `--seconds` what there is by then:
 
-    python benchmarks/tune_packed.py [--designs tensor_cores,gemv,gemm] [--forms int4,int8,nf4] [--tokens 1,16,64]
-        [--shapes 4096x4096,28672x8192] [--seconds 500]
+    python benchmarks/tune_packed.py [--designs tensor_cores,gemv,gemm] [--forms int4,int4/64,int8,nf4]
+        [--tokens 1,16,64] [--shapes 4096x4096,28672x8192] [--seconds 500]
 
 Weights are random, and enough are multiplied in turn, in a captured graph, that none is found in the L2 cache. A
 candidate that is off the plain reference, or does not compile, is told and left out. Needs torch and triton only.
@@ -15,6 +15,8 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict
 from statistics import median
 from typing import Any
@@ -23,7 +25,7 @@ import torch
 from torch import Tensor
 
 from hayless.kernels.packed import tiles
-from hayless.kernels.packed.formats import Integers, Packed, Table, dequantize_reference
+from hayless.kernels.packed.formats import Integers, Packed, Palette, Table, dequantize_reference
 from hayless.kernels.packed.gemm import gemm
 from hayless.kernels.packed.gemv import gemv
 from hayless.kernels.packed.tensor_cores import fits, multiply, unsupported
@@ -39,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Sweep and print; 1 without a GPU."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--designs", default="tensor_cores,gemv,gemm")
-    parser.add_argument("--forms", default="int4,nf4,int8")
+    parser.add_argument("--forms", default="int4,int4/64,nf4,int8")
     parser.add_argument("--tokens", default="1,16,64")
     parser.add_argument("--shapes", default=SHAPES, help="out x in, separated by commas")
     parser.add_argument("--seconds", type=float, default=500)
@@ -70,6 +72,9 @@ def sweep(design: str, form: str, rows: int, width: int, tokens: int, ends: floa
     copies = [weight, *[made(form, rows, width) for _ in range(1 + int(_CACHE / _size(weight)))]]
     out = torch.empty(tokens, rows, device="cuda", dtype=torch.bfloat16)
     wanted = x.float() @ dequantize_reference(weight, torch.float32).T
+    with ThreadPoolExecutor() as pool:  # compiles side by side; what does not is told below
+        list(pool.map(lambda one: _tried(lambda: run(x, weight, None, torch.empty_like(out), tiles=one)), candidates))
+    torch.cuda.synchronize()
     times: list[tuple[float, Any]] = []
     for candidate in candidates:
         if time.monotonic() > ends:
@@ -93,6 +98,11 @@ def sweep(design: str, form: str, rows: int, width: int, tokens: int, ends: floa
     return {**work, "candidates": len(times), "best": best} if best else {}
 
 
+def _tried(run: Callable[[], object]) -> None:
+    with suppress(Exception):
+        run()
+
+
 def _design(name: str, x: Tensor, weight: Packed) -> tuple[Callable[..., Tensor], Sequence[Any]]:
     """A kernel and the tiles to try; none where it cannot do this."""
     tokens = x.shape[0]
@@ -100,12 +110,14 @@ def _design(name: str, x: Tensor, weight: Packed) -> tuple[Callable[..., Tensor]
         return gemv, tiles.VECTOR_CANDIDATES if tokens == 1 else []
     if name == "gemm":
         return gemm, tiles.MATRIX_CANDIDATES if tokens > 1 else []
-    fitting = [one for one in tiles.CORE_CANDIDATES if fits(tokens, one)]
-    return multiply, [] if unsupported(x, weight) else fitting
+    if unsupported(x, weight) or isinstance(weight, Palette):
+        return multiply, []
+    return multiply, [one for one in tiles.CORE_CANDIDATES if fits(x, weight, one)]
 
 
 def made(form: str, rows: int, width: int) -> Packed:
-    """A random weight: integers in groups of 128 (of 8 bits: by rows), nf4-like tables in blocks of 64."""
+    """A random weight: integers in groups of 128, or as many as `int4/64` says (of 8 bits: by rows), nf4-like tables in
+    blocks of 64."""
 
     def codes(*shape: int) -> Tensor:
         return torch.randint(256, shape, device="cuda", dtype=torch.uint8)
@@ -113,8 +125,9 @@ def made(form: str, rows: int, width: int) -> Packed:
     if form == "nf4":
         values = torch.linspace(-1, 1, 16, device="cuda")
         return Table(codes(rows * width // 2, 1), torch.rand(rows * width // 64, device="cuda"), values, (rows, width))
-    bits = int(form.removeprefix("int"))
-    groups = 1 if bits == 8 else width // 128
+    name, _, group = form.partition("/")
+    bits = int(name.removeprefix("int"))
+    groups = 1 if bits == 8 else width // int(group or 128)
     scale = torch.rand(rows, groups, device="cuda", dtype=torch.bfloat16)
     return Integers(codes(rows, width * bits // 8), scale, bits)
 

@@ -19,7 +19,6 @@ struct uint4 { unsigned x, y, z, w; };
 struct Index { int x, y, z; };
 static thread_local Index threadIdx, blockIdx;
 static pthread_barrier_t block_barrier, warp_barriers[WARPS];
-static const unsigned char *codes_begin, *codes_end;
 
 static inline int min(int a, int b) { return a < b ? a : b; }
 static inline void __syncthreads() { pthread_barrier_wait(&block_barrier); }
@@ -57,10 +56,18 @@ static void mma(float* c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
     pthread_barrier_wait(&warp_barriers[warp]);
 }
 
+static bool in_codes(const u8* at, int size);
+
+static void read(const void* at, int size, u32* to) {
+    if ((uintptr_t)at % size) abort();
+    *to = 0;
+    memcpy(to, at, size);
+}
+
 static Words stream(const u8* at) {
     Words r;
-    if (at < codes_begin || at + sizeof r > codes_end || (uintptr_t)at % sizeof r) {
-        fprintf(stderr, "codes are read at %td of %td\n", at - codes_begin, codes_end - codes_begin);
+    if (!in_codes(at, sizeof r) || (uintptr_t)at % sizeof r) {
+        fprintf(stderr, "codes are read where there are none\n");
         abort();
     }
     memcpy(&r, at, sizeof r);
@@ -88,27 +95,30 @@ static u32 plus(u32 a, u32 b) {
 static float half_to_float(u16) { abort(); }
 //@ the launch
 struct Launch {
-    void* pointers[10];
-    long code_bytes;
-    int m, n, width, groups, with_bias, add, blocks, splits;
+    u16* x;
+    Matrices* matrices;
+    int m, width, groups, add, blocks, splits;
 };
 
 static const Launch* launch;
 static Index current_block;
 
+static bool in_codes(const u8* at, int size) {
+    for (const Matrix& w : launch->matrices->at)
+        if (at >= w.codes && at + size <= w.codes + (long)w.n * launch->width * BITS / 8) return true;
+    return false;
+}
+
 static void* thread_of_block(void* index) {
     const Launch& l = *launch;
     threadIdx.x = (long)index;
     blockIdx = current_block;
-    void* const* p = l.pointers;
-    packed_linear((u16*)p[0], (u8*)p[1], (scale_t*)p[2], (u8*)p[3], (float*)p[4], (float*)p[5], (float*)p[6],
-                  (float*)p[7], (u16*)p[8], p[9], l.m, l.n, l.width, l.groups, l.with_bias, l.add);
+    packed_linear(l.x, *l.matrices, l.m, l.width, l.groups, l.add);
     return 0;
 }
 
 extern "C" void run(const Launch* l) {
     launch = l;
-    codes_begin = (u8*)l->pointers[1], codes_end = codes_begin + l->code_bytes;
     pthread_barrier_init(&block_barrier, 0, 32 * WARPS);
     for (int w = 0; w < WARPS; w++) pthread_barrier_init(&warp_barriers[w], 0, 32);
     pthread_t threads[32 * WARPS];

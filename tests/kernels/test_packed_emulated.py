@@ -35,9 +35,8 @@ SOURCE = Path(tensor_cores.__file__).with_name("tensor_cores.cu")
 
 class _Launch(ctypes.Structure):
     _fields_ = (
-        ("pointers", ctypes.c_void_p * 10),
-        ("code_bytes", ctypes.c_long),
-        *((name, ctypes.c_int) for name in ("m", "n", "width", "groups", "with_bias", "add", "blocks", "splits")),
+        *((name, ctypes.c_void_p) for name in ("x", "matrices")),
+        *((name, ctypes.c_int) for name in ("m", "width", "groups", "add", "blocks", "splits")),
     )
 
 
@@ -55,41 +54,66 @@ def _emulated(folder: Path, defined: dict[str, int]) -> Callable[..., None]:
 
     def kernel(grid: tuple[int, int, int], block: tuple[int, int, int], args: list[Any]) -> None:
         assert block == (32 * defined["WARPS"], 1, 1)
-        pointers = (ctypes.c_void_p * 10)(*(tensor.data_ptr() for tensor in args[:10]))
-        library.run(ctypes.byref(_Launch(pointers, args[1].numel(), *args[10:], *grid[:2])))
+        x, matrices, *numbers = args
+        library.run(ctypes.byref(_Launch(x, ctypes.addressof(matrices), *numbers, *grid[:2])))
 
     return kernel
+
+
+@pytest.fixture
+def emulated(tmp_path, monkeypatch):
+    """Products by the kernel compiled for the CPU."""
+    monkeypatch.setattr(tensor_cores, "unsupported", lambda x, weight: "")
+    monkeypatch.setattr(tensor_cores, "_compiled", lambda defined, device: _emulated(tmp_path, dict(defined)))
+    monkeypatch.setattr(tensor_cores, "launch", lambda kernel, grid, block, args, overlap: kernel(grid, block, args))
+    # In Triton's interpreter bf16 is wrong.
+    monkeypatch.setattr(tensor_cores, "add_splits", lambda parts, bias, out: out.copy_(parts.sum(0) + bias.float()))
 
 
 @pytest.mark.parametrize(
     ("weight", "tokens", "tiles"),
     [
-        (lambda: integers(37, 352, 4, 11, zero=True, twos_complement=True, dtype=torch.bfloat16), 9, (2, 4, 1, 1)),
+        (lambda: integers(37, 352, 4, 11, zero=True, twos_complement=True, dtype=torch.bfloat16), 9, (2, 4, 1, 1, 2)),
         (lambda: integers(21, 384, 4, 1), 1, (1, 4, 2, 2)),
         (lambda: integers(33, 80, 8, 5, zero=True, dtype=torch.bfloat16), 3, (1, 4, 2, 1)),
         (lambda: integers(17, 512, 2, 2, twos_complement=True), 2, (1, 4, 2, 1)),
-        (lambda: integers(18, 128, 8, 1, twos_complement=True), 2, (1, 4, 1, 1)),
-        (lambda: table(18, 416, 32, nested=True), 10, (1, 4, 2, 2)),
-        (lambda: table(18, 320, 64), 1, (1, 4, 1, 1)),
+        (lambda: integers(18, 128, 8, 1, twos_complement=True), 2, (1, 4, 1, 1, 2)),
+        (lambda: integers(20, 512, 4, 8, zero=True, dtype=torch.bfloat16), 5, (1, 4, 1, 1, 2, True)),
+        (lambda: integers(20, 384, 4, 3, zero=True, dtype=torch.bfloat16), 3, (1, 4, 1, 1, 2, True)),
+        (lambda: integers(17, 512, 2, 8, twos_complement=True, dtype=torch.bfloat16), 3, (1, 4, 2, 1, 1, True)),
+        (lambda: table(18, 384, 32, nested=True), 3, (1, 4, 2, 2, 1, True)),
+        (lambda: table(18, 320, 64), 1, (1, 4, 1, 1, 2, True)),
+        (lambda: table(18, 256, 64), 1, (2, 4, 1, 1, 2, True)),
     ],
 )
-def test_tensor_cores(weight, tokens, tiles, tmp_path, monkeypatch):
+def test_tensor_cores(weight, tokens, tiles, emulated):
     torch.manual_seed(0)
     weight = weight()
     rows, width = weight.shape
     x, bias = torch.randn(tokens, width).bfloat16(), torch.randn(rows).bfloat16()
-    monkeypatch.setattr(tensor_cores, "unsupported", lambda x, weight: "")
-    monkeypatch.setattr(tensor_cores, "_compiled", lambda defined, device: _emulated(tmp_path, dict(defined)))
     out = poisoned(tokens, rows, dtype=torch.bfloat16)
-    # In Triton's interpreter bf16 is wrong.
-    monkeypatch.setattr(tensor_cores, "add_splits", lambda parts, bias, out: out.copy_(parts.sum(0) + bias.float()))
     found = tensor_cores.multiply(x, weight, bias, out, tiles=CoreTiles(*tiles), divisor=tokens)
     expected = formats.linear_reference(x.float(), weight) / tokens + bias.float()
     before = torch.randn(tokens, rows).bfloat16()
     added = tensor_cores.multiply(x, weight, bias, before.clone(), tiles=CoreTiles(*tiles), divisor=tokens, add=True)
-    torch.testing.assert_close(added.float(), before.float() + expected, rtol=2**-6, atol=2**-6)
+    torch.testing.assert_close(added.float(), before.float() + found.float(), rtol=2**-6, atol=2**-6)
     if isinstance(weight, formats.Integers):  # whole numbers are exact in bf16: only the result is rounded
         allowed = {"rtol": 2**-8, "atol": 1e-4 * float(expected.abs().max())}
         torch.testing.assert_close(found.float(), expected, **allowed)
     else:
         assert_near(found, expected)
+
+
+def test_several_in_one_launch(emulated):
+    torch.manual_seed(0)
+    weights = [integers(rows, 256, 4, 4, dtype=torch.bfloat16) for rows in (37, 16, 20)]
+    x, bias = torch.randn(3, 256).bfloat16(), torch.randn(16).bfloat16()
+    out = poisoned(3, 80, dtype=torch.bfloat16)
+    pieces = [out[:, :37], out[:, 37:53], out[:, 53:73]]
+    products = [formats.Product(*one) for one in zip(weights, (None, bias, None), pieces, strict=True)]
+    tensor_cores.multiply_each(x, products)
+    for one in products:
+        wanted = formats.linear_reference(x.float(), one.weight)
+        wanted += 0 if one.bias is None else one.bias.float()
+        torch.testing.assert_close(one.out.float(), wanted, rtol=2**-8, atol=1e-4 * float(wanted.abs().max()))
+    assert out[:, 73:].isnan().all()

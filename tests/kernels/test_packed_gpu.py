@@ -10,7 +10,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 from hayless.kernels.packed import formats
 from hayless.kernels.packed.gemm import gemm
 from hayless.kernels.packed.linear import kernel_for, linear
-from hayless.kernels.packed.tensor_cores import fits, multiply, unsupported
+from hayless.kernels.packed.tensor_cores import fits, multiply, multiply_each, unsupported
 from hayless.kernels.packed.tiles import CORE_CANDIDATES, CoreTiles
 from tests.kernels.packed_weights import assert_near, integers, palette, poisoned, random, table
 
@@ -82,12 +82,36 @@ def test_products_that_begin_before_the_last_has_ended(tokens):
         assert torch.equal(found, expected)
 
 
-@pytest.mark.parametrize("tiles", [tiles for tiles in CORE_CANDIDATES if fits(16, tiles)], ids=str)
+@pytest.mark.parametrize("tokens", [1, 5])
+@pytest.mark.parametrize("overlap", [False, True])
+def test_several_in_one_launch(tokens, overlap):
+    rows, width = (96, 40, 64), 512
+    makers = [
+        lambda n: integers(n, width, 4, 8, dtype=torch.bfloat16),
+        lambda n: integers(n, width, 4, 8, zero=True, dtype=torch.bfloat16),
+        lambda n: integers(n, width, 8, 1),
+        lambda n: table(n, width, 64, nested=True),
+    ]
+    x = random(tokens, width, dtype=torch.bfloat16)
+    for make in makers:
+        weights, out = [make(n) for n in rows], poisoned(tokens, sum(rows), dtype=torch.bfloat16)
+        biases = [random(n, dtype=torch.bfloat16) for n in rows]
+        products = [formats.Product(*one) for one in zip(weights, biases, out.split(rows, 1), strict=True)]
+        multiply_each(x, products, overlap=overlap)
+        for weight, bias, found in zip(weights, biases, out.split(rows, 1), strict=True):
+            alone = multiply(x, weight, bias, poisoned(tokens, weight.shape[0], dtype=torch.bfloat16))
+            assert_near(alone, formats.linear_reference(x.float(), weight, bias.float()))
+            assert_near(found, formats.linear_reference(x.float(), weight, bias.float()))
+
+
+@pytest.mark.parametrize("tiles", CORE_CANDIDATES, ids=str)
 def test_every_candidate(tiles):
     forms = [integers(150, 640, 4, 5, dtype=torch.bfloat16), integers(150, 640, 8, 1), table(150, 640, 64)]
     weight = forms[CORE_CANDIDATES.index(tiles) // 3 % 3]  # each is compiled for a while
     x = random(16, 640, dtype=torch.bfloat16)
-    found = multiply(x, weight, None, poisoned(16, 150, dtype=torch.bfloat16), tiles=tiles)
+    if not fits(x, weight, tiles):
+        x = x[:3]
+    found = multiply(x, weight, None, poisoned(len(x), 150, dtype=torch.bfloat16), tiles=tiles)
     assert_near(found, formats.linear_reference(x.float(), weight))
 
 

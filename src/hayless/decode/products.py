@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hayless.kernels.adapters import Stack, add_branches
-from hayless.model.packing import PackedModule
+from hayless.model.packing import PackedModule, Part
 
 _FEW_ROWS = 8
 _SMALL = 1 << 17
@@ -111,6 +111,23 @@ class PackedProduct:
         """out ← x·Wᵀ + b, both of two dimensions; with `overlap` begun while the kernel before still runs."""
         self._packing.multiply_into(out, x, self.bias, self._pieces, self._dtype, add=False, overlap=overlap)
 
+    def into_each(
+        self, products: Sequence[Linear | PackedProduct], outs: Sequence[Tensor], x: Tensor, *, overlap: bool = False
+    ) -> None:
+        """`into` of several products, of which this is one: at once, where their method has a kernel for that."""
+        pairs = list(zip(products, outs, strict=True))
+        kind = type(self._packing)
+        parts = [
+            Part(one._packing, one._pieces, one.bias, out)
+            for one, out in pairs
+            if isinstance(one, PackedProduct) and type(one._packing) is kind
+        ]
+        if len(parts) == len(pairs):
+            self._packing.multiply_each(x, parts, self._dtype, overlap=overlap)
+            return
+        for one, out in pairs:
+            one.into(out, x, overlap=overlap)
+
     def onto(self, out: Tensor, x: Tensor, *, overlap: bool = False) -> None:
         """out ← out + x·Wᵀ + b, likewise."""
         self._packing.multiply_into(out, x, self.bias, self._pieces, self._dtype, add=True, overlap=overlap)
@@ -197,9 +214,11 @@ def add_beside(parts: Sequence[AnyProduct], outs: Sequence[Tensor], x: Tensor) -
 
 def into_each(parts: Sequence[AnyProduct], outs: Sequence[Tensor], x: Tensor, *, overlap: bool = False) -> None:
     """outs ← the products of one input with up to three matrices, all of two dimensions."""
-    beside = False
-    for part, out in zip(parts, outs, strict=True):
-        beside |= isinstance(part, Branched)
-        base_of(part).into(out, x, overlap=overlap)
-    if beside:
+    bases = [base_of(part) for part in parts]
+    if isinstance(bases[0], PackedProduct):
+        bases[0].into_each(bases, outs, x, overlap=overlap)
+    else:
+        for base, out in zip(bases, outs, strict=True):
+            base.into(out, x, overlap=overlap)
+    if any(isinstance(part, Branched) for part in parts):
         add_beside(parts, outs, x)

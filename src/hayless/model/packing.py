@@ -8,8 +8,9 @@ unpacks only the rows it needs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, Generic, TypeVar
 
@@ -27,6 +28,16 @@ Pieces = Mapping[str, Tensor]
 """The tensors of one packed weight, by the names of its format's pieces."""
 
 F_co = TypeVar("F_co", bound=Format, covariant=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One of several packed weights that are multiplied by the same x: x · Wᵀ + `bias` is written to `out`."""
+
+    packing: Packing[Format]
+    pieces: Pieces
+    bias: Tensor | None
+    out: Tensor
 
 
 class Packing(Generic[F_co]):
@@ -66,6 +77,11 @@ class Packing(Generic[F_co]):
         """
         y = self.multiply(x, bias, pieces, dtype)
         out.add_(y) if add else out.copy_(y)
+
+    def multiply_each(self, x: Tensor, parts: Sequence[Part], dtype: torch.dtype, *, overlap: bool) -> None:
+        """`multiply_into` for weights of one class of packings: one after the other, or by a kernel for all."""
+        for part in parts:
+            part.packing.multiply_into(part.out, x, part.bias, part.pieces, dtype, add=False, overlap=overlap)
 
     def multiply_back(self, gradient: Tensor, pieces: Pieces, dtype: torch.dtype) -> Tensor:
         """The gradient of x: gradient (…, rows) · W → (…, columns)."""

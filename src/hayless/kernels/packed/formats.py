@@ -146,6 +146,15 @@ class Palette:
 Packed = Integers | Table | Palette
 
 
+@dataclass(frozen=True, slots=True)
+class Product:
+    """x Wᵀ + `bias`, to be written to `out` (tokens, out), whose columns lie side by side."""
+
+    weight: Integers | Table
+    bias: Tensor | None
+    out: Tensor
+
+
 def dequantize_reference(weight: Packed, dtype: torch.dtype) -> Tensor:
     """The weight (out, in) in plain PyTorch: computed in float32, rounded once."""
     rows, width = weight.shape

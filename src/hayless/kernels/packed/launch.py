@@ -1,19 +1,21 @@
-"""Starting a compiled kernel while the one before it still runs: programmatic dependent launch, compute capability 9.
+"""Launching a compiled kernel: with structures among its arguments, and while the kernel before still runs.
 
-PyTorch launches what it has compiled without attributes, so this is the driver's own call, as its manual has it
-(cuLaunchKernelEx). In a graph that is captured, the attribute becomes an edge of that kind.
+PyTorch launches what it has compiled with tensors and numbers, and without attributes, so this is the driver's own
+call, as its manual has it (cuLaunchKernelEx). Overlap is programmatic dependent launch (compute capability 9); in a
+graph that is captured, the attribute becomes an edge of that kind.
 """
 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor
 
 Shape = tuple[int, int, int]
+Argument = ctypes.c_void_p | ctypes.c_int | ctypes.Array[Any]
 
 _STREAM_SERIALIZATION = 6
 """CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION."""
@@ -36,13 +38,15 @@ class _Config(ctypes.Structure):
     )
 
 
-def launch_overlapping(kernel: Any, grid: Shape, block: Shape, args: list[Tensor | int]) -> None:
-    """Launch one of PyTorch's compiled kernels on the current stream. RuntimeError with the driver's number."""
-    values = [ctypes.c_void_p(arg.data_ptr()) if isinstance(arg, Tensor) else ctypes.c_int(arg) for arg in args]
-    pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
+def launch(kernel: Any, grid: Shape, block: Shape, args: Sequence[Argument], *, overlap: bool) -> None:
+    """Launch one of PyTorch's compiled kernels on the current stream; with `overlap`, while the one before still runs.
+
+    RuntimeError with the driver's number.
+    """
+    pointers = (ctypes.c_void_p * len(args))(*(ctypes.addressof(arg) for arg in args))
     allowed = _Attribute(id=_STREAM_SERIALIZATION, value=1)
     stream = torch.cuda.current_stream().cuda_stream
-    config = _Config(*grid, *block, 0, stream, ctypes.pointer(allowed), 1)
+    config = _Config(*grid, *block, 0, stream, ctypes.pointer(allowed), int(overlap))
     failed = _driver().cuLaunchKernelEx(ctypes.byref(config), kernel.func, pointers, None)
     if failed:
         raise RuntimeError(f"cuLaunchKernelEx failed with CUDA error {failed}.")

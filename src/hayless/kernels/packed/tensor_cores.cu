@@ -3,11 +3,15 @@
 //   KIND      0: integers with a scale (and zero point) a group; 1: sixteen values times a scale a block
 //   BITS      2, 4 or 8; tables have 4
 //   BF16      1: x and y are bf16; 0: fp16
-//   GROUP     columns that share a scale, a multiple of SPAN; 0: a row
+//   GROUP     columns that share a scale; 0: a row
 //   SPAN      columns that the four lanes of a row read side by side, in 4, 8 or 16 bytes each
+//   MIX       groups that a span holds, 1, 2 or 4 (see below)
 //   SCALE     dtype of scales: 0 fp32, 1 fp16, 2 bf16, 3 codes of double quantization
 //   ZERO, TWOS                    zero points; two's complement
-//   BANDS, TILES, WARPS, DEPTH    16 rows each, 8 tokens each, warps that share columns, steps on their way
+//   BANDS, TILES, WARPS, DEPTH    16 rows each, 8 / MIX tokens each, warps that share columns, steps on their way
+//   RUN       times 16 bytes of a row that a lane reads in a step
+//   TOGETHER  1: the scales of a step are read at once, since every row has whole times as many
+//   MATRICES  that are multiplied by the same x, one after the other in the grid
 //   DIVISOR   a whole number by which W's products are divided
 //   OVERLAP   1: it may be started while the kernel before still runs, which makes x (programmatic dependent launch)
 //   SPLITS    parts of the columns among blocks
@@ -15,6 +19,11 @@
 //
 // W is the first operand of mma.m16n8k16 and x the second. Which column stands at which k is free as long as both agree,
 // so each lane takes the columns that lie side by side in memory: up to 16 bytes of a row, and no weight is moved.
+//
+// What such a load costs is its lines: lanes of eight rows touch eight, whether they take 16 bytes or fewer. So a span is
+// as long as 16 bytes a lane make it even where groups are shorter. Lanes of one group must not be added to those of
+// another then: the eight columns of the second operand are 8 / MIX tokens, once for each of the groups, with zeros for
+// the lanes that have other groups. Each group's products are a column of their own, at no instruction more.
 
 typedef unsigned int u32;
 typedef unsigned short u16;
@@ -97,6 +106,20 @@ __device__ __forceinline__ u32 plus(u32 a, u32 b) {
     return r;
 }
 
+// 2, 4, 8 or 16 bytes of what no kernel writes, as words.
+__device__ __forceinline__ void read(const void* at, int size, u32* to) {
+    if (size == 16)
+        asm("ld.global.nc.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "l"(at));
+    else if (size == 8)
+        asm("ld.global.nc.v2.u32 {%0,%1}, [%2];" : "=r"(to[0]), "=r"(to[1]) : "l"(at));
+    else if (size == 4)
+        asm("ld.global.nc.u32 %0, [%1];" : "=r"(to[0]) : "l"(at));
+    else if (size == 2)
+        asm("{.reg .u16 half;\n\tld.global.nc.u16 half, [%1];\n\tcvt.u32.u16 %0, half;}" : "=r"(to[0]) : "l"(at));
+    else
+        asm("ld.global.nc.u8 %0, [%1];" : "=r"(to[0]) : "l"(at));
+}
+
 __device__ __forceinline__ u16 narrow(float v) {
     u16 r;
     asm("cvt.rn." NARROW ".f32 %0, %1;" : "=h"(r) : "f"(v));
@@ -162,7 +185,7 @@ __device__ __forceinline__ u32 base_of(u32 zero) {
 #endif
 }
 
-#define COLUMNS (512 / BITS)  // of a step: 16 bytes a lane
+#define COLUMNS (RUN * 512 / BITS)  // of a step
 #define PARTS (COLUMNS / SPAN)
 #if BITS == 2
 #define HIGHEST_BITS 0xAAAAAAAA
@@ -172,8 +195,8 @@ __device__ __forceinline__ u32 base_of(u32 zero) {
 #define HIGHEST_BITS 0x80808080
 #endif
 #define ROWS (16 * BANDS)
-#define TOKENS (8 * TILES)
-#define PITCH (ROWS + 4)  // four lanes of a row, 2 tokens apart, then write to different banks
+#define TOKENS (8 / MIX)  // of a tile
+#define PITCH (ROWS + 4)  // four lanes of a row, 2 columns apart, then write to different banks
 
 #if GROUP
 #define GROUP_OF(column) ((column) / GROUP)
@@ -189,14 +212,48 @@ typedef float scale_t;
 typedef u16 scale_t;
 #endif
 
-#define SUMS_BYTES (WARPS * TOKENS * PITCH * 4)
+#define SUMS_BYTES (WARPS * 8 * TILES * PITCH * 4)
 #define TABLE_BYTES (KIND == 1 ? 256 * 32 * 4 : 0)
 
 #if CLUSTER
-#define TOGETHER __cluster_dims__(1, SPLITS, 1)
+#define ONE_CLUSTER __cluster_dims__(1, SPLITS, 1)
 #else
-#define TOGETHER
+#define ONE_CLUSTER
 #endif
+
+// Scales and zero points of a step, as they lie side by side or one by one.
+#if TOGETHER
+#define AT_ONCE (COLUMNS / GROUP)
+#else
+#define AT_ONCE 1
+#endif
+#define LOADS (TOGETHER || !GROUP ? 1 : PARTS)
+#define WORDS_OF(type) ((AT_ONCE * (int)sizeof(type) + 3) / 4)
+
+// One of what `read` has read at once: that of a part and, within a span, of a group.
+template <typename T>
+__device__ __forceinline__ T one_of(const u32* words, int part, int mix) {
+    if (!TOGETHER) return *(const T*)words;
+    const int span = MIX * (int)sizeof(T), first = part * span / 4;
+    u32 word = words[first];
+#pragma unroll
+    for (int k = 1; k < span / 4; k++)
+        if (mix * (int)sizeof(T) / 4 == k) word = words[first + k];
+    word >>= 8 * ((part * MIX + mix) * (int)sizeof(T) % 4);
+    return *(const T*)&word;
+}
+
+// What x is multiplied by, and what comes of it: rows, elements between tokens of `out`, and the first block.
+struct Matrix {
+    const u8* codes;
+    const scale_t* scale;
+    const u8* zero;
+    const float *table, *second_table, *second_scale, *offset;
+    const u16* bias;
+    void* out;
+    int n, stride, first;
+};
+struct Matrices { Matrix at[MATRICES]; };
 
 // What is read before it is written must not be taken for constant, or it is read before the wait.
 #if OVERLAP
@@ -205,19 +262,25 @@ typedef u16 scale_t;
 #define UNCHANGED __restrict__
 #endif
 
-extern "C" __global__ void TOGETHER __launch_bounds__(WARPS * 32) packed_linear(
-    const u16* UNCHANGED x, const u8* __restrict__ codes, const scale_t* __restrict__ scale,
-    const u8* __restrict__ zero, const float* __restrict__ table, const float* __restrict__ second_table,
-    const float* __restrict__ second_scale, const float* __restrict__ offset, const u16* __restrict__ bias,
-    void* UNCHANGED out, int m, int n, int width, int groups, int with_bias, int add) {
+extern "C" __global__ void ONE_CLUSTER __launch_bounds__(WARPS * 32) packed_linear(
+    const u16* UNCHANGED x, const Matrices matrices, int m, int width, int groups, int add) {
+    int which = 0;
+#pragma unroll
+    for (int i = 1; i < MATRICES; i++) which += blockIdx.x >= matrices.at[i].first;
+    const Matrix& w = matrices.at[which];
+    const int n = w.n;
+    const u8* const codes = w.codes;
     // The table of byte → two values, once for each bank, and later the sums of the warps.
     __shared__ __align__(16) u8 shared[SUMS_BYTES > TABLE_BYTES ? SUMS_BYTES : TABLE_BYTES];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
-    const int first_row = blockIdx.x * ROWS;
+    const int first_row = (blockIdx.x - w.first) * ROWS;
+    // Which of a span's groups this lane's columns, and its sums, are of, and the group that its x is for.
+    const int mix = t / (4 / MIX);
+    const bool mine = mix == g / TOKENS;
 
 #if SCALE == 3
     __shared__ float seconds[256];
-    const float shift = offset[0];
+    const float shift = w.offset[0];
 #endif
 
     float total[BANDS][TILES][4] = {};
@@ -234,13 +297,25 @@ extern "C" __global__ void TOGETHER __launch_bounds__(WARPS * 32) packed_linear(
             scales_at[b][h] = row * (u32)groups;
         }
 #pragma unroll
-    for (int j = 0; j < TILES; j++) x_at[j] = min(8 * j + g, m - 1) * (u32)width + t * (SPAN / 4);
+    for (int j = 0; j < TILES; j++) x_at[j] = min(TOKENS * j + g % TOKENS, m - 1) * (u32)width + t * (SPAN / 4);
 
     Words words[DEPTH][PARTS][BANDS][2];
-    scale_t scales[DEPTH][PARTS][BANDS][2];
+    u32 scales[DEPTH][LOADS][BANDS][2][WORDS_OF(scale_t)];
 #if ZERO
-    u8 zeros[DEPTH][PARTS][BANDS][2];
+    u32 zeros[DEPTH][LOADS][BANDS][2][WORDS_OF(u8)];
 #endif
+    const auto load_scales = [&](int d, int l, int column) {
+#pragma unroll
+        for (int b = 0; b < BANDS; b++)
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+                const u32 at = scales_at[b][h] + GROUP_OF(column) + (TOGETHER ? 0 : mix);
+                read(w.scale + at, AT_ONCE * sizeof(scale_t), scales[d][l][b][h]);
+#if ZERO
+                read(w.zero + at, AT_ONCE, zeros[d][l][b][h]);
+#endif
+            }
+    };
 #if OVERLAP
     let_next_start();
     // Codes need not wait: the first of each warp go to the second cache.
@@ -256,6 +331,7 @@ extern "C" __global__ void TOGETHER __launch_bounds__(WARPS * 32) packed_linear(
                 }
 #endif
     const auto load = [&](int d, int step) {
+        if (TOGETHER && step < last) load_scales(d, 0, step * COLUMNS);
 #pragma unroll
         for (int p = 0; p < PARTS; p++) {
             const int column = step * COLUMNS + p * SPAN;
@@ -263,29 +339,42 @@ extern "C" __global__ void TOGETHER __launch_bounds__(WARPS * 32) packed_linear(
 #pragma unroll
             for (int b = 0; b < BANDS; b++)
 #pragma unroll
-                for (int h = 0; h < 2; h++) {
+                for (int h = 0; h < 2; h++)
                     words[d][p][b][h] = stream(codes + (codes_at[b][h] + (u32)column * BITS / 8));
-                    const u32 at = scales_at[b][h] + GROUP_OF(column);
-                    scales[d][p][b][h] = scale[at];
-#if ZERO
-                    zeros[d][p][b][h] = zero[at];
-#endif
-                }
+            if (GROUP && !TOGETHER) load_scales(d, p % LOADS, column);
         }
+    };
+    const auto factor = [&](int d, int l, int b, int h, int p, int column) -> float {
+        const scale_t s = one_of<scale_t>(scales[d][l][b][h], p, mix);
+#if SCALE == 0
+        return s;
+#elif SCALE == 1
+        return half_to_float(s);
+#elif SCALE == 2
+        return brain_to_float(s);
+#else
+        const u32 block = scales_at[b][h] + GROUP_OF(column) + mix;
+        return seconds[s] * w.second_scale[block / 256] + shift;
+#endif
     };
     const auto multiply = [&](int d, int step) {
 #pragma unroll
         for (int p = 0; p < PARTS; p++) {
             const int column = step * COLUMNS + p * SPAN;
             if (step >= last || column >= width) continue;
+            const int l = p % LOADS, of = GROUP ? d : 0;
+#if GROUP
             float sums[BANDS][TILES][4] = {};
+#else
+            auto& sums = total;
+#endif
             u32 base[BANDS][2];
 #pragma unroll
             for (int b = 0; b < BANDS; b++)
 #pragma unroll
                 for (int h = 0; h < 2; h++) {
 #if ZERO
-                    base[b][h] = base_of(zeros[d][p][b][h]);
+                    base[b][h] = base_of(one_of<u8>(zeros[of][l][b][h], p, mix));
 #else
                     base[b][h] = base_of(1 << (BITS - 1));
 #endif
@@ -296,13 +385,15 @@ extern "C" __global__ void TOGETHER __launch_bounds__(WARPS * 32) packed_linear(
 #pragma unroll
                 for (int j = 0; j < TILES; j++) {
                     const u16* at = x + (x_at[j] + column + PER * i);
-                    u32 v[PER / 2];
+                    u32 v[PER / 2] = {};
+                    if (mine) {
 #if PER == 4
-                    *(uint2*)v = *(const uint2*)at;
+                        *(uint2*)v = *(const uint2*)at;
 #else
 #pragma unroll
-                    for (int k = 0; k < PER / 8; k++) ((uint4*)v)[k] = ((const uint4*)at)[k];
+                        for (int k = 0; k < PER / 8; k++) ((uint4*)v)[k] = ((const uint4*)at)[k];
 #endif
+                    }
 #pragma unroll
                     for (int k = 0; k < PER / 2; k++)
 #if KIND == 1
@@ -337,32 +428,25 @@ extern "C" __global__ void TOGETHER __launch_bounds__(WARPS * 32) packed_linear(
                             mma(sums[b][j], a[0][k], a[1][k], a[0][k + 1], a[1][k + 1], q[j][k], q[j][k + 1]);
                 }
             }
+#if GROUP
 #pragma unroll
             for (int b = 0; b < BANDS; b++)
 #pragma unroll
                 for (int h = 0; h < 2; h++) {
-                    const scale_t s = scales[d][p][b][h];
-#if SCALE == 0
-                    const float f = s;
-#elif SCALE == 1
-                    const float f = half_to_float(s);
-#elif SCALE == 2
-                    const float f = brain_to_float(s);
-#else
-                    const u32 block = scales_at[b][h] + GROUP_OF(column);
-                    const float f = seconds[s] * second_scale[block / 256] + shift;
-#endif
+                    const float f = factor(d, l, b, h, p, column);
 #pragma unroll
                     for (int j = 0; j < TILES; j++) {
                         total[b][j][2 * h] += sums[b][j][2 * h] * f;
                         total[b][j][2 * h + 1] += sums[b][j][2 * h + 1] * f;
                     }
                 }
+#endif
         }
     };
 
     // A warp's steps, each loaded DEPTH - 1 steps before it is multiplied.
     const int first = blockIdx.y * each + warp;
+    if (!GROUP) load_scales(0, 0, 0);
 #pragma unroll
     for (int d = 0; d < DEPTH - 1; d++) load(d, first + d * WARPS);
     // While those are on their way, the tables.
@@ -371,17 +455,17 @@ extern "C" __global__ void TOGETHER __launch_bounds__(WARPS * 32) packed_linear(
         u32* pairs = (u32*)shared + lane;
         u16 low[16];
 #pragma unroll
-        for (int i = 0; i < 16; i++) low[i] = narrow(table[i]);
+        for (int i = 0; i < 16; i++) low[i] = narrow(w.table[i]);
 #pragma unroll
         for (int h = 0; h < 16 / WARPS; h++) {
             const int high = warp * (16 / WARPS) + h;
-            const u16 opening = narrow(table[high]);  // the high half of a byte is its first element
+            const u16 opening = narrow(w.table[high]);  // the high half of a byte is its first element
 #pragma unroll
             for (int i = 0; i < 16; i++) pairs[(high * 16 + i) * 32] = opening | (u32)low[i] << 16;
         }
     }
 #if SCALE == 3
-    for (int i = threadIdx.x; i < 256; i += WARPS * 32) seconds[i] = second_table[i];
+    for (int i = threadIdx.x; i < 256; i += WARPS * 32) seconds[i] = w.second_table[i];
 #endif
     __syncthreads();
 #endif
@@ -396,12 +480,12 @@ extern "C" __global__ void TOGETHER __launch_bounds__(WARPS * 32) packed_linear(
         }
 
     const auto store = [&](float y, int token, int row) {
-        u16* at = (u16*)out + (size_t)token * n + row;
-        if (with_bias) y += widened(bias[row]);
+        u16* at = (u16*)w.out + (size_t)token * w.stride + row;
+        if (w.bias) y += widened(w.bias[row]);
         if (add) y += widened(*at);
         *at = narrow(y);
     };
-    // The warps' sums, in their order.
+    // The warps' sums, in their order, and of each those of the groups.
     float* all = (float*)shared;
     __syncthreads();
 #pragma unroll
@@ -409,21 +493,29 @@ extern "C" __global__ void TOGETHER __launch_bounds__(WARPS * 32) packed_linear(
 #pragma unroll
         for (int j = 0; j < TILES; j++)
 #pragma unroll
-            for (int c = 0; c < 4; c++)
-                all[(warp * TOKENS + 8 * j + 2 * t + c % 2) * PITCH + 16 * b + 8 * (c / 2) + g] = total[b][j][c];
+            for (int c = 0; c < 4; c++) {
+                float y = total[b][j][c];
+#if !GROUP
+                y *= factor(0, 0, b, c / 2, 0, 0);
+#endif
+                all[((warp * TILES + j) * 8 + 2 * t + c % 2) * PITCH + 16 * b + 8 * (c / 2) + g] = y;
+            }
     __syncthreads();
-    for (int i = threadIdx.x; i < ROWS * TOKENS; i += WARPS * 32) {
+    const auto sum_at = [&](int token, int row) { return all + (token / TOKENS * 8 + token % TOKENS) * PITCH + row; };
+    for (int i = threadIdx.x; i < ROWS * TILES * TOKENS; i += WARPS * 32) {
         const int token = i / ROWS, row = first_row + i % ROWS;
         if (token >= m || row >= n) continue;
-        float* sum = all + token * PITCH + i % ROWS;
+        float* sum = sum_at(token, i % ROWS);
         float y = 0;
 #pragma unroll
-        for (int w = 0; w < WARPS; w++) y += sum[w * TOKENS * PITCH];
+        for (int v = 0; v < WARPS; v++)
+#pragma unroll
+            for (int k = 0; k < MIX; k++) y += sum[(v * TILES * 8 + k * TOKENS) * PITCH];
         y *= 1.0f / DIVISOR;
 #if CLUSTER
         *sum = y;
 #elif SPLITS > 1
-        ((float*)out)[((size_t)blockIdx.y * m + token) * n + row] = y;
+        ((float*)w.out)[((size_t)blockIdx.y * m + token) * n + row] = y;
 #else
         store(y, token, row);
 #endif
@@ -431,12 +523,12 @@ extern "C" __global__ void TOGETHER __launch_bounds__(WARPS * 32) packed_linear(
 #if CLUSTER
     // The blocks' sums, in their order, each block a part of them.
     cluster_barrier();
-    for (int i = threadIdx.x + blockIdx.y * WARPS * 32; i < ROWS * TOKENS; i += SPLITS * WARPS * 32) {
+    for (int i = threadIdx.x + blockIdx.y * WARPS * 32; i < ROWS * TILES * TOKENS; i += SPLITS * WARPS * 32) {
         const int token = i / ROWS, row = first_row + i % ROWS;
         if (token >= m || row >= n) continue;
         float y = 0;
 #pragma unroll
-        for (int s = 0; s < SPLITS; s++) y += of_block(all + token * PITCH + i % ROWS, s);
+        for (int s = 0; s < SPLITS; s++) y += of_block(sum_at(token, i % ROWS), s);
         store(y, token, row);
     }
     cluster_barrier();  // a block's shared memory goes with it

@@ -8,6 +8,8 @@ first used; no compiler needs to be installed.
 
 from __future__ import annotations
 
+import ctypes
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,13 +19,15 @@ from torch import Tensor
 
 from hayless.core.errors import NotSupported
 from hayless.core.packing import FEW
-from hayless.kernels.packed.formats import Integers, Packed, Palette, Table
+from hayless.kernels.packed.formats import Integers, Packed, Palette, Product, Table
 from hayless.kernels.packed.gemm import add_splits
-from hayless.kernels.packed.launch import Shape, launch_overlapping
+from hayless.kernels.packed.launch import Argument, launch
 from hayless.kernels.packed.tiles import CoreTiles, core_tiles_for
 
 _SCALES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.uint8: 3}
 _SHARED = 48 * 1024
+MOST = 3
+"""Matrices of one launch."""
 
 
 def unsupported(x: Tensor, weight: Packed) -> str:
@@ -46,6 +50,16 @@ def unsupported(x: Tensor, weight: Packed) -> str:
     return _trouble(x.device.index)
 
 
+class _Matrix(ctypes.Structure):
+    """The kernel's `Matrix`."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("codes", "scale", "zero", "table")),
+        *((name, ctypes.c_void_p) for name in ("second_table", "second_scale", "offset", "bias", "out")),
+        *((name, ctypes.c_int) for name in ("n", "stride", "first")),
+    )
+
+
 def multiply(
     x: Tensor,
     weight: Packed,
@@ -57,9 +71,9 @@ def multiply(
     add: bool = False,
     overlap: bool = False,
 ) -> Tensor:
-    """Write x Wᵀ / divisor + bias to `out` (tokens, out) in x's dtype, fp16 or bf16; everything contiguous. Returns
-    `out`. With `add` it comes on top of what is there. With `overlap`, where the device can, the kernel begins to read
-    W while the one before it still runs.
+    """Write x Wᵀ / divisor + bias to `out` (tokens, out) in x's dtype, fp16 or bf16; x contiguous, as are the rows of
+    `out`. Returns `out`. With `add` it comes on top of what is there. With `overlap`, where the device can, the kernel
+    begins to read W while the one before it still runs.
 
     With `tiles.splits` the parts are added by the blocks of a cluster; on devices before sm_90, which have none, they
     go through float32 (splits, tokens, out), taken from PyTorch's allocator.
@@ -68,35 +82,58 @@ def multiply(
     reason = unsupported(x, weight)
     if reason or isinstance(weight, Palette):
         raise NotSupported(f"The kernel for tensor cores cannot do this: {reason}.")
-    (rows, width), tokens = weight.shape, x.shape[0]
-    tiles = tiles or core_tiles_for(tokens, rows, width, _bits(weight))
-    recent = x.is_cuda and torch.cuda.get_device_capability(x.device) >= (9, 0)
-    overlap = overlap and recent
-    cluster = tiles.splits > 1 and recent
-    more = {"DIVISOR": divisor, "OVERLAP": int(overlap), "CLUSTER": int(cluster)}
-    # Sums of several blocks that are no cluster go through memory.
-    split = tiles.splits > 1 and not cluster
-    target = torch.empty(tiles.splits, *out.shape, dtype=torch.float32, device=out.device) if split else out
-    kernel = _compiled(tuple((definitions(x, weight, tiles) | more).items()), x.device.index)
-    launch = launch_overlapping if overlap else _launch
-    launch(
-        kernel,
-        (-(-rows // (16 * tiles.bands)), tiles.splits, 1),
-        (32 * tiles.warps, 1, 1),
-        [
-            x, *tensors(weight), x if bias is None else bias, target,
-            tokens, rows, width, weight.groups, int(bias is not None and not split), int(add and not split),
-        ],
-    )  # fmt: skip
+    tiles = tiles or _tiles_for(x, [weight])
+    split = tiles.splits > 1 and not _recent(x)
     if not split:
+        _launch(x, [Product(weight, bias, out)], tiles, divisor, add=add, overlap=overlap)
         return out
+    # Sums of several blocks that are no cluster go through memory.
+    sums = torch.empty(tiles.splits, *out.shape, dtype=torch.float32, device=out.device)
+    _launch(x, [Product(weight, None, sums)], tiles, divisor, add=False, overlap=False)
     if not add:
-        return add_splits(target, bias, out)
-    return out.add_(add_splits(target, bias, torch.empty_like(out)))
+        return add_splits(sums, bias, out)
+    return out.add_(add_splits(sums, bias, torch.empty_like(out)))
 
 
-def _launch(kernel: Any, grid: Shape, block: Shape, args: list[Any]) -> None:
-    kernel(grid=grid, block=block, args=args)
+def multiply_each(x: Tensor, products: Sequence[Product], *, divisor: int = 1, overlap: bool = False) -> None:
+    """Every product as by `multiply`, in one launch where their weights have the same form."""
+    tiles = _tiles_for(x, [one.weight for one in products])
+    forms = {tuple(definitions(x, one.weight, tiles).items()) for one in products}
+    if len(products) <= MOST and len(forms) == 1 and (tiles.splits == 1 or _recent(x)):
+        _launch(x, products, tiles, divisor, add=False, overlap=overlap)
+        return
+    for one in products:
+        multiply(x, one.weight, one.bias, one.out, divisor=divisor, overlap=overlap)
+
+
+def _launch(
+    x: Tensor, products: Sequence[Product], tiles: CoreTiles, divisor: int, *, add: bool, overlap: bool
+) -> None:
+    overlap = overlap and _recent(x)
+    cluster = tiles.splits > 1 and _recent(x)
+    more = {"DIVISOR": divisor, "OVERLAP": int(overlap), "CLUSTER": int(cluster), "MATRICES": len(products)}
+    weight = products[0].weight
+    kernel = _compiled(tuple((definitions(x, weight, tiles) | more).items()), x.device.index)
+    matrices, blocks = [], 0
+    for one in products:
+        rows, bias = one.weight.shape[0], one.bias
+        pointers = [tensor.data_ptr() for tensor in tensors(one.weight)]
+        pointers += [0 if bias is None else bias.data_ptr(), one.out.data_ptr()]
+        matrices.append(_Matrix(*pointers, rows, one.out.stride(-2), blocks))
+        blocks += -(-rows // (16 * tiles.bands))
+    numbers = [ctypes.c_int(number) for number in (len(x), weight.shape[1], weight.groups, int(add))]
+    args: list[Argument] = [ctypes.c_void_p(x.data_ptr()), (_Matrix * len(products))(*matrices), *numbers]
+    launch(kernel, (blocks, tiles.splits, 1), (32 * tiles.warps, 1, 1), args, overlap=overlap)
+
+
+def _tiles_for(x: Tensor, weights: Sequence[Integers | Table]) -> CoreTiles:
+    rows, width = sum(weight.shape[0] for weight in weights), weights[0].shape[1]
+    return core_tiles_for(len(x), rows, width, _bits(weights[0]))
+
+
+def _recent(x: Tensor) -> bool:
+    """Whether the device has clusters and overlapping launches."""
+    return x.is_cuda and torch.cuda.get_device_capability(x.device) >= (9, 0)
 
 
 def tensors(weight: Integers | Table) -> list[Tensor]:
@@ -112,31 +149,51 @@ def tensors(weight: Integers | Table) -> list[Tensor]:
 
 def definitions(x: Tensor, weight: Integers | Table, tiles: CoreTiles) -> dict[str, int]:
     """What the source is compiled for."""
-    group, bits = weight.shape[1] // weight.groups, _bits(weight)
+    bits, scale = _bits(weight), weight.scale if isinstance(weight, Integers) else weight.absmax
+    group, zero = weight.shape[1] // weight.groups, isinstance(weight, Integers) and weight.zero is not None
+    span, mix = _span(weight, tiles)
+    step = tiles.run * 512 // bits
+    at_once = step // group
+    together = weight.groups > 1 and at_once > 1 and step % group == 0 and weight.groups % at_once == 0
+    together = together and at_once * scale.element_size() in (2, 4, 8, 16) and at_once in (2, 4, 8)
     return {
         "KIND": int(isinstance(weight, Table)),
         "BITS": bits,
         "BF16": int(x.dtype is torch.bfloat16),
         "GROUP": group if weight.groups > 1 else 0,
-        "SPAN": next(span for span in (512 // bits, 256 // bits, 128 // bits) if group % span == 0),
-        "SCALE": _SCALES[weight.scale.dtype if isinstance(weight, Integers) else weight.absmax.dtype],
-        "ZERO": int(isinstance(weight, Integers) and weight.zero is not None),
+        "SPAN": span,
+        "MIX": mix,
+        "SCALE": _SCALES[scale.dtype],
+        "ZERO": int(zero),
         "TWOS": int(isinstance(weight, Integers) and weight.twos_complement),
         "BANDS": tiles.bands,
-        "TILES": -(-x.shape[0] // 8),
+        "TILES": -(-x.shape[0] * mix // 8),
         "WARPS": tiles.warps,
         "DEPTH": tiles.depth,
+        "RUN": tiles.run,
+        "TOGETHER": int(together),
         "SPLITS": tiles.splits,
     }
+
+
+def _span(weight: Integers | Table, tiles: CoreTiles) -> tuple[int, int]:
+    """Columns that the lanes of a row read side by side, and the groups that these are."""
+    bits, width = _bits(weight), weight.shape[1]
+    group, whole = width // weight.groups, 512 // bits
+    mix = whole // group
+    if tiles.mixed and mix in (2, 4) and whole % group == 0 and width % whole == 0:
+        return whole, mix
+    return next(span for span in (whole, whole // 2, whole // 4) if group % span == 0), 1
 
 
 def _bits(weight: Integers | Table) -> int:
     return weight.bits if isinstance(weight, Integers) else 4
 
 
-def fits(tokens: int, tiles: CoreTiles) -> bool:
+def fits(x: Tensor, weight: Integers | Table, tiles: CoreTiles) -> bool:
     """Whether the sums of a block's warps fit into its shared memory."""
-    return tiles.warps * -(-tokens // 8) * 8 * (16 * tiles.bands + 4) * 4 + 1024 <= _SHARED
+    columns = 8 * definitions(x, weight, tiles)["TILES"]
+    return tiles.warps * columns * (16 * tiles.bands + 4) * 4 + 1024 <= _SHARED
 
 
 @cache

@@ -34,19 +34,22 @@ class MatrixTiles:
 
 @dataclass(frozen=True, slots=True)
 class CoreTiles:
-    """In CUDA: 16 · `bands` rows a block, `warps` that share its columns, steps (16 bytes of a row a lane) on their
-    way, and the parts into which `in` is split among blocks."""
+    """In CUDA: 16 · `bands` rows a block, `warps` that share its columns, steps on their way, the parts into which `in`
+    is split among blocks, times 16 bytes of a row that a lane reads in a step, and whether those may be of several
+    groups."""
 
     bands: int
     warps: int
     depth: int
     splits: int = 1
+    run: int = 1
+    mixed: bool = False
 
 
 _VECTOR = {1: VectorTiles(8, 512, 4), 2: VectorTiles(8, 512, 4), 4: VectorTiles(16, 256, 4), 8: VectorTiles(16, 128, 4)}
 """By bits, for one token; 4 and 8 as an H100 has them fastest."""
 _MATRIX = {64: MatrixTiles(64, 16, 4, splits=1)}
-_CORE = {16: CoreTiles(2, 8, 1), 64: CoreTiles(1, 4, 1)}
+_CORE = {8: CoreTiles(2, 8, 1, run=2, mixed=True), 16: CoreTiles(2, 8, 1), 64: CoreTiles(1, 4, 1)}
 """By the most tokens that they are for; parts are added until the device is full. Up to 16 as an H100 and an H200 have
 them fastest, or nearly, on Llama-7B's matrices and one of 28672 × 8192."""
 _TALL = CoreTiles(4, 4, 1, splits=2)
@@ -70,12 +73,12 @@ MATRIX_CANDIDATES = [
     if rows * units <= 2048
 ]
 CORE_CANDIDATES = [
-    CoreTiles(bands, warps, depth, splits)
+    CoreTiles(bands, warps, depth, splits, run, mixed=True)
     for bands in (1, 2, 4)
     for warps in (4, 8)
-    for depth in (1, 2, 4)
+    for depth, run in ((1, 1), (2, 1), (1, 2), (2, 2), (1, 4))
     for splits in (1, 2, 4)
-    if bands * depth <= 4
+    if bands * depth * run <= 4
 ]
 
 

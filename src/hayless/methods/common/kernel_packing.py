@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import TypeVar
 
@@ -10,9 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hayless.core.packing import FEW, Format
-from hayless.kernels.packed.formats import Packed
-from hayless.kernels.packed.linear import linear
-from hayless.model.packing import Packing, Pieces
+from hayless.kernels.packed.formats import Integers, Packed, Product, Table
+from hayless.kernels.packed.linear import kernel_for, linear
+from hayless.model.packing import Packing, Part, Pieces
 
 Form = TypeVar("Form", bound=Format, covariant=True)
 
@@ -46,6 +47,20 @@ class KernelPacking(Packing[Form]):
             super().multiply_into(out, x, bias, pieces, dtype, add=add, overlap=overlap)
         else:
             linear(x, held, bias, out=out, add=add, overlap=overlap)
+
+    def multiply_each(self, x: Tensor, parts: Sequence[Part], dtype: torch.dtype, *, overlap: bool) -> None:
+        """The same for several, by one kernel where one serves."""
+        products = []
+        for part in parts:
+            held = part.packing._serving(x, part.pieces, dtype) if isinstance(part.packing, KernelPacking) else None
+            if isinstance(held, Integers | Table) and kernel_for(x, held) == "tensor_cores":
+                products.append(Product(held, part.bias, part.out))
+        if len(products) < len(parts):
+            super().multiply_each(x, parts, dtype, overlap=overlap)
+            return
+        from hayless.kernels.packed.tensor_cores import multiply_each
+
+        multiply_each(x, products, overlap=overlap)
 
     def _whole(self, pieces: Pieces, dtype: torch.dtype) -> Tensor:
         """The matrix (rows, columns)."""

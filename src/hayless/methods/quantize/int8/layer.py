@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from hayless.methods.common.packing import Packer
 from hayless.methods.common.row_codes import RowCodes, packed_by_row, rows_of
 from hayless.methods.quantize.int8.config import Int8Config
 from hayless.methods.quantize.int8.form import Int8Format, form_of
-from hayless.model.packing import Pieces
+from hayless.model.packing import Part, Pieces
 
 _ROWS_FIRST = 0
 """bitsandbytes' number for that layout."""
@@ -56,6 +56,16 @@ class Int8(RowCodes):
             product_into(out, x, codes, scale, bias, add=add, overlap=overlap)
         else:
             super().multiply_into(out, x, bias, pieces, dtype, add=add, overlap=overlap)
+
+    def multiply_each(self, x: Tensor, parts: Sequence[Part], dtype: torch.dtype, *, overlap: bool) -> None:
+        """The same for several weights, by one launch of that kernel."""
+        codes = [(part.pieces["codes"], part.pieces["scale"]) for part in parts]
+        if not x.is_contiguous() or not all(few_serve(x, *one, self.threshold) for one in codes):
+            super().multiply_each(x, parts, dtype, overlap=overlap)
+            return
+        from hayless.kernels.int8.few import products_into
+
+        products_into([part.out for part in parts], x, codes, [part.bias for part in parts], overlap=overlap)
 
     def to_disk(self, pieces: Pieces, dtype: torch.dtype) -> dict[str, Tensor]:
         """bitsandbytes' tensors."""
