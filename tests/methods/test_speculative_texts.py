@@ -249,6 +249,7 @@ def test_passes_on_the_device_are_those_of_the_host(monkeypatch, kind, temperatu
     while any(request.finish is None for request in requests):
         preflight._take(batch)
     assert [request.generation().tokens for request in requests] == expected
+    assert batch._launched == batch._read, "no pass is queued behind the one that ends the last text"
     for request in requests if temperature == 0 else ():
         for (first, second), logprob in zip(request.generation().tops, request.generation().logprobs, strict=True):
             assert first[1] == pytest.approx(logprob, abs=1e-5) and second[1] <= first[1]
