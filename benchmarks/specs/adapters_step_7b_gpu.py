@@ -32,7 +32,7 @@ SPEC = Spec(
                 Contender(_DEFAULT, _step.peft, needs=("peft",)),
                 Contender(
                     "PEFT, bf16 adapters, compiled by block",
-                    partial(_step.peft, torch.bfloat16, compile="blocks"),
+                    partial(_step.peft, torch.bfloat16, compile=True),
                     needs=("peft",),
                 ),
                 Contender(
@@ -42,18 +42,18 @@ SPEC = Spec(
                 ),
                 Contender("Unsloth", _step.unsloth, needs=("unsloth",)),
                 Contender(
-                    "hayless, fused kernels, chunked loss",
-                    partial(_step.hayless, memory=["fused_kernels", "chunked_loss"]),
-                    goals=_GOALS,
+                    "hayless, offload, fused kernels, chunked loss",
+                    partial(_step.hayless, memory=["offload", "fused_kernels", "chunked_loss"]),
                     needs=("triton",),
+                    goals=_GOALS,
                 ),
                 Contender(
-                    "hayless, compiled by block, chunked loss",
-                    partial(_step.hayless, compile=True, memory=["chunked_loss"]),
+                    "hayless, offload, compiled by block, chunked loss",
+                    partial(_step.hayless, compile=True, memory=["offload", "chunked_loss"]),
                     goals=_GOALS,
                 ),
             ],
-            same=same(0.02),
+            same=same,
             piece="step",
             tokens=_step.step.tokens,
             repeats=5,

@@ -61,7 +61,6 @@ SPEC = Spec(
                     "hayless, AdamW in pages, fused kernels, chunked loss",
                     partial(_step.hayless, memory=_FUSED, optimizer="paged"),
                     needs=("triton",),
-                    goals=_GOALS,
                 ),
                 Contender(
                     "hayless, AdamW in pages, offload, fused kernels, chunked loss",
@@ -70,11 +69,12 @@ SPEC = Spec(
                     goals=_GOALS,
                 ),
                 Contender(
-                    "hayless, AdamW in pages, compiled by block, chunked loss",
-                    partial(_step.hayless, compile=True, memory=["chunked_loss"], optimizer="paged"),
+                    "hayless, AdamW in pages, offload, compiled by block, chunked loss",
+                    partial(_step.hayless, compile=True, memory=["offload", "chunked_loss"], optimizer="paged"),
+                    goals=_GOALS,
                 ),
             ],
-            same=same(0.02),
+            same=same,
             piece="step",
             tokens=_step.step.tokens,
             repeats=5,

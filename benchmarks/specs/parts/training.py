@@ -30,7 +30,7 @@ from hayless.train.update import make_updater
 
 LEARNING_RATE, BETAS, EPS, WEIGHT_DECAY, CLIP_NORM = 3e-4, (0.9, 0.95), 1e-8, 0.1, 1.0
 CHECKED_STEPS = 3
-FIRST = "first loss"
+FIRST, NEXT, NORMS = "first loss", "losses of the next steps", "gradient norms"
 
 Memory = str | Mapping[str, Any]
 """A memory method by its name, or its fields with the method's `name`."""
@@ -161,4 +161,4 @@ class Training:
 
 def _first(step: Callable[[], tuple[float, float]]) -> Answer:
     losses, norms = zip(*(step() for _ in range(CHECKED_STEPS)), strict=True)
-    return {FIRST: losses[:1], "losses of the next steps": losses[1:], "gradient norms": norms}
+    return {FIRST: losses[:1], NEXT: losses[1:], NORMS: norms}
