@@ -17,6 +17,8 @@ from hayless.model.packing import PackedModule, Part
 _FEW_ROWS = 8
 _SMALL = 1 << 17
 """Elements of a matrix that a cache holds."""
+_NARROW, _BLOCK = 256, 32
+"""Rows of a matrix so short that calls cost as much as products go in blocks, which are too small for two threads."""
 
 
 class Linear:
@@ -77,7 +79,11 @@ class Linear:
     def _few(self, x_ni: Tensor, out_no: Tensor) -> Tensor:
         """out ← x·Wᵀ of a few rows."""
         if len(x_ni) == 1:
-            np.vecdot(self.weight.numpy(), x_ni.numpy(), out_no.numpy())
+            weight, x, out = self.weight.numpy(), x_ni.numpy()[0], out_no.numpy()[0]
+            if len(x) <= _NARROW and len(out) % _BLOCK == 0:
+                np.matmul(weight.reshape(-1, _BLOCK, len(x)), x, out.reshape(-1, _BLOCK))
+            else:
+                np.vecdot(weight, x, out)
         else:
             out_no.copy_(torch.mm(self.weight, x_ni.T).T)
         return out_no
