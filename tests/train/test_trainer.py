@@ -326,12 +326,12 @@ def test_the_seed_decides(tmp_path):
     assert source.same(found[0], found[1]) and not source.same(found[0], found[2])
 
 
-@pytest.mark.parametrize("recomputed", [False, True])
-def test_compiled_blocks_compute_the_same_and_share_one_compilation(tmp_path, monkeypatch, recomputed):
-    """Without code generation, which takes a minute on a CPU and is torch's."""
-    memory = [configure("checkpointing")] * recomputed
+@pytest.mark.parametrize("keep", [None, "nothing", "products"])
+def test_compiled_blocks_compute_the_same_and_share_one_compilation(tmp_path, monkeypatch, keep):
+    """Without code generation, which takes a minute on a CPU and is torch's; checkpointed, and not (None)."""
+    memory = [configure("checkpointing", keep=keep)] if keep else []
     plain = source.trainer(tmp_path / "plain", steps=3).run()
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager_decomp_partition"))
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     run = source.trainer(tmp_path / "compiled", compile=True, steps=3, memory=memory)

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from hayless.core.errors import RequestError
 from hayless.methods.memory.offload import OffloadConfig
-from hayless.train.blocks import Forward, recomputed, wrapped
+from hayless.train.blocks import Forward, mark_recomputed, recomputed, wrapped
 
 
 class Offload:
@@ -123,4 +123,4 @@ def _offloaded(traffic: Traffic, first: nn.Module, block: nn.Module, forward: Fo
             return forward(x, *inputs, **options)
 
     # Hooks are no part of a compiled graph; the block that they stand around is.
-    return torch.compiler.disable(run, recursive=False)
+    return mark_recomputed(torch.compiler.disable(run, recursive=False))
