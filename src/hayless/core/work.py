@@ -154,4 +154,7 @@ def _backward(op: Op, reached: set[Tensor]) -> list[Kernel]:
 
 
 def _is_view(op: Op) -> bool:
+    """What gradients pass through is a sum, wherever it lies."""
+    if op.passes:
+        return False
     return all(tensor.storage is op.inputs[0].storage for tensor in op.outputs) if op.inputs else False
