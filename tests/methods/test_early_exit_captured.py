@@ -18,7 +18,8 @@ from tests.decode import captured
 
 CUDA = torch.cuda.is_available()
 PROMPTS = [[0, 5, 9], [17], [44, 45, 46, 0, 7]]
-TOKENS = 24 if CUDA else 4
+gpu = pytest.mark.skipif(not CUDA, reason="needs a CUDA device")
+TOKENS = 24 if CUDA else 3
 pytestmark = pytest.mark.usefixtures("exact_float32")
 
 
@@ -48,8 +49,8 @@ def two(model, config, prompts, options, rows, fill=nothing_to_learn):
     [
         ("llama", {"confidence": "state", "threshold": 0.7, "least": 2}, 2),
         ("qwen3", {"confidence": "softmax", "threshold": 0.004, "least": 2}, 1),
-        ("qwen2", {"confidence": "softmax", "threshold": 1.0}, 1),
-        ("llama", {"confidence": "schedule", "least": 2, "over": 4}, 2),
+        pytest.param("qwen2", {"confidence": "softmax", "threshold": 1.0}, 1, marks=[gpu, pytest.mark.gpu]),
+        ("llama", {"confidence": "schedule", "least": 2, "over": 3}, 2),
     ],
 )
 def test_captured_steps_leave_as_the_plain_path_does(name, options, rows):
@@ -62,7 +63,20 @@ def test_captured_steps_leave_as_the_plain_path_does(name, options, rows):
     assert layers == {plain.LAYERS} if options.get("threshold") == 1 else min(layers) < plain.LAYERS
 
 
-gpu = pytest.mark.skipif(not CUDA, reason="needs a CUDA device")
+def test_requests_join_and_leave_a_running_batch():
+    model = plain.deep("llama").to("cuda" if CUDA else "cpu")
+    config = EarlyExitConfig(confidence="state", threshold=0.7, least=2, every=2)
+    made = []
+    for backend in ("graphs", "program"):
+        engine = Engine(model, exit=EarlyExit(config, model), backend=backend)
+        running, texts = engine.open(rows=2, tokens=10), {}
+        for prompt, count in zip(PROMPTS, (1, 3, 2), strict=True):
+            running.add(engine.request(prompt, SamplingOptions(max_tokens=count, ignore_end=True)))
+        while running.busy:
+            for request, piece in running.step():
+                texts.setdefault(tuple(request.prompt), []).append(piece.token)
+        made.append((texts, engine.exit.mean_layer))
+    assert made[0] == made[1] and made[0][1] < plain.LAYERS
 
 
 @gpu

@@ -21,6 +21,8 @@ _CONDITIONAL_NODE, _IF = 13, 0
 """CU_GRAPH_NODE_TYPE_CONDITIONAL, CU_GRAPH_COND_TYPE_IF."""
 _RELAXED, _SET_DEPENDENCIES = 2, 1
 """CU_STREAM_CAPTURE_MODE_RELAXED, CU_STREAM_SET_CAPTURE_DEPENDENCIES."""
+_NON_BLOCKING = 1
+"""CU_STREAM_NON_BLOCKING."""
 _NEEDED = 12_080
 
 _SETTER = b"""
@@ -143,7 +145,9 @@ def _captured_so_far(stream: torch.cuda.Stream) -> tuple[ctypes.c_void_p, Any, c
 @contextmanager
 def _capturing_to(graph: ctypes.c_void_p, device: torch.device) -> Iterator[None]:
     """What is launched inside goes into `graph`."""
-    stream = torch.cuda.Stream(device)
+    # PyTorch hands out the same few streams in turn, and so one that is captured already.
+    free = _free(device.index)
+    stream = free.pop() if free else _new_stream(device)
     _call("cuStreamBeginCaptureToGraph", _of(stream), graph, None, None, 0, _RELAXED)
     try:
         with torch.cuda.stream(stream):
@@ -151,10 +155,24 @@ def _capturing_to(graph: ctypes.c_void_p, device: torch.device) -> Iterator[None
     finally:
         ended = ctypes.c_void_p()
         _call("cuStreamEndCapture", _of(stream), ctypes.byref(ended))
+        free.append(stream)
+
+
+@cache
+def _free(device: int) -> list[torch.cuda.Stream]:
+    """Streams of a device that nothing is captured on."""
+    return []
+
+
+def _new_stream(device: torch.device) -> torch.cuda.Stream:
+    found = ctypes.c_void_p()
+    _call("cuStreamCreate", ctypes.byref(found), _NON_BLOCKING)
+    return torch.cuda.ExternalStream(found.value or 0, device)
 
 
 @cache
 def _setter(device: int) -> ctypes.c_void_p:
+    torch.cuda.synchronize(device)  # so that there is a context
     module, function = ctypes.c_void_p(), ctypes.c_void_p()
     _call("cuModuleLoadData", ctypes.byref(module), _SETTER)
     _call("cuModuleGetFunction", ctypes.byref(function), module, b"go")

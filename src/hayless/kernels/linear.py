@@ -6,8 +6,8 @@ one number, multiplied in at the end), several matrices of one input side by sid
 SwiGLU, bias, residual. Sums are in float32. With `overlap` a kernel starts while the one before it still runs
 (programmatic dependent launch, compute capability 9 and newer).
 
-Where a row of W fits into one tile, the tile stays in registers for several tokens (`few`), and each gets the bits that
-it gets alone.
+Where a row of W fits into one tile, several tokens are taken side by side (`few`), each by programs of its own: it gets
+the bits that it gets alone, and programs of one tile run together, so that the cache has it for all but the first.
 """
 
 from __future__ import annotations
@@ -95,7 +95,6 @@ def _gemv(
     out_width,
     eps,
     TOKENS: tl.constexpr,
-    TOKENS_PADDED: tl.constexpr,
     NORM: tl.constexpr,
     GATED: tl.constexpr,
     BIAS: tl.constexpr,
@@ -108,7 +107,8 @@ def _gemv(
 ):
     if OVERLAP:
         gdc_launch_dependents()
-    block = tl.program_id(0)
+    # Programs of one tile follow each other.
+    token, block = (tl.program_id(0) % TOKENS).to(tl.int64), tl.program_id(0) // TOKENS
     w_ptr, b_ptr, n, before = w0_ptr, b0_ptr, n0, 0
     if not GATED:
         blocks0, blocks1 = tl.cdiv(n0, ROWS), tl.cdiv(n1, ROWS)
@@ -122,9 +122,8 @@ def _gemv(
     column = tl.arange(0, COLUMNS)
     offset = row[:, None].to(tl.int64) * width + column[None, :]
     inside = (row < n)[:, None]
-    t = tl.arange(0, TOKENS_PADDED)
-    y = tl.zeros((TOKENS_PADDED, ROWS), tl.float32)
-    u = y
+    x_ptr += token * width
+    u = tl.zeros((ROWS,), tl.float32)
     if WHOLE:
         # Weights do not depend on the kernel before; its output does.
         mask = inside & (column < width)[None, :]
@@ -133,12 +132,11 @@ def _gemv(
             up = tl.load(w1_ptr + offset, mask=mask, other=0.0, eviction_policy="evict_first")
         if OVERLAP:
             gdc_wait()
-        for token in tl.static_range(TOKENS):
-            x, squares = _input(x_ptr + token * width, gain_ptr, column, width, NORM)
-            scale = _scale(squares, width, eps, NORM)
-            y = tl.where((t == token)[:, None], (tl.sum(w.to(tl.float32) * x[None, :], 1) * scale)[None, :], y)
-            if GATED:
-                u = tl.where((t == token)[:, None], (tl.sum(up.to(tl.float32) * x[None, :], 1) * scale)[None, :], u)
+        x, squares = _input(x_ptr, gain_ptr, column, width, NORM)
+        scale = _scale(squares, width, eps, NORM)
+        y = tl.sum(w.to(tl.float32) * x[None, :], 1) * scale
+        if GATED:
+            u = tl.sum(up.to(tl.float32) * x[None, :], 1) * scale
     else:
         if OVERLAP:
             gdc_wait()
@@ -155,19 +153,18 @@ def _gemv(
                 up = tl.load(w1_ptr + offset + start, mask=mask, other=0.0, eviction_policy="evict_first")
                 up_total += up.to(tl.float32) * x[None, :]
         scale = _scale(squares, width, eps, NORM)
-        y = (tl.sum(total, 1) * scale)[None, :]
-        u = (tl.sum(up_total, 1) * scale)[None, :]
+        y = tl.sum(total, 1) * scale
+        u = tl.sum(up_total, 1) * scale
     if BIAS:
-        y += tl.load(b_ptr + row, mask=row < n, other=0.0).to(tl.float32)[None, :]
+        y += tl.load(b_ptr + row, mask=row < n, other=0.0).to(tl.float32)
     if GATED:
         if BIAS:
-            u += tl.load(b1_ptr + row, mask=row < n, other=0.0).to(tl.float32)[None, :]
+            u += tl.load(b1_ptr + row, mask=row < n, other=0.0).to(tl.float32)
         y = y / (1.0 + tl.exp(-y)) * u
-    at = t[:, None] * out_width + before + row[None, :]
-    mask = (t < TOKENS)[:, None] & (row < n)[None, :]
+    at = token * out_width + before + row
     if RESIDUAL:
-        y += tl.load(residual_ptr + at, mask=mask, other=0.0).to(tl.float32)
-    tl.store(out_ptr + at, y.to(out_ptr.dtype.element_ty), mask=mask)
+        y += tl.load(residual_ptr + at, mask=row < n, other=0.0).to(tl.float32)
+    tl.store(out_ptr + at, y.to(out_ptr.dtype.element_ty), mask=row < n)
 
 
 def gemv(
@@ -203,7 +200,7 @@ def gemv(
         )
     some = [*biases, *[weights[0]] * (3 - len(biases))] if with_bias else padded
     counts = [*sizes, 0, 0][:3]
-    _gemv[(sum(triton.cdiv(count, tiles.rows) for count in rows),)](
+    _gemv[(tokens * sum(triton.cdiv(count, tiles.rows) for count in rows),)](
         x,
         norm.gain if norm else x,
         *padded,
@@ -215,7 +212,6 @@ def gemv(
         out.shape[-1],
         norm.eps if norm else 0.0,
         TOKENS=tokens,
-        TOKENS_PADDED=triton.next_power_of_2(tokens),
         NORM=norm is not None,
         GATED=gated,
         BIAS=with_bias,

@@ -80,7 +80,7 @@ class EarlyExit:
         self.traces += traces.values()
         self._open_traces = traces
         if target.graphs and target.program is not None:
-            return self._captured(target.program).begin(requests)
+            return self._captured(target.model, target.program).begin(requests)
         return _Batch(self.reader(target.model, target.program), requests, self.layers, self._note)
 
     def open(self, target: Target, rows: int, tokens: int) -> Batch:
@@ -91,7 +91,7 @@ class EarlyExit:
                 hint="Use generate or stream, or another confidence.",
             )
         if target.graphs and target.program is not None:
-            return self._captured(target.program).open(rows, tokens)
+            return self._captured(target.model, target.program).open(rows, tokens)
         return _Batch(self.reader(target.model, target.program), [], self.layers, self._note)
 
     def no_graphs(self, program: Program) -> str | None:
@@ -176,10 +176,11 @@ class EarlyExit:
         if request in self._open_traces:
             self._open_traces[request].append(layers)
 
-    def _captured(self, program: Program) -> ExitGraphs:
-        """Sessions for this program; what is to be learnt is learnt."""
+    def _captured(self, model: PreTrainedModel, program: Program) -> ExitGraphs:
+        """Sessions for this program; what is to be learnt is learnt before."""
         from hayless.methods.decoding.early_exit.captured import ExitGraphs, Rule  # needs Triton
 
+        self._learn(model, program)
         if self._graphs is None or self._graphs.program is not program:
             config = self.config
             scheduled = config.confidence == "schedule"
