@@ -12,12 +12,27 @@ from transformers import AutoModelForSequenceClassification
 from transformers.pytorch_utils import Conv1D
 
 from hayless.core.errors import FileDamaged, NotSupported, RequestError
+from hayless.core.ledger import Layout
 from hayless.core.registry import configure, method_of
 from hayless.methods.adapters.lora import layer, reference
 from hayless.methods.adapters.lora.config import LoraConfig
+from hayless.methods.quantize.nf4.blocks import Blocks, pack_blocks
+from hayless.methods.quantize.nf4.form import BlockFormat
+from hayless.model.packing import install
 from hayless.model.transform import apply
 from tests import tiny
 from tests.methods.running import batch, check_held, logits, lora_of, losses, predicted
+
+
+def pack_linear(module: nn.Linear) -> None:
+    """Pack a linear module's weight to nf4."""
+    config = configure("nf4")
+    shape = tuple(module.weight.shape)
+    form = BlockFormat(
+        shape=shape, layout=Layout.LINEAR, type="nf4", block_size=config.block_size, double=config.double
+    )
+    packing = Blocks(form)
+    install(module, "weight", packing, pack_blocks(module.weight.detach()[None], packing, config))
 
 
 @pytest.mark.parametrize("name", tiny.NAMES)
@@ -89,23 +104,35 @@ def test_a_16_bit_branch_keeps_its_input_as_it_came_and_no_product() -> None:
 
 
 @pytest.mark.parametrize("bias", [False, True])
-def test_the_sum_is_made_where_the_product_lies_unless_that_is_a_view(bias: bool) -> None:
+@pytest.mark.parametrize("held", ["trained", "frozen", "packed"])
+def test_the_sum_is_made_where_the_product_lies_unless_that_is_a_view_of_a_graph(held: str, bias: bool) -> None:
     torch.manual_seed(0)
-    module = nn.Linear(16, 24, bias=bias, dtype=torch.float64)
+    module = nn.Linear(64, 24, bias=bias).requires_grad_(held == "trained")
+    if held == "packed":
+        pack_linear(module)
     product: list[int] = []
-    module.register_forward_hook(lambda module, inputs, output: product.append(output.data_ptr()))
-    layer.attach(module, 16, 24, LoraConfig(rank=4))
+    before = module.register_forward_hook(lambda module, inputs, output: product.append(output.data_ptr()))
+    layer.attach(module, 64, 24, LoraConfig(rank=4))
     nn.init.normal_(module.lora_B.weight)
-    x, towards = torch.randn(2, 5, 16, dtype=torch.float64, requires_grad=True), torch.randn(2, 5, 24)
-    out = module(x)
-    assert (out.data_ptr() == product[0]) is not bias
-    out.backward(towards)
-    a, b = (module.get_submodule(part).weight.detach().double() for part in ("lora_A", "lora_B"))
+    x, towards = torch.randn(2, 5, 64, requires_grad=True), torch.randn(2, 5, 24)
+    a, b = (module.get_submodule(part).weight.detach() for part in ("lora_A", "lora_B"))
     whole = module.weight.detach() + 2 * b @ a
-    torch.testing.assert_close(out, nn.functional.linear(x, whole, module.bias))
-    torch.testing.assert_close(x.grad, towards.double() @ whole)
-    flat = towards.view(-1, 24).double()
-    torch.testing.assert_close(module.weight.grad, flat.T @ x.detach().view(-1, 16))
+    for alone in (False, True):
+        # Beside another hook, which may have put something into the graph, the product's own backward pass runs.
+        if alone:
+            before.remove()
+        x.grad = None
+        out = module(x)
+        assert alone or (out.data_ptr() == product[-1]) is not bias
+        out.backward(towards)
+        torch.testing.assert_close(out, nn.functional.linear(x, whole, module.bias), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(x.grad, towards @ whole, rtol=1e-4, atol=1e-5)
+        node = out.grad_fn
+        assert node is not None
+        assert (node.next_functions[0][0] is None) is (alone and held != "trained")
+    if held == "trained":
+        twice = 2 * towards.view(-1, 24).T @ x.detach().view(-1, 64)
+        torch.testing.assert_close(module.weight.grad, twice, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])

@@ -80,8 +80,10 @@ class Beside:
             out = tape.scale(out)
         for rows in self._chains.get(module, ()):
             if not rows[0].layers or layer in rows[0].layers:
+                joined = lengths is None and _is_frozen_product(run, x, module, layer)
                 # What a product with a bias gives is a view.
-                out = _branch(run, x, out, rows, layer, in_place=bias is None or lengths is not None)
+                in_place = joined or bias is None or lengths is not None
+                out = _branch(run, x, out, rows, layer, in_place=in_place, joined=joined)
         if lengths is not None:
             # A product without its bias, times trained lengths over those that the weights have.
             share = tape.mul(lengths, tape.constant(lengths.elements, lengths.dtype))
@@ -102,13 +104,24 @@ class Beside:
         return out
 
 
-def _branch(run: Run, x: Tensor, out: Tensor, rows: tuple[Row, ...], layer: int, *, in_place: bool) -> Tensor:
+def _is_frozen_product(run: Run, x: Tensor, module: str, layer: int) -> bool:
+    """Whether a branch finds nothing but a frozen matrix and bias of a linear module, and knows the gradient of x."""
+    plain = run.rows[module, "weight"].layout is Layout.LINEAR and not (run.shape.arithmetic or run.shape.float8)
+    parts = (run.weight(module, parameter, layer) for parameter in ("weight", "bias"))
+    return plain and x.grad and not any(part is not None and part.grad for part in parts)
+
+
+def _branch(
+    run: Run, x: Tensor, out: Tensor, rows: tuple[Row, ...], layer: int, *, in_place: bool, joined: bool
+) -> Tensor:
     """Two thin matrices one after the other, scaled and added to `out`; several pairs are put side by side."""
     tape, dtype = run.tape, run.shape.arithmetic or x.dtype
     leaves = [tape.cast(_leaf(run, row.module, row.parameter, layer), dtype) for row in rows]
     thin, wide = (leaves[part] if len(rows) == 2 else tape.join(*leaves[part::2]) for part in (0, 1))
     rank = sum(row.out_features for row in rows[::2])
-    return tape.low_rank(out, x, thin, wide, (rows[0].in_features, rank, rows[1].out_features), in_place=in_place)
+    return tape.low_rank(
+        out, x, thin, wide, (rows[0].in_features, rank, rows[1].out_features), in_place=in_place, joined=joined
+    )
 
 
 def _mixture(run: Run, x: Tensor, place: str, layer: int) -> Tensor:

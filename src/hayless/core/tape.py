@@ -235,12 +235,20 @@ class Tape:
         return out
 
     def low_rank(
-        self, out: Tensor, x: Tensor, thin: Tensor, wide: Tensor, widths: tuple[int, int, int], *, in_place: bool
+        self,
+        out: Tensor,
+        x: Tensor,
+        thin: Tensor,
+        wide: Tensor,
+        widths: tuple[int, int, int],
+        *,
+        in_place: bool,
+        joined: bool,
     ) -> Tensor:
         """out + s·B(Ax) for A (r, in) and B (out, r), `widths` in, r, out: x is saved as it came, Ax never.
 
         The sum is made in the memory of `out`, or else in its own; on GPUs by the second product, on CPUs what is added
-        exists for a moment.
+        exists for a moment. `joined`: its gradient of x is added to that of `out`'s product where that lies.
         """
         width, rank, wider_width = widths
         tokens = x.elements // width
@@ -249,8 +257,9 @@ class Tape:
         if x.dtype != thin.dtype:
             scratch += self.held_bytes(x.elements * size)
         back = scratch + self.held_bytes(tokens * rank * size)
+        entering = Tensor(x.elements, x.dtype, False, x.storage) if joined else x
         added = self._record(
-            (x, thin, wide),
+            (entering, thin, wide),
             out.elements,
             thin.dtype,
             (x, thin, wide),

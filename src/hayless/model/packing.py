@@ -142,6 +142,10 @@ class PackedModule(nn.Module):
         )
         return out
 
+    def multiplied_back(self, gradient: Tensor) -> Tensor:
+        """The gradient of x: gradient (…, out) → (…, in), for a module whose `weight` is packed."""
+        return self.packings["weight"].multiply_back(gradient, self.pieces("weight"), self.unpacked_dtype)
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """Moves and casts: what is not in the weights' dtype keeps its own, and the dtype to unpack to is cast."""
         kept = dict(self._buffers)

@@ -21,6 +21,7 @@ from hayless.core.beside import MAGNITUDE
 from hayless.methods.adapters.lora.config import LoraConfig
 from hayless.methods.adapters.lora.predict import START, Site
 from hayless.methods.common.thin import thin_zeros, working_dtype
+from hayless.model.packing import PackedLinear
 
 _START_A, _START_B = f"{START}_A", f"{START}_B"
 
@@ -42,11 +43,12 @@ class Branch:
         dtype = working_dtype(x)
         a, b = (factor.to(dtype) for factor in factors(module))
         if MAGNITUDE not in module._parameters:
-            added: Tensor = AddLowRank.apply(output, x, a, b, self.scaling)
+            base = module if x is inputs[0] and _is_frozen_product(module, output) else None
+            added: Tensor = AddLowRank.apply(output if base is None else output.detach(), x, a, b, self.scaling, base)
             return added
         # Under autocast a bias is of another dtype than what it was added to.
         bias = None if module.bias is None else module.bias.to(output.dtype)
-        summed: Tensor = AddLowRank.apply(output if bias is None else output - bias, x, a, b, self.scaling)
+        summed: Tensor = AddLowRank.apply(output if bias is None else output - bias, x, a, b, self.scaling, None)
         # The lengths that the weights have are taken for a constant (DoRA, section 4.3).
         share = getattr(module, MAGNITUDE) / lengths(module, self.scaling)
         summed = summed * share.to(summed.dtype)
@@ -58,13 +60,14 @@ class AddLowRank(torch.autograd.Function):
 
     The sum is made in the memory of `output`, which a linear module does not keep; in new memory where that is a view
     of another tensor's (with a bias), where a mode looks on (checkpointing that keeps products has them from it, and
-    takes them as they are then), and in compiled code, where the sum is one with what follows it.
+    takes them as they are then), and in compiled code, where the sum is one with what follows it. Where `base` is given
+    `output` is its frozen product with x, detached, and the gradient of x is made of both products in one memory.
     """
 
     @staticmethod
-    def forward(ctx: Any, output: Tensor, x: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:
+    def forward(ctx: Any, output: Tensor, x: Tensor, a: Tensor, b: Tensor, scaling: float, base: Any) -> Tensor:
         ctx.save_for_backward(x, a, b)
-        ctx.scaling = scaling
+        ctx.scaling, ctx.base = scaling, base
         inner = F.linear(x.to(a.dtype), a)
         if torch.compiler.is_compiling():
             return (output + F.linear(inner, b) * scaling).to(output.dtype)
@@ -84,14 +87,40 @@ class AddLowRank(torch.autograd.Function):
         rows = gradient.reshape(-1, gradient.shape[-1]).to(b.dtype)
         inner = (rows @ b) * ctx.scaling
         for_x = for_a = for_b = None
-        if ctx.needs_input_grad[1]:
+        if ctx.needs_input_grad[1] and ctx.base is not None:
+            for_x = _through(ctx.base, gradient).to(x.dtype)
+            if for_x.dtype == a.dtype:
+                for_x.view(-1, x.shape[-1]).addmm_(inner, a)
+            else:
+                for_x.view(-1, x.shape[-1]).add_(inner @ a)
+        elif ctx.needs_input_grad[1]:
             for_x = (inner @ a).view(x.shape).to(x.dtype)
         flat = x.reshape(-1, x.shape[-1]).to(a.dtype)
         if ctx.needs_input_grad[2]:
             for_a = inner.T @ flat
         if ctx.needs_input_grad[3]:
             for_b = rows.T @ (flat @ a.T * ctx.scaling)
-        return gradient if ctx.needs_input_grad[0] else None, for_x, for_a, for_b, None
+        return gradient if ctx.needs_input_grad[0] else None, for_x, for_a, for_b, None, None
+
+
+def _is_frozen_product(module: Any, output: Tensor) -> bool:
+    """Whether a linear module's output is its frozen matrix times its input, plus a frozen bias, and nothing else, so
+    that the gradient of its input is known; not in compiled code, which fuses sums itself, and where dtypes are
+    autocast's."""
+    plain = type(module) is nn.Linear or isinstance(module, PackedLinear)
+    changed = len(module._forward_hooks) > 1 or module._forward_pre_hooks or "forward" in vars(module)
+    if not plain or changed or not output.requires_grad or torch.compiler.is_compiling():
+        return False
+    trained = any(item is not None and item.requires_grad for item in module._parameters.values())
+    return not trained and not torch.is_autocast_enabled(output.device.type)
+
+
+def _through(module: Any, gradient: Tensor) -> Tensor:
+    """gradient (…, out) · W, contiguous."""
+    if isinstance(module, PackedLinear):
+        return module.multiplied_back(gradient).contiguous()
+    weight: Tensor = module.weight
+    return gradient.matmul(weight).contiguous()
 
 
 def attach(
