@@ -20,7 +20,11 @@ def _one_thread():
 
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("rows", [0, 1, 2, 3, 8, 9])
-@pytest.mark.parametrize(("out", "wide"), [(700, 301), (128, 1024), (16, 24)], ids=["odd", "just large", "small"])
+@pytest.mark.parametrize(
+    ("out", "wide"),
+    [(700, 301), (128, 1024), (1024, 192), (1025, 192), (16, 24)],
+    ids=["odd", "just large", "narrow", "narrow, odd", "small"],
+)
 def test_products_are_those_of_pytorch(rows, out, wide, biased):
     generator = torch.Generator().manual_seed(rows)
     weight, x, before = (torch.randn(*shape, generator=generator) for shape in ((out, wide), (rows, wide), (rows, out)))

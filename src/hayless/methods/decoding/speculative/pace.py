@@ -3,7 +3,7 @@
 What a preflight finds on a few tokens need not hold for the whole text, nor beside other requests. So passes are timed
 while texts are made, and what decides is the seconds that a pass with drafts saves, beside how sure that is
 (`saved`). Drafts that have not won yet are on trial: they stay once they surely win, and rest where they lose, or where
-the trial ends in doubt; they rest much longer than the trial took, and twice as long each time. All of it is known for
+the trial ends in doubt; they rest much longer than the trial took, and longer each time. All of it is known for
 each size of the batch by itself, up to a power of 2. No torch.
 """
 
@@ -30,7 +30,7 @@ _WINDOW, _KEPT = 256, 32
 """Passes with drafts that are remembered, and that still are when a trial begins."""
 _FRESH = 64
 """While drafts are used, one pass of so many goes without them."""
-_REST, _LONGEST, _SHARE = 64, 4096, 32
+_REST, _LONGEST, _SHARE = 64, 16384, 128
 """Passes without drafts before they are tried again: at first, at most, and beside the passes of the trial."""
 _OUTLIER = 2.0
 """A pass that took so many times the median counts as no more than that: the machine was busy."""
@@ -135,7 +135,9 @@ class Measured:
             size.resting = max(0, size.resting - 1)
             return
         if size.resting:
-            return  # the rest of a batch that cannot stop drafting
+            # A batch that cannot stop drafting: what it goes on to lose is made up for by a longer rest.
+            size.resting = min(_LONGEST, size.resting + _SHARE)
+            return
         size.since_plain += 1
         size.tried += 1
         size.passes.append(found)
@@ -176,7 +178,7 @@ class Measured:
                 size.plain.extend([found.step] * _PLAIN)
                 size.drafted, size.won = found.drafted or found.measured, found.drafted > 0
                 if not found.drafted:
-                    size.resting, size.rest = (1 if found.doubtful else 16) * _REST, 2 * _REST
+                    size.resting, size.rest = _REST if found.doubtful else _SHARE * _SURE, 2 * _REST
                     size.said = "off"
         return self._sizes[key]
 
@@ -226,7 +228,7 @@ class _Size:
     def wins(self) -> bool:
         """Whether drafts surely save time."""
         mean, error = saved(*self.last(_WINDOW), median(self.plain))
-        return self.tried >= _SURE and mean > error
+        return self.tried >= _SURE and mean > 1.5 * error
 
     def rest_now(self) -> None:
         """Go without drafts: long beside the trial, or for a while where they had won."""
