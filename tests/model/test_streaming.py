@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,8 @@ def test_weights_that_are_drawn(tmp_path: Path) -> None:
     assert torch.isfinite(model(input_ids=ids).logits).all() and change.figures["mean_squared_error"] > 0
 
 
-def test_memory_stays_below_a_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("ahead", [0, 2])
+def test_memory_stays_below_a_shard(ahead: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What lies in files is mapped, not copied; beside it there are the packed model and what one weight needs."""
     config = tiny.config("llama")
     config.num_hidden_layers, config.layer_types = 20, None
@@ -124,12 +126,22 @@ def test_memory_stays_below_a_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     save_model(model, tmp_path / "model", shard_bytes=shard)
     live, filled = Live(), streaming._filled
 
-    def watched(*given: Any) -> Any:
+    def watched(*given: Any, **options: Any) -> Any:
         with live:
-            return filled(*given)
+            return filled(*given, **{**options, "ahead": ahead})
 
     monkeypatch.setattr(streaming, "_filled", watched)
     packed, (change,) = load_and_pack(tmp_path / "model", [configure("nf4", double=False)])
     assert change.figures["bytes_after"] < live.peak < 1.2 * shard
     del packed
     assert live.now < change.figures["bytes_after"] / 10
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 3, 9])
+def test_what_is_read_ahead_comes_in_order_and_errors_come_through(ahead):
+    calls = [partial(torch.full, (2,), float(number)) for number in range(7)]
+    assert [int(found[0]) for found in streaming._in_order(calls, ahead)] == [*range(7)]
+    found = streaming._in_order([*calls[:2], partial(torch.empty, -1), *calls], ahead)
+    assert [int(next(found)[0]) for _ in range(2)] == [0, 1]
+    with pytest.raises(RuntimeError, match="negative"):
+        next(found)

@@ -6,7 +6,11 @@ bit, what loading the model and then applying the methods gives.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,6 +36,8 @@ from hayless.model.transform import Change, Context, Transform, apply, note
 
 Source = Callable[[Row, int], Tensor]
 """Gives a row's parameter in one layer, as its module lays it out."""
+_AHEAD = 3
+"""Parameters that are read and brought to a GPU while the one before them is packed."""
 
 
 class OneByOne(Protocol):
@@ -116,7 +122,7 @@ def build_and_pack(
         drawn = torch.empty(row.shape, dtype=getattr(torch, row.dtype), device=place)
         return drawn.normal_(0, deviation, generator=generator)
 
-    return model, _filled(model, ordered, draw, place, context or Context())
+    return model, _filled(model, ordered, draw, place, context or Context(), ahead=0)
 
 
 def _streamed(
@@ -139,16 +145,23 @@ def _streamed(
         if not files.are_of(ledger_of(dims_of_model(model)), ignored):
             return None
         checksums.verify(folder)
-        changes = _filled(model, configs, files.parameter, place, context)
+        changes = _filled(model, configs, files.parameter, place, context, ahead=_AHEAD if place.type == "cuda" else 0)
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder)
     return model, changes
 
 
 def _filled(
-    model: PreTrainedModel, configs: Sequence[MethodConfig], source: Source, place: torch.device, context: Context
+    model: PreTrainedModel,
+    configs: Sequence[MethodConfig],
+    source: Source,
+    place: torch.device,
+    context: Context,
+    *,
+    ahead: int,
 ) -> list[Change]:
-    """Fill every parameter from `source`, and pack those that a method wants; the model ends on `place`."""
+    """Fill every parameter from `source`, and pack those that a method wants; the model ends on `place`. `ahead`: so
+    many parameters are on their way at once, in threads that ask `source` in any order."""
     ledger = ledger_of(dims_of_model(model))
     packers: list[OneByOne] = []
     after = ledger
@@ -156,23 +169,52 @@ def _filled(
         packers.append(method_of(config).load().one_by_one(after, config))
         after = method_of(config).predict(after, config)
     by_row = {(row.module, row.parameter): packer for packer in packers for row in packer.rows}
-    with torch.no_grad():
-        for number, row in enumerate(ledger.rows):
-            context.progress("weights", number, len(ledger.rows))
-            if row.tied_to:
-                continue
+    own = [row for row in ledger.rows if not row.tied_to]
+    user = torch.cuda.current_stream(place) if place.type == "cuda" else None
+    calls = [partial(_brought, source, row, layer, place, user) for row in own for layer in row.layers or (0,)]
+    with torch.no_grad(), closing(_in_order(calls, ahead)) as tensors:
+        for number, row in enumerate(own):
+            context.progress("weights", number, len(own))
             packer = by_row.get((row.module, row.parameter))
             for layer in row.layers or (0,):
                 path = row.module.replace("{layer}", str(layer))
                 module = model.get_submodule(path)
-                _put(module, row.parameter, source(row, layer), f"{path}.{row.parameter}", place)
+                _put(module, row.parameter, next(tensors), f"{path}.{row.parameter}", place)
                 if packer is not None:
                     packer.pack(row, path, module)
         model.to(place)  # type: ignore[arg-type]
-    context.progress("weights", len(ledger.rows), len(ledger.rows))
+    context.progress("weights", len(own), len(own))
     for config in configs:
         note(model, config)
     return [packer.change() for packer in packers]
+
+
+def _brought(source: Source, row: Row, layer: int, place: torch.device, user: Any) -> Tensor:
+    """A parameter on its device, for use on the stream `user` there. What lies in a file that is mapped into memory
+    crosses through pinned memory, which several threads fill at once."""
+    found = source(row, layer)
+    if user is None or found.is_cuda:
+        return found.to(place)
+    with torch.cuda.stream(torch.cuda.Stream(place)):
+        there = found.pin_memory().to(place)
+        there.record_stream(user)
+    return there
+
+
+def _in_order(calls: Sequence[Callable[[], Tensor]], ahead: int) -> Generator[Tensor, None, None]:
+    """What the calls give, while up to `ahead` of those that follow are made in threads."""
+    if not ahead:
+        yield from (call() for call in calls)
+        return
+    with ThreadPoolExecutor(ahead) as pool:
+        waiting = deque(pool.submit(call) for call in calls[:ahead])
+        try:
+            for call in (*calls[ahead:], *(None for _ in calls[:ahead])):
+                if call is not None:
+                    waiting.append(pool.submit(call))
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _put(module: nn.Module, name: str, tensor: Tensor, full_name: str, place: torch.device) -> None:
