@@ -66,11 +66,13 @@ class AddLowRank(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, output: Tensor, x: Tensor, a: Tensor, b: Tensor, scaling: float, base: Any) -> Tensor:
-        ctx.save_for_backward(x, a, b)
         ctx.scaling, ctx.base = scaling, base
         inner = F.linear(x.to(a.dtype), a)
         if torch.compiler.is_compiling():
+            # What is kept of these is decided with all that surrounds them.
+            ctx.save_for_backward(x, a, b, inner)
             return (output + F.linear(inner, b) * scaling).to(output.dtype)
+        ctx.save_for_backward(x, a, b)
         if output._is_view() or is_in_torch_dispatch_mode():
             output = output.clone()
         else:
@@ -83,7 +85,7 @@ class AddLowRank(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, a, b = ctx.saved_tensors
+        x, a, b, *kept = ctx.saved_tensors
         rows = gradient.reshape(-1, gradient.shape[-1]).to(b.dtype)
         inner = (rows @ b) * ctx.scaling
         for_x = for_a = for_b = None
@@ -99,7 +101,8 @@ class AddLowRank(torch.autograd.Function):
         if ctx.needs_input_grad[2]:
             for_a = inner.T @ flat
         if ctx.needs_input_grad[3]:
-            for_b = rows.T @ (flat @ a.T * ctx.scaling)
+            again = kept[0].reshape(-1, len(a)) if kept else flat @ a.T
+            for_b = rows.T @ (again * ctx.scaling)
         return gradient if ctx.needs_input_grad[0] else None, for_x, for_a, for_b, None, None
 
 
