@@ -1,5 +1,6 @@
 // As much of CUDA as tensor_cores.cu needs, on a CPU: a thread for each thread of a block, blocks one after the other. What
 // single instructions do is written from the PTX manual; bf16 only.
+#include <math.h>
 #include <pthread.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -22,6 +23,7 @@ static pthread_barrier_t block_barrier, warp_barriers[WARPS];
 
 static inline int min(int a, int b) { return a < b ? a : b; }
 static inline void __syncthreads() { pthread_barrier_wait(&block_barrier); }
+static inline float rsqrtf(float v) { return 1 / sqrtf(v); }
 static inline float __uint_as_float(unsigned bits) { float v; memcpy(&v, &bits, 4); return v; }
 
 //@ what stands for the kernel's instructions
@@ -92,11 +94,27 @@ static u32 plus(u32 a, u32 b) {
     return narrow(from_bf16(a) + from_bf16(b)) | (u32)narrow(from_bf16(a >> 16) + from_bf16(b >> 16)) << 16;
 }
 
+static u32 times(u32 a, u32 b) {
+    return narrow(from_bf16(a) * from_bf16(b)) | (u32)narrow(from_bf16(a >> 16) * from_bf16(b >> 16)) << 16;
+}
+
+static float sum_of_warp(float v) {
+    static float all[WARPS][32];
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    all[warp][lane] = v;
+    pthread_barrier_wait(&warp_barriers[warp]);
+    float sum = 0;
+    for (int i = 0; i < 32; i++) sum += all[warp][i];
+    pthread_barrier_wait(&warp_barriers[warp]);
+    return sum;
+}
+
 static float half_to_float(u16) { abort(); }
 //@ the launch
 struct Launch {
-    u16* x;
+    u16 *x, *gain;
     Matrices* matrices;
+    float epsilon;
     int m, width, groups, add, blocks, splits;
 };
 
@@ -113,7 +131,7 @@ static void* thread_of_block(void* index) {
     const Launch& l = *launch;
     threadIdx.x = (long)index;
     blockIdx = current_block;
-    packed_linear(l.x, *l.matrices, l.m, l.width, l.groups, l.add);
+    packed_linear(l.x, l.gain, l.epsilon, *l.matrices, l.m, l.width, l.groups, l.add);
     return 0;
 }
 

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import torch
 
 pytest.importorskip("triton", reason="triton is not installed")
 
+from hayless.kernels.linear import Norm
 from hayless.kernels.packed import formats, tensor_cores
 from hayless.kernels.packed.tiles import CoreTiles
 from tests.kernels.packed_weights import assert_near, integers, poisoned, table
@@ -35,7 +37,8 @@ SOURCE = Path(tensor_cores.__file__).with_name("tensor_cores.cu")
 
 class _Launch(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("x", "matrices")),
+        *((name, ctypes.c_void_p) for name in ("x", "gain", "matrices")),
+        ("epsilon", ctypes.c_float),
         *((name, ctypes.c_int) for name in ("m", "width", "groups", "add", "blocks", "splits")),
     )
 
@@ -54,8 +57,8 @@ def _emulated(folder: Path, defined: dict[str, int]) -> Callable[..., None]:
 
     def kernel(grid: tuple[int, int, int], block: tuple[int, int, int], args: list[Any]) -> None:
         assert block == (32 * defined["WARPS"], 1, 1)
-        x, matrices, *numbers = args
-        library.run(ctypes.byref(_Launch(x, ctypes.addressof(matrices), *numbers, *grid[:2])))
+        x, gain, epsilon, matrices, *numbers = args
+        library.run(ctypes.byref(_Launch(x, gain, ctypes.addressof(matrices), epsilon, *numbers, *grid[:2])))
 
     return kernel
 
@@ -65,7 +68,7 @@ def emulated(tmp_path, monkeypatch):
     """Products by the kernel compiled for the CPU."""
     monkeypatch.setattr(tensor_cores, "unsupported", lambda x, weight: "")
     monkeypatch.setattr(tensor_cores, "_compiled", lambda defined, device: _emulated(tmp_path, dict(defined)))
-    monkeypatch.setattr(tensor_cores, "launch", lambda kernel, grid, block, args, overlap: kernel(grid, block, args))
+    monkeypatch.setattr(tensor_cores, "launch", lambda kernel, grid, block, args: kernel(grid, block, args))
     # In Triton's interpreter bf16 is wrong.
     monkeypatch.setattr(tensor_cores, "add_splits", lambda parts, bias, out: out.copy_(parts.sum(0) + bias.float()))
 
@@ -117,3 +120,26 @@ def test_several_in_one_launch(emulated):
         wanted += 0 if one.bias is None else one.bias.float()
         torch.testing.assert_close(one.out.float(), wanted, rtol=2**-8, atol=1e-4 * float(wanted.abs().max()))
     assert out[:, 73:].isnan().all()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda rows: integers(rows, 256, 4, 4, dtype=torch.bfloat16),
+        lambda rows: integers(rows, 256, 8, 1),
+        lambda rows: table(rows, 256, 64, nested=True),
+    ],
+)
+def test_normalized_and_gated(make, emulated):
+    torch.manual_seed(0)
+    gate, up = make(37), make(37)
+    if isinstance(up, formats.Table):
+        up = replace(up, table=gate.table)
+    x, gain, bias = torch.randn(2, 256).bfloat16(), torch.rand(256).bfloat16(), torch.randn(37).bfloat16()
+    out = poisoned(2, 37, dtype=torch.bfloat16)
+    products = [formats.Product(gate, bias, out), formats.Product(up, None, out)]
+    tensor_cores.multiply_each(x, products, divisor=16, norm=Norm(gain, 0.5), gated=True)
+    y = x.float() * torch.rsqrt(x.float().square().mean(1, keepdim=True) + 0.5) * gain.float()
+    first, second = (formats.linear_reference(y, weight) / 16 for weight in (gate, up))
+    wanted = torch.nn.functional.silu(first + bias.float()) * second
+    torch.testing.assert_close(out.float(), wanted, rtol=2**-5, atol=2**-6 * float(wanted.abs().max()))

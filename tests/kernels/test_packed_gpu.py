@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 pytest.importorskip("triton", reason="triton is not installed")
 
+from hayless.kernels.linear import Norm
 from hayless.kernels.packed import formats
 from hayless.kernels.packed.gemm import gemm
 from hayless.kernels.packed.linear import kernel_for, linear
-from hayless.kernels.packed.tensor_cores import fits, multiply, multiply_each, unsupported
+from hayless.kernels.packed.tensor_cores import fits, in_one_launch, multiply, multiply_each, unsupported
 from hayless.kernels.packed.tiles import CORE_CANDIDATES, CoreTiles
 from tests.kernels.packed_weights import assert_near, integers, palette, poisoned, random, table
 
@@ -57,34 +60,8 @@ def test_tensor_cores(tokens, dtype):
             assert_near(found, formats.linear_reference(x.float(), weight, bias.float()))
 
 
-@pytest.mark.parametrize("tokens", [1, 16])
-def test_products_that_begin_before_the_last_has_ended(tokens):
-    forms = integers(1024, 1024, 4, 8, dtype=torch.bfloat16), table(1024, 1024, 64), integers(1024, 1024, 8, 1)
-    x = random(tokens, 1024, dtype=torch.bfloat16)
-
-    def chain(overlap: bool) -> torch.Tensor:
-        y = x.clone()
-        for _ in range(20):
-            for weight in forms:
-                z = poisoned(tokens, 1024, dtype=torch.bfloat16)
-                multiply(y, weight, None, z, divisor=64, overlap=overlap)
-                multiply(z, weight, None, y, divisor=64, add=True, overlap=overlap)
-        return y
-
-    expected = chain(False)
-    torch.cuda.synchronize()
-    assert torch.equal(chain(True), expected)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        found = chain(True)
-    for _ in range(3):
-        graph.replay()
-        assert torch.equal(found, expected)
-
-
 @pytest.mark.parametrize("tokens", [1, 5])
-@pytest.mark.parametrize("overlap", [False, True])
-def test_several_in_one_launch(tokens, overlap):
+def test_several_in_one_launch(tokens):
     rows, width = (96, 40, 64), 512
     makers = [
         lambda n: integers(n, width, 4, 8, dtype=torch.bfloat16),
@@ -95,13 +72,37 @@ def test_several_in_one_launch(tokens, overlap):
     x = random(tokens, width, dtype=torch.bfloat16)
     for make in makers:
         weights, out = [make(n) for n in rows], poisoned(tokens, sum(rows), dtype=torch.bfloat16)
+        weights = [replace(one, table=weights[0].table) if isinstance(one, formats.Table) else one for one in weights]
         biases = [random(n, dtype=torch.bfloat16) for n in rows]
         products = [formats.Product(*one) for one in zip(weights, biases, out.split(rows, 1), strict=True)]
-        multiply_each(x, products, overlap=overlap)
+        assert in_one_launch(x, weights)
+        multiply_each(x, products)
         for weight, bias, found in zip(weights, biases, out.split(rows, 1), strict=True):
             alone = multiply(x, weight, bias, poisoned(tokens, weight.shape[0], dtype=torch.bfloat16))
             assert_near(alone, formats.linear_reference(x.float(), weight, bias.float()))
             assert_near(found, formats.linear_reference(x.float(), weight, bias.float()))
+
+
+@pytest.mark.parametrize("tokens", [1, 5])
+@pytest.mark.parametrize("width", [512, 4096])
+def test_normalized_and_gated(tokens, width):
+    makers = [
+        lambda: integers(1100, width, 4, width // 64, dtype=torch.bfloat16),
+        lambda: integers(1100, width, 8, 1),
+        lambda: table(1100, width, 64, nested=True),
+    ]
+    x, gain = random(tokens, width, dtype=torch.bfloat16), random(width, dtype=torch.bfloat16)
+    y = torch.nn.functional.rms_norm(x.float(), (width,), gain.float(), 1e-3)
+    for make in makers:
+        gate, up, out = make(), make(), poisoned(tokens, 1100, dtype=torch.bfloat16)
+        if isinstance(up, formats.Table):
+            up = replace(up, table=gate.table)
+        products = [formats.Product(gate, None, out), formats.Product(up, None, out)]
+        assert in_one_launch(x, [gate, up], normed=True)
+        multiply_each(x, products, divisor=64, norm=Norm(gain, 1e-3), gated=True)
+        first, second = (formats.linear_reference(y, weight) / 64 for weight in (gate, up))
+        wanted = torch.nn.functional.silu(first) * second
+        torch.testing.assert_close(out.float(), wanted, rtol=2**-4, atol=2**-6 * float(wanted.abs().max()))
 
 
 @pytest.mark.parametrize("tiles", CORE_CANDIDATES, ids=str)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hayless.core.packing import FEW as FEW_PACKED
 from hayless.decode.cache import KernelCache, StaticCache
-from hayless.decode.products import AnyProduct, Linear, add_beside, base_of, into_each
+from hayless.decode.products import AnyProduct, Linear, add_beside, base_of, into_each, normed_into_each
 from hayless.decode.program import Layer, Program
 from hayless.kernels.attention import Scratch, decode_attention, splits_for
 from hayless.kernels.invariant import SPLITS, linear
@@ -63,10 +63,9 @@ class KernelPass:
         small = tokens == 1 or (tokens <= FEW and all(few(width) for width in widths))
         self._invariant = invariant
         self.fused = small and program.plain and not invariant
-        # Kernels of packed products read their weights while the kernel before ends, as those of fused blocks do.
         self._packed = program.packed and tokens <= FEW_PACKED and not invariant
         recent = cuda and torch.cuda.get_device_capability(device) >= (9, 0)
-        self.overlap = recent and (self.fused or self._packed)
+        self.overlap = recent and self.fused
         self._small = small
 
     @torch.inference_mode()
@@ -109,26 +108,31 @@ class KernelPass:
 
     def _layer(self, index: int, layer: Layer, offset: int) -> None:
         """A block with matrix products by cuBLAS, by its packings, or by the kernel whose rows are their own."""
-        eps, overlap = self.program.eps, self.overlap
-        y = rms_norm(self.x, Norm(layer.input_gain, eps), self._y, overlap=overlap)
-        self._into((layer.q, layer.k, layer.v), self._qkv_views(), y)
+        parts, norm = (layer.q, layer.k, layer.v), Norm(layer.input_gain, self.program.eps)
+        if not (self._packed and normed_into_each(parts, self._qkv_views(), self.x, norm)):
+            self._into(parts, self._qkv_views(), rms_norm(self.x, norm, self._y))
         self._attend(index, layer, offset)
         self._onto(layer.o, self.x, self._mixed)
-        y = rms_norm(self.x, Norm(layer.post_gain, eps), self._y, overlap=overlap)
-        parts = layer.gate, layer.up
+        self._gated((layer.gate, layer.up), Norm(layer.post_gain, self.program.eps))
+        self._onto(layer.down, self.x, self._wide)
+
+    def _gated(self, parts: tuple[AnyProduct, AnyProduct], norm: Norm) -> None:
+        """The wide states: silu(gate) · up of the normalized states."""
+        if self._packed and normed_into_each(parts, (self._wide, self._wide), self.x, norm, gated=True):
+            return
+        y = rms_norm(self.x, norm, self._y)
         if self._invariant or self._packed:
             gate, up = torch.empty_like(self._wide), torch.empty_like(self._wide)
             self._into(parts, (gate, up), y)
         else:
             gate, up = (base_of(part)(y) for part in parts)
             add_beside(parts, (gate, up), y)
-        swiglu(gate, up, self._wide, overlap=overlap)
-        self._onto(layer.down, self.x, self._wide)
+        swiglu(gate, up, self._wide)
 
     def _into(self, parts: Sequence[AnyProduct], outs: Sequence[Tensor], x: Tensor) -> None:
         """outs ← x·Wᵀ + b of each part."""
         if not self._invariant:
-            into_each(parts, outs, x, overlap=self.overlap)
+            into_each(parts, outs, x)
             return
         for part, out in zip(parts, outs, strict=True):
             base = _as_it_is(part)
@@ -138,7 +142,7 @@ class KernelPass:
     def _onto(self, part: AnyProduct, out: Tensor, x: Tensor) -> None:
         """out ← out + x·Wᵀ + b."""
         if not self._invariant:
-            part.onto(out, x, overlap=self.overlap)
+            part.onto(out, x)
             return
         base = _as_it_is(part)
         linear(x, base.weight, out, bias=base.bias, residual=out)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,7 +13,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hayless.kernels.adapters import Stack, add_branches
-from hayless.model.packing import PackedModule, Part
+from hayless.kernels.packed.formats import Integers, Product, Table
+from hayless.model.packing import PackedModule
+
+if TYPE_CHECKING:
+    from hayless.kernels.linear import Norm
 
 _FEW_ROWS = 8
 _SMALL = 1 << 17
@@ -52,8 +57,8 @@ class Linear:
             found += self.bias
         return found.view(*x.shape[:-1], -1)
 
-    def into(self, out: Tensor, x: Tensor, *, overlap: bool = False) -> None:
-        """out ← x·Wᵀ + b, both of two dimensions. Libraries' kernels do not overlap."""
+    def into(self, out: Tensor, x: Tensor) -> None:
+        """out ← x·Wᵀ + b, both of two dimensions."""
         if self._takes(x):
             self._few(x, out)
             if self.bias is not None:
@@ -63,7 +68,7 @@ class Linear:
         else:
             torch.addmm(self.bias, x, self._transposed, out=out)
 
-    def onto(self, out: Tensor, x: Tensor, *, overlap: bool = False) -> None:
+    def onto(self, out: Tensor, x: Tensor) -> None:
         """out ← out + x·Wᵀ + b, both of two dimensions."""
         if self._takes(x):
             out.add_(self._few(x, self._new(x)))
@@ -113,30 +118,18 @@ class PackedProduct:
         """x·Wᵀ + b."""
         return self._packing.multiply(x, self.bias, self._pieces, self._dtype)
 
-    def into(self, out: Tensor, x: Tensor, *, overlap: bool = False) -> None:
-        """out ← x·Wᵀ + b, both of two dimensions; with `overlap` begun while the kernel before still runs."""
-        self._packing.multiply_into(out, x, self.bias, self._pieces, self._dtype, add=False, overlap=overlap)
+    def into(self, out: Tensor, x: Tensor) -> None:
+        """out ← x·Wᵀ + b, both of two dimensions."""
+        self._packing.multiply_into(out, x, self.bias, self._pieces, self._dtype, add=False)
 
-    def into_each(
-        self, products: Sequence[Linear | PackedProduct], outs: Sequence[Tensor], x: Tensor, *, overlap: bool = False
-    ) -> None:
-        """`into` of several products, of which this is one: at once, where their method has a kernel for that."""
-        pairs = list(zip(products, outs, strict=True))
-        kind = type(self._packing)
-        parts = [
-            Part(one._packing, one._pieces, one.bias, out)
-            for one, out in pairs
-            if isinstance(one, PackedProduct) and type(one._packing) is kind
-        ]
-        if len(parts) == len(pairs):
-            self._packing.multiply_each(x, parts, self._dtype, overlap=overlap)
-            return
-        for one, out in pairs:
-            one.into(out, x, overlap=overlap)
+    def codes(self, x: Tensor) -> tuple[Integers | Table, int] | None:
+        """The weight as a kernel multiplies x by it together with others, and what products are divided by."""
+        found = self._packing.codes(x, self._pieces, self._dtype)
+        return None if found is None or not isinstance(found[0], Integers | Table) else (found[0], found[1])
 
-    def onto(self, out: Tensor, x: Tensor, *, overlap: bool = False) -> None:
+    def onto(self, out: Tensor, x: Tensor) -> None:
         """out ← out + x·Wᵀ + b, likewise."""
-        self._packing.multiply_into(out, x, self.bias, self._pieces, self._dtype, add=True, overlap=overlap)
+        self._packing.multiply_into(out, x, self.bias, self._pieces, self._dtype, add=True)
 
 
 class RowSlots:
@@ -192,14 +185,14 @@ class Branched:
         add_beside([self], [out], x)
         return out
 
-    def into(self, out: Tensor, x: Tensor, *, overlap: bool = False) -> None:
+    def into(self, out: Tensor, x: Tensor) -> None:
         """out ← x·Wᵀ + b + the rows' branches, both of two dimensions."""
-        self.base.into(out, x, overlap=overlap)
+        self.base.into(out, x)
         add_beside([self], [out], x)
 
-    def onto(self, out: Tensor, x: Tensor, *, overlap: bool = False) -> None:
+    def onto(self, out: Tensor, x: Tensor) -> None:
         """out ← out + x·Wᵀ + b + the rows' branches, both of two dimensions."""
-        self.base.onto(out, x, overlap=overlap)
+        self.base.onto(out, x)
         add_beside([self], [out], x)
 
 
@@ -218,13 +211,40 @@ def add_beside(parts: Sequence[AnyProduct], outs: Sequence[Tensor], x: Tensor) -
         add_branches([out for _, out in pairs], x, [part.stack for part, _ in pairs], slots_b)
 
 
-def into_each(parts: Sequence[AnyProduct], outs: Sequence[Tensor], x: Tensor, *, overlap: bool = False) -> None:
+def into_each(parts: Sequence[AnyProduct], outs: Sequence[Tensor], x: Tensor) -> None:
     """outs ← the products of one input with up to three matrices, all of two dimensions."""
     bases = [base_of(part) for part in parts]
-    if isinstance(bases[0], PackedProduct):
-        bases[0].into_each(bases, outs, x, overlap=overlap)
-    else:
+    if not _at_once(bases, outs, x):
         for base, out in zip(bases, outs, strict=True):
-            base.into(out, x, overlap=overlap)
+            base.into(out, x)
     if any(isinstance(part, Branched) for part in parts):
         add_beside(parts, outs, x)
+
+
+def normed_into_each(
+    parts: Sequence[AnyProduct], outs: Sequence[Tensor], x: Tensor, norm: Norm, *, gated: bool = False
+) -> bool:
+    """`into_each` of RMSNorm(x) where one kernel does all of it; `gated`: silu(first) · second goes to the first of
+    `outs`. Returns whether one does: nothing is done otherwise."""
+    return _at_once(parts, outs, x, norm, gated=gated)
+
+
+def _at_once(
+    parts: Sequence[AnyProduct], outs: Sequence[Tensor], x: Tensor, norm: Norm | None = None, *, gated: bool = False
+) -> bool:
+    """Multiply by packed weights in one launch, if they are such and have one form."""
+    if not isinstance(parts[0], PackedProduct):
+        return False
+    found = [part.codes(x) if isinstance(part, PackedProduct) else None for part in parts]
+    products = [
+        Product(one[0], part.bias, out) for one, part, out in zip(found, parts, outs, strict=True) if one is not None
+    ]
+    divisors = {one[1] for one in found if one is not None}
+    if len(products) < len(parts) or len(divisors) > 1:
+        return False
+    from hayless.kernels.packed.tensor_cores import in_one_launch, multiply_each  # needs Triton
+
+    if not in_one_launch(x, [one.weight for one in products], normed=norm is not None):
+        return False
+    multiply_each(x, products, divisor=divisors.pop(), norm=norm, gated=gated)
+    return True

@@ -170,5 +170,5 @@ def add_by_slots(outs: Sequence[Tensor], x: Tensor, stacks: Sequence[Stack], slo
         RANK=rank,
         COLUMNS=columns,
         SPLITS=splits,
-        num_warps=4,
+        num_warps=1,
     )

@@ -8,9 +8,8 @@ unpacks only the rows it needs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from copy import copy
-from dataclasses import dataclass
 from functools import cache
 from typing import Any, Generic, TypeVar
 
@@ -28,16 +27,6 @@ Pieces = Mapping[str, Tensor]
 """The tensors of one packed weight, by the names of its format's pieces."""
 
 F_co = TypeVar("F_co", bound=Format, covariant=True)
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """One of several packed weights that are multiplied by the same x: x · Wᵀ + `bias` is written to `out`."""
-
-    packing: Packing[Format]
-    pieces: Pieces
-    bias: Tensor | None
-    out: Tensor
 
 
 class Packing(Generic[F_co]):
@@ -69,19 +58,15 @@ class Packing(Generic[F_co]):
         dtype: torch.dtype,
         *,
         add: bool,
-        overlap: bool,
     ) -> None:
-        """Write x (tokens, columns) · Wᵀ + bias to `out` (tokens, rows), with `add` on top of what is there.
-
-        `overlap`: nothing but kernels follow each other, so that one may begin while the one before still runs.
-        """
+        """Write x (tokens, columns) · Wᵀ + bias to `out` (tokens, rows), with `add` on top of what is there."""
         y = self.multiply(x, bias, pieces, dtype)
         out.add_(y) if add else out.copy_(y)
 
-    def multiply_each(self, x: Tensor, parts: Sequence[Part], dtype: torch.dtype, *, overlap: bool) -> None:
-        """`multiply_into` for weights of one class of packings: one after the other, or by a kernel for all."""
-        for part in parts:
-            part.packing.multiply_into(part.out, x, part.bias, part.pieces, dtype, add=False, overlap=overlap)
+    def codes(self, x: Tensor, pieces: Pieces, dtype: torch.dtype) -> tuple[object, int] | None:
+        """What kernels multiply such an x by, as `hayless.kernels.packed` has it, and what products are divided by;
+        None where none serves."""
+        return None
 
     def multiply_back(self, gradient: Tensor, pieces: Pieces, dtype: torch.dtype) -> Tensor:
         """The gradient of x: gradient (…, rows) · W → (…, columns)."""

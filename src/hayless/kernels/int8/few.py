@@ -5,20 +5,17 @@ Few tokens take as long as W is read, however they are multiplied, so nothing is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from hayless.kernels.int8.plain import LARGEST
-from hayless.kernels.packed.formats import Integers, Product
-from hayless.kernels.packed.tensor_cores import multiply, multiply_each
+from hayless.kernels.int8.plain import LARGEST, as_integers
+from hayless.kernels.packed.tensor_cores import multiply
 from hayless.kernels.packed.tensor_cores import unsupported as not_in_tensor_cores
 
 
 def unsupported(x: Tensor, weight: Tensor, weight_scale: Tensor) -> str:
     """Why `product` cannot multiply such an x and W; empty where it can."""
-    return not_in_tensor_cores(x, _integers(weight, weight_scale))
+    return not_in_tensor_cores(x, as_integers(weight, weight_scale))
 
 
 def product(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, threshold: float) -> Tensor:
@@ -37,28 +34,7 @@ def product_into(
     bias: Tensor | None,
     *,
     add: bool = False,
-    overlap: bool = False,
 ) -> Tensor:
     """The same written to `out`, as `tensor_cores.multiply` does."""
     bias = None if bias is None else bias.to(x.dtype)
-    return multiply(x, _integers(weight, weight_scale), bias, out, divisor=LARGEST, add=add, overlap=overlap)
-
-
-def products_into(
-    outs: Sequence[Tensor],
-    x: Tensor,
-    weights: Sequence[tuple[Tensor, Tensor]],
-    biases: Sequence[Tensor | None],
-    *,
-    overlap: bool = False,
-) -> None:
-    """`product_into` for several weights, each with its scale, in one launch."""
-    products = [
-        Product(_integers(*weight), None if bias is None else bias.to(x.dtype), out)
-        for weight, bias, out in zip(weights, biases, outs, strict=True)
-    ]
-    multiply_each(x, products, divisor=LARGEST, overlap=overlap)
-
-
-def _integers(weight: Tensor, weight_scale: Tensor) -> Integers:
-    return Integers(weight.view(torch.uint8), weight_scale[:, None], 8, twos_complement=True)
+    return multiply(x, as_integers(weight, weight_scale), bias, out, divisor=LARGEST, add=add)

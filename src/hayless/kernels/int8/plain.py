@@ -12,6 +12,8 @@ import math
 import torch
 from torch import Tensor
 
+from hayless.kernels.packed.formats import Integers
+
 LARGEST = 127
 """The largest code."""
 
@@ -61,3 +63,9 @@ def integer_product(a: Tensor, b: Tensor) -> Tensor:
     for first in range(0, a.shape[1], 1024):
         total += (a[:, first : first + 1024].float() @ b[:, first : first + 1024].float().T).to(torch.int32)
     return total
+
+
+def as_integers(weight: Tensor, weight_scale: Tensor) -> Integers:
+    """int8 codes (out, in) and the largest magnitude of each row as packed integers, whose products are to be divided
+    by `LARGEST`."""
+    return Integers(weight.view(torch.uint8), weight_scale[:, None], 8, twos_complement=True)

@@ -12,8 +12,9 @@
 //   RUN       times 16 bytes of a row that a lane reads in a step
 //   TOGETHER  1: the scales of a step are read at once, since every row has whole times as many
 //   MATRICES  that are multiplied by the same x, one after the other in the grid
+//   NORM      1: x is normalized first: x gain / rms(x)
+//   GATED     1: of two matrices silu(y of the first) · y of the second is written; bands are halves of each
 //   DIVISOR   a whole number by which W's products are divided
-//   OVERLAP   1: it may be started while the kernel before still runs, which makes x (programmatic dependent launch)
 //   SPLITS    parts of the columns among blocks
 //   CLUSTER   1: those blocks are one cluster and add up there (sm_90); 0: each writes its sums in float32
 //
@@ -95,6 +96,23 @@ __device__ __forceinline__ u32 by_highest_bit(u32 w) {
     return r;
 }
 
+// Two products of 16-bit floats.
+__device__ __forceinline__ u32 times(u32 a, u32 b) {
+    u32 r;
+#if BF16
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(0x80008000));
+#else
+    asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
+#endif
+    return r;
+}
+
+__device__ __forceinline__ float sum_of_warp(float v) {
+#pragma unroll
+    for (int lanes = 16; lanes; lanes /= 2) v += __shfl_xor_sync(0xFFFFFFFF, v, lanes);
+    return v;
+}
+
 // Two sums of 16-bit floats.
 __device__ __forceinline__ u32 plus(u32 a, u32 b) {
     u32 r;
@@ -132,13 +150,6 @@ __device__ __forceinline__ float half_to_float(u16 v) {
     return r;
 }
 
-#if OVERLAP
-// The kernel behind this one may start now; what the one before wrote is there, and it is done.
-__device__ __forceinline__ void let_next_start() { asm volatile("griddepcontrol.launch_dependents;"); }
-__device__ __forceinline__ void wait_for_previous() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-__device__ __forceinline__ void to_second_cache(const u8* at) { asm volatile("prefetch.global.L2 [%0];" ::"l"(at)); }
-#endif
-
 #if CLUSTER
 // Blocks of a cluster wait for each other; what they wrote to shared memory is seen behind it.
 __device__ __forceinline__ void cluster_barrier() {
@@ -157,6 +168,8 @@ __device__ __forceinline__ float of_block(const float* at, u32 block) {
 
 __device__ __forceinline__ float brain_to_float(u16 v) { return __uint_as_float((u32)v << 16); }
 
+__device__ __forceinline__ float square(float v) { return v * v; }
+
 __device__ __forceinline__ float widened(u16 v) {
 #if BF16
     return brain_to_float(v);
@@ -164,6 +177,11 @@ __device__ __forceinline__ float widened(u16 v) {
     return half_to_float(v);
 #endif
 }
+
+// Codes as mantissas are too large by 2^7 and their zero point. In bf16 that can be taken off the sums instead, as so many
+// times the sum of x, which one product by a constant gives for all rows of a span.
+#define SHIFTED (KIND == 0 && BF16 && BITS < 8 && GROUP && !ZERO)
+#define TOO_MUCH (0x43004300 | (1 << (BITS - 1)) * 0x00010001)  // in bf16, below 2^8 a unit is a whole number
 
 // Two codes less their zero point: as mantissas they are too large by 2^7 or 2^10, which `base` takes off with the zero
 // point. Where bf16 has no room for a code's highest bit, that says whether 2^7 or 2^8 is too much, which leaves code - 128,
@@ -195,6 +213,7 @@ __device__ __forceinline__ u32 base_of(u32 zero) {
 #define HIGHEST_BITS 0x80808080
 #endif
 #define ROWS (16 * BANDS)
+#define WRITTEN (GATED ? ROWS / 2 : ROWS)
 #define TOKENS (8 / MIX)  // of a tile
 #define PITCH (ROWS + 4)  // four lanes of a row, 2 columns apart, then write to different banks
 
@@ -255,32 +274,38 @@ struct Matrix {
 };
 struct Matrices { Matrix at[MATRICES]; };
 
-// What is read before it is written must not be taken for constant, or it is read before the wait.
-#if OVERLAP
-#define UNCHANGED
+// As many 16-bit numbers as a word has codes.
+__device__ __forceinline__ void columns_of(const u16* __restrict__ numbers, u32 first, u32* to) {
+#if PER == 4
+    *(uint2*)to = *(const uint2*)(numbers + first);
 #else
-#define UNCHANGED __restrict__
+#pragma unroll
+    for (int k = 0; k < PER / 8; k++) ((uint4*)to)[k] = ((const uint4*)(numbers + first))[k];
 #endif
+}
 
 extern "C" __global__ void ONE_CLUSTER __launch_bounds__(WARPS * 32) packed_linear(
-    const u16* UNCHANGED x, const Matrices matrices, int m, int width, int groups, int add) {
+    const u16* __restrict__ x, const u16* __restrict__ gain, float epsilon, const Matrices matrices, int m, int width,
+    int groups, int add) {
     int which = 0;
 #pragma unroll
-    for (int i = 1; i < MATRICES; i++) which += blockIdx.x >= matrices.at[i].first;
-    const Matrix& w = matrices.at[which];
+    for (int i = 1; i < MATRICES; i++) which += !GATED && blockIdx.x >= matrices.at[i].first;
+    const auto of = [&](int band) -> const Matrix& { return matrices.at[GATED ? band / (BANDS / 2) : which]; };
+    const Matrix& w = of(0);
     const int n = w.n;
-    const u8* const codes = w.codes;
     // The table of byte → two values, once for each bank, and later the sums of the warps.
     __shared__ __align__(16) u8 shared[SUMS_BYTES > TABLE_BYTES ? SUMS_BYTES : TABLE_BYTES];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
-    const int first_row = (blockIdx.x - w.first) * ROWS;
+    const int first_row = (blockIdx.x - (GATED ? 0 : w.first)) * WRITTEN;
     // Which of a span's groups this lane's columns, and its sums, are of, and the group that its x is for.
     const int mix = t / (4 / MIX);
     const bool mine = mix == g / TOKENS;
 
 #if SCALE == 3
-    __shared__ float seconds[256];
-    const float shift = w.offset[0];
+    __shared__ float seconds[MATRICES][256];
+#endif
+#if NORM
+    __shared__ float squares[WARPS][TILES * TOKENS];
 #endif
 
     float total[BANDS][TILES][4] = {};
@@ -292,7 +317,7 @@ extern "C" __global__ void ONE_CLUSTER __launch_bounds__(WARPS * 32) packed_line
     for (int b = 0; b < BANDS; b++)
 #pragma unroll
         for (int h = 0; h < 2; h++) {
-            const u32 row = min(first_row + 16 * b + 8 * h + g, n - 1);
+            const u32 row = min(first_row + 16 * b % WRITTEN + 8 * h + g, n - 1);
             codes_at[b][h] = row * (u32)(width * BITS / 8) + t * (SPAN / 4) * BITS / 8;
             scales_at[b][h] = row * (u32)groups;
         }
@@ -310,26 +335,12 @@ extern "C" __global__ void ONE_CLUSTER __launch_bounds__(WARPS * 32) packed_line
 #pragma unroll
             for (int h = 0; h < 2; h++) {
                 const u32 at = scales_at[b][h] + GROUP_OF(column) + (TOGETHER ? 0 : mix);
-                read(w.scale + at, AT_ONCE * sizeof(scale_t), scales[d][l][b][h]);
+                read(of(b).scale + at, AT_ONCE * sizeof(scale_t), scales[d][l][b][h]);
 #if ZERO
-                read(w.zero + at, AT_ONCE, zeros[d][l][b][h]);
+                read(of(b).zero + at, AT_ONCE, zeros[d][l][b][h]);
 #endif
             }
     };
-#if OVERLAP
-    let_next_start();
-    // Codes need not wait: the first of each warp go to the second cache.
-    for (int step = blockIdx.y * each + warp, ahead = 0; step < last && ahead < 2; step += WARPS, ahead++)
-#pragma unroll
-        for (int p = 0; p < PARTS; p++)
-#pragma unroll
-            for (int b = 0; b < BANDS; b++)
-#pragma unroll
-                for (int h = 0; h < 2; h++) {
-                    const int column = step * COLUMNS + p * SPAN;
-                    if (column < width) to_second_cache(codes + (codes_at[b][h] + (u32)column * BITS / 8));
-                }
-#endif
     const auto load = [&](int d, int step) {
         if (TOGETHER && step < last) load_scales(d, 0, step * COLUMNS);
 #pragma unroll
@@ -340,7 +351,7 @@ extern "C" __global__ void ONE_CLUSTER __launch_bounds__(WARPS * 32) packed_line
             for (int b = 0; b < BANDS; b++)
 #pragma unroll
                 for (int h = 0; h < 2; h++)
-                    words[d][p][b][h] = stream(codes + (codes_at[b][h] + (u32)column * BITS / 8));
+                    words[d][p][b][h] = stream(of(b).codes + (codes_at[b][h] + (u32)column * BITS / 8));
             if (GROUP && !TOGETHER) load_scales(d, p % LOADS, column);
         }
     };
@@ -354,7 +365,7 @@ extern "C" __global__ void ONE_CLUSTER __launch_bounds__(WARPS * 32) packed_line
         return brain_to_float(s);
 #else
         const u32 block = scales_at[b][h] + GROUP_OF(column) + mix;
-        return seconds[s] * w.second_scale[block / 256] + shift;
+        return seconds[GATED ? b / (BANDS / 2) : 0][s] * of(b).second_scale[block / 256] + of(b).offset[0];
 #endif
     };
     const auto multiply = [&](int d, int step) {
@@ -368,12 +379,17 @@ extern "C" __global__ void ONE_CLUSTER __launch_bounds__(WARPS * 32) packed_line
 #else
             auto& sums = total;
 #endif
+#if SHIFTED
+            float too_much[TILES][4] = {};
+#endif
             u32 base[BANDS][2];
 #pragma unroll
             for (int b = 0; b < BANDS; b++)
 #pragma unroll
                 for (int h = 0; h < 2; h++) {
-#if ZERO
+#if SHIFTED
+                    base[b][h] = 0;
+#elif ZERO
                     base[b][h] = base_of(one_of<u8>(zeros[of][l][b][h], p, mix));
 #else
                     base[b][h] = base_of(1 << (BITS - 1));
@@ -384,14 +400,14 @@ extern "C" __global__ void ONE_CLUSTER __launch_bounds__(WARPS * 32) packed_line
                 u32 q[TILES][PER / 2];
 #pragma unroll
                 for (int j = 0; j < TILES; j++) {
-                    const u16* at = x + (x_at[j] + column + PER * i);
                     u32 v[PER / 2] = {};
                     if (mine) {
-#if PER == 4
-                        *(uint2*)v = *(const uint2*)at;
-#else
+                        columns_of(x, x_at[j] + column + PER * i, v);
+#if NORM
+                        u32 by[PER / 2];
+                        columns_of(gain, t * (SPAN / 4) + column + PER * i, by);
 #pragma unroll
-                        for (int k = 0; k < PER / 8; k++) ((uint4*)v)[k] = ((const uint4*)at)[k];
+                        for (int k = 0; k < PER / 2; k++) v[k] = times(v[k], by[k]);
 #endif
                     }
 #pragma unroll
@@ -402,6 +418,13 @@ extern "C" __global__ void ONE_CLUSTER __launch_bounds__(WARPS * 32) packed_line
                         q[j][k] = bytes(v[k / 2], v[k / 2 + PER / 4], k % 2 ? 0x7632 : 0x5410);
 #endif
                 }
+#if SHIFTED
+#pragma unroll
+                for (int j = 0; j < TILES; j++)
+#pragma unroll
+                    for (int k = 0; k < PER / 2; k += 2)
+                        mma(too_much[j], TOO_MUCH, TOO_MUCH, TOO_MUCH, TOO_MUCH, q[j][k], q[j][k + 1]);
+#endif
 #pragma unroll
                 for (int b = 0; b < BANDS; b++) {
                     u32 a[2][PER / 2];
@@ -418,7 +441,8 @@ extern "C" __global__ void ONE_CLUSTER __launch_bounds__(WARPS * 32) packed_line
                         w ^= HIGHEST_BITS;
 #endif
 #pragma unroll
-                        for (int k = 0; k < PER / 2; k++) a[h][k] = centred(w >> BITS * k, base[b][h]);
+                        for (int k = 0; k < PER / 2; k++)
+                            a[h][k] = SHIFTED ? mantissas(w >> BITS * k) : centred(w >> BITS * k, base[b][h]);
 #endif
                     }
 #pragma unroll
@@ -435,10 +459,14 @@ extern "C" __global__ void ONE_CLUSTER __launch_bounds__(WARPS * 32) packed_line
                 for (int h = 0; h < 2; h++) {
                     const float f = factor(d, l, b, h, p, column);
 #pragma unroll
-                    for (int j = 0; j < TILES; j++) {
-                        total[b][j][2 * h] += sums[b][j][2 * h] * f;
-                        total[b][j][2 * h + 1] += sums[b][j][2 * h + 1] * f;
-                    }
+                    for (int j = 0; j < TILES; j++)
+#pragma unroll
+                        for (int c = 2 * h; c < 2 * h + 2; c++)
+#if SHIFTED
+                            total[b][j][c] += (sums[b][j][c] - too_much[j][c]) * f;
+#else
+                            total[b][j][c] += sums[b][j][c] * f;
+#endif
                 }
 #endif
         }
@@ -465,12 +493,23 @@ extern "C" __global__ void ONE_CLUSTER __launch_bounds__(WARPS * 32) packed_line
         }
     }
 #if SCALE == 3
-    for (int i = threadIdx.x; i < 256; i += WARPS * 32) seconds[i] = w.second_table[i];
+    for (int i = threadIdx.x; i < 256 * (GATED ? 2 : 1); i += WARPS * 32)
+        seconds[i / 256][i % 256] = (GATED ? matrices.at[i / 256] : w).second_table[i % 256];
 #endif
     __syncthreads();
 #endif
-#if OVERLAP
-    wait_for_previous();
+#if NORM
+    for (int token = 0; token < m; token++) {
+        float sum = 0;
+        for (int i = 8 * threadIdx.x; i < width; i += 8 * WARPS * 32) {
+            u32 v[4];
+            *(uint4*)v = *(const uint4*)(x + token * (u32)width + i);
+#pragma unroll
+            for (int k = 0; k < 4; k++) sum += square(widened(v[k] & 0xFFFF)) + square(widened(v[k] >> 16));
+        }
+        sum = sum_of_warp(sum);
+        if (lane == 0) squares[warp][token] = sum;
+    }
 #endif
     for (int step = first; step < last; step += WARPS * DEPTH)
 #pragma unroll
@@ -481,7 +520,6 @@ extern "C" __global__ void ONE_CLUSTER __launch_bounds__(WARPS * 32) packed_line
 
     const auto store = [&](float y, int token, int row) {
         u16* at = (u16*)w.out + (size_t)token * w.stride + row;
-        if (w.bias) y += widened(w.bias[row]);
         if (add) y += widened(*at);
         *at = narrow(y);
     };
@@ -503,7 +541,7 @@ extern "C" __global__ void ONE_CLUSTER __launch_bounds__(WARPS * 32) packed_line
     __syncthreads();
     const auto sum_at = [&](int token, int row) { return all + (token / TOKENS * 8 + token % TOKENS) * PITCH + row; };
     for (int i = threadIdx.x; i < ROWS * TILES * TOKENS; i += WARPS * 32) {
-        const int token = i / ROWS, row = first_row + i % ROWS;
+        const int token = i / ROWS, row = first_row + i % ROWS % WRITTEN;
         if (token >= m || row >= n) continue;
         float* sum = sum_at(token, i % ROWS);
         float y = 0;
@@ -512,25 +550,48 @@ extern "C" __global__ void ONE_CLUSTER __launch_bounds__(WARPS * 32) packed_line
 #pragma unroll
             for (int k = 0; k < MIX; k++) y += sum[(v * TILES * 8 + k * TOKENS) * PITCH];
         y *= 1.0f / DIVISOR;
-#if CLUSTER
-        *sum = y;
-#elif SPLITS > 1
+#if NORM
+        float all_squares = 0;
+#pragma unroll
+        for (int v = 0; v < WARPS; v++) all_squares += squares[v][token];
+        y *= rsqrtf(all_squares / width + epsilon);
+#endif
+#if SPLITS > 1 && !CLUSTER
         ((float*)w.out)[((size_t)blockIdx.y * m + token) * n + row] = y;
 #else
-        store(y, token, row);
+        *sum = y;
 #endif
     }
 #if CLUSTER
-    // The blocks' sums, in their order, each block a part of them.
     cluster_barrier();
-    for (int i = threadIdx.x + blockIdx.y * WARPS * 32; i < ROWS * TILES * TOKENS; i += SPLITS * WARPS * 32) {
-        const int token = i / ROWS, row = first_row + i % ROWS;
-        if (token >= m || row >= n) continue;
+#else
+    __syncthreads();
+#endif
+#if CLUSTER || SPLITS == 1
+    // Of a cluster, the blocks' sums in their order, each block a part of them.
+    const auto result = [&](int token, int row) {
+        float* const at = sum_at(token, row);
+#if CLUSTER
         float y = 0;
 #pragma unroll
-        for (int s = 0; s < SPLITS; s++) y += of_block(sum_at(token, i % ROWS), s);
+        for (int s = 0; s < SPLITS; s++) y += of_block(at, s);
+#else
+        float y = *at;
+#endif
+        const u16* const bias = of(row / 16).bias;
+        return bias ? y + widened(bias[first_row + row % WRITTEN]) : y;
+    };
+    for (int i = threadIdx.x + blockIdx.y * WARPS * 32; i < WRITTEN * TILES * TOKENS; i += SPLITS * WARPS * 32) {
+        const int token = i / WRITTEN, row = first_row + i % WRITTEN;
+        if (token >= m || row >= n) continue;
+        float y = result(token, i % WRITTEN);
+#if GATED
+        y = y / (1 + expf(-y)) * result(token, WRITTEN + i % WRITTEN);
+#endif
         store(y, token, row);
     }
+#endif
+#if CLUSTER
     cluster_barrier();  // a block's shared memory goes with it
 #endif
 }

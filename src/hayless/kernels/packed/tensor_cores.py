@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from hayless.core.errors import NotSupported
 from hayless.core.packing import FEW
+from hayless.kernels.linear import Norm
 from hayless.kernels.packed.formats import Integers, Packed, Palette, Product, Table
 from hayless.kernels.packed.gemm import add_splits
 from hayless.kernels.packed.launch import Argument, launch
@@ -69,11 +71,9 @@ def multiply(
     tiles: CoreTiles | None = None,
     divisor: int = 1,
     add: bool = False,
-    overlap: bool = False,
 ) -> Tensor:
     """Write x Wᵀ / divisor + bias to `out` (tokens, out) in x's dtype, fp16 or bf16; x contiguous, as are the rows of
-    `out`. Returns `out`. With `add` it comes on top of what is there. With `overlap`, where the device can, the kernel
-    begins to read W while the one before it still runs.
+    `out`. Returns `out`. With `add` it comes on top of what is there.
 
     With `tiles.splits` the parts are added by the blocks of a cluster; on devices before sm_90, which have none, they
     go through float32 (splits, tokens, out), taken from PyTorch's allocator.
@@ -83,47 +83,71 @@ def multiply(
     if reason or isinstance(weight, Palette):
         raise NotSupported(f"The kernel for tensor cores cannot do this: {reason}.")
     tiles = tiles or _tiles_for(x, [weight])
-    split = tiles.splits > 1 and not _recent(x)
+    split = tiles.splits > 1 and not _has_clusters(x)
     if not split:
-        _launch(x, [Product(weight, bias, out)], tiles, divisor, add=add, overlap=overlap)
+        _launch(x, [Product(weight, bias, out)], tiles, divisor, add=add)
         return out
     # Sums of several blocks that are no cluster go through memory.
     sums = torch.empty(tiles.splits, *out.shape, dtype=torch.float32, device=out.device)
-    _launch(x, [Product(weight, None, sums)], tiles, divisor, add=False, overlap=False)
+    _launch(x, [Product(weight, None, sums)], tiles, divisor)
     if not add:
         return add_splits(sums, bias, out)
     return out.add_(add_splits(sums, bias, torch.empty_like(out)))
 
 
-def multiply_each(x: Tensor, products: Sequence[Product], *, divisor: int = 1, overlap: bool = False) -> None:
-    """Every product as by `multiply`, in one launch where their weights have the same form."""
+def in_one_launch(x: Tensor, weights: Sequence[Integers | Table], *, normed: bool = False) -> bool:
+    """Whether `multiply_each` takes these weights for x; `normed`: with a norm, which fp16's range may not hold.
+
+    Sixteen values must be the same ones, which a block has once.
+    """
+    if len(weights) > MOST or (normed and x.dtype is not torch.bfloat16) or any(unsupported(x, one) for one in weights):
+        return False
+    if len({one.table.data_ptr() for one in weights if isinstance(one, Table)}) > 1:
+        return False
+    tiles = _tiles_for(x, weights)
+    forms = {tuple(definitions(x, weight, tiles).items()) for weight in weights}
+    return len(forms) == 1 and (tiles.splits == 1 or _has_clusters(x))
+
+
+def multiply_each(
+    x: Tensor, products: Sequence[Product], *, divisor: int = 1, norm: Norm | None = None, gated: bool = False
+) -> None:
+    """Every product as by `multiply`, of x or of RMSNorm(x), in one launch; only what goes `in_one_launch`.
+
+    `gated`: of two products silu(first) · second is written, to the `out` of the first.
+    """
     tiles = _tiles_for(x, [one.weight for one in products])
-    forms = {tuple(definitions(x, one.weight, tiles).items()) for one in products}
-    if len(products) <= MOST and len(forms) == 1 and (tiles.splits == 1 or _recent(x)):
-        _launch(x, products, tiles, divisor, add=False, overlap=overlap)
-        return
-    for one in products:
-        multiply(x, one.weight, one.bias, one.out, divisor=divisor, overlap=overlap)
+    if gated and tiles.bands % 2:
+        tiles = replace(tiles, bands=2)
+    _launch(x, products, tiles, divisor, norm=norm, gated=gated)
 
 
 def _launch(
-    x: Tensor, products: Sequence[Product], tiles: CoreTiles, divisor: int, *, add: bool, overlap: bool
+    x: Tensor,
+    products: Sequence[Product],
+    tiles: CoreTiles,
+    divisor: int,
+    *,
+    add: bool = False,
+    norm: Norm | None = None,
+    gated: bool = False,
 ) -> None:
-    overlap = overlap and _recent(x)
-    cluster = tiles.splits > 1 and _recent(x)
-    more = {"DIVISOR": divisor, "OVERLAP": int(overlap), "CLUSTER": int(cluster), "MATRICES": len(products)}
     weight = products[0].weight
+    more = {"DIVISOR": divisor, "CLUSTER": int(tiles.splits > 1 and _has_clusters(x)), "MATRICES": len(products)}
+    more |= {"NORM": int(norm is not None), "GATED": int(gated)}
     kernel = _compiled(tuple((definitions(x, weight, tiles) | more).items()), x.device.index)
-    matrices, blocks = [], 0
+    matrices, blocks, height = [], 0, 8 * tiles.bands if gated else 16 * tiles.bands
     for one in products:
         rows, bias = one.weight.shape[0], one.bias
         pointers = [tensor.data_ptr() for tensor in tensors(one.weight)]
         pointers += [0 if bias is None else bias.data_ptr(), one.out.data_ptr()]
         matrices.append(_Matrix(*pointers, rows, one.out.stride(-2), blocks))
-        blocks += -(-rows // (16 * tiles.bands))
-    numbers = [ctypes.c_int(number) for number in (len(x), weight.shape[1], weight.groups, int(add))]
-    args: list[Argument] = [ctypes.c_void_p(x.data_ptr()), (_Matrix * len(products))(*matrices), *numbers]
-    launch(kernel, (blocks, tiles.splits, 1), (32 * tiles.warps, 1, 1), args, overlap=overlap)
+        blocks = -(-rows // height) + (0 if gated else blocks)
+    gain, eps = (x, 0.0) if norm is None else (norm.gain, norm.eps)
+    args: list[Argument] = [ctypes.c_void_p(x.data_ptr()), ctypes.c_void_p(gain.data_ptr()), ctypes.c_float(eps)]
+    args.append((_Matrix * len(products))(*matrices))
+    args += [ctypes.c_int(number) for number in (len(x), weight.shape[1], weight.groups, int(add))]
+    launch(kernel, (blocks, tiles.splits, 1), (32 * tiles.warps, 1, 1), args)
 
 
 def _tiles_for(x: Tensor, weights: Sequence[Integers | Table]) -> CoreTiles:
@@ -131,8 +155,7 @@ def _tiles_for(x: Tensor, weights: Sequence[Integers | Table]) -> CoreTiles:
     return core_tiles_for(len(x), rows, width, _bits(weights[0]))
 
 
-def _recent(x: Tensor) -> bool:
-    """Whether the device has clusters and overlapping launches."""
+def _has_clusters(x: Tensor) -> bool:
     return x.is_cuda and torch.cuda.get_device_capability(x.device) >= (9, 0)
 
 

@@ -49,9 +49,12 @@ class CoreTiles:
 _VECTOR = {1: VectorTiles(8, 512, 4), 2: VectorTiles(8, 512, 4), 4: VectorTiles(16, 256, 4), 8: VectorTiles(16, 128, 4)}
 """By bits, for one token; 4 and 8 as an H100 has them fastest."""
 _MATRIX = {64: MatrixTiles(64, 16, 4, splits=1)}
-_CORE = {8: CoreTiles(2, 8, 1, run=2, mixed=True), 16: CoreTiles(2, 8, 1), 64: CoreTiles(1, 4, 1)}
-"""By the most tokens that they are for; parts are added until the device is full. Up to 16 as an H100 and an H200 have
+_CORE = {16: CoreTiles(2, 8, 1), 64: CoreTiles(1, 4, 1)}
+"""By the most tokens that they are for; parts are added until the device is full. 9 to 16 as an H100 and an H200 have
 them fastest, or nearly, on Llama-7B's matrices and one of 28672 × 8192."""
+_ONE, _ONE_SMALL = CoreTiles(2, 8, 1, mixed=True), CoreTiles(1, 8, 1, run=2, mixed=True)
+_ONE_WIDE = CoreTiles(2, 8, 1, splits=2, run=2, mixed=True)
+"""Up to 8 tokens: many rows; few rows; few, wide ones. As an H200 has them fastest for one token, or nearly."""
 _TALL = CoreTiles(4, 4, 1, splits=2)
 """9 to 16 tokens and a matrix of few bits and many rows."""
 _ENOUGH = {"matrix": 128, "core": 256}
@@ -95,6 +98,8 @@ def matrix_tiles_for(tokens: int, rows: int, units: int) -> MatrixTiles:
 
 def core_tiles_for(tokens: int, rows: int, width: int, bits: int) -> CoreTiles:
     """For so many tokens, rows of the weight and columns of so many bits."""
+    if tokens <= 8:
+        return _ONE if rows >= 8192 else _ONE_SMALL if width <= 8192 else _ONE_WIDE
     if 8 < tokens <= 16 and bits < 8 and rows >= 12288 and width >= 2048:
         return _TALL
     tiles = _for(_CORE, tokens)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import TypeVar
 
@@ -11,9 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hayless.core.packing import FEW, Format
-from hayless.kernels.packed.formats import Integers, Packed, Product, Table
-from hayless.kernels.packed.linear import kernel_for, linear
-from hayless.model.packing import Packing, Part, Pieces
+from hayless.kernels.packed.formats import Packed
+from hayless.kernels.packed.linear import linear
+from hayless.model.packing import Packing, Pieces
 
 Form = TypeVar("Form", bound=Format, covariant=True)
 
@@ -39,28 +38,18 @@ class KernelPacking(Packing[Form]):
         dtype: torch.dtype,
         *,
         add: bool,
-        overlap: bool,
     ) -> None:
         """The same, written by the kernel."""
         held = self._serving(x, pieces, dtype) if out.is_contiguous() and out.dtype == x.dtype else None
         if held is None:
-            super().multiply_into(out, x, bias, pieces, dtype, add=add, overlap=overlap)
+            super().multiply_into(out, x, bias, pieces, dtype, add=add)
         else:
-            linear(x, held, bias, out=out, add=add, overlap=overlap)
+            linear(x, held, bias, out=out, add=add)
 
-    def multiply_each(self, x: Tensor, parts: Sequence[Part], dtype: torch.dtype, *, overlap: bool) -> None:
-        """The same for several, by one kernel where one serves."""
-        products = []
-        for part in parts:
-            held = part.packing._serving(x, part.pieces, dtype) if isinstance(part.packing, KernelPacking) else None
-            if isinstance(held, Integers | Table) and kernel_for(x, held) == "tensor_cores":
-                products.append(Product(held, part.bias, part.out))
-        if len(products) < len(parts):
-            super().multiply_each(x, parts, dtype, overlap=overlap)
-            return
-        from hayless.kernels.packed.tensor_cores import multiply_each
-
-        multiply_each(x, products, overlap=overlap)
+    def codes(self, x: Tensor, pieces: Pieces, dtype: torch.dtype) -> tuple[Packed, int] | None:
+        """The pieces themselves, for few tokens on a GPU."""
+        held = self._serving(x, pieces, dtype)
+        return None if held is None else (held, 1)
 
     def _whole(self, pieces: Pieces, dtype: torch.dtype) -> Tensor:
         """The matrix (rows, columns)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -10,12 +10,12 @@ from torch import Tensor
 from hayless.core.errors import NotSupported
 from hayless.core.ledger import Row
 from hayless.kernels.int8.backend import few_serve, product_for
-from hayless.kernels.int8.plain import LARGEST, rows_quantized
+from hayless.kernels.int8.plain import LARGEST, as_integers, rows_quantized
 from hayless.methods.common.packing import Packer
 from hayless.methods.common.row_codes import RowCodes, packed_by_row, rows_of
 from hayless.methods.quantize.int8.config import Int8Config
 from hayless.methods.quantize.int8.form import Int8Format, form_of
-from hayless.model.packing import Part, Pieces
+from hayless.model.packing import Pieces
 
 _ROWS_FIRST = 0
 """bitsandbytes' number for that layout."""
@@ -45,7 +45,6 @@ class Int8(RowCodes):
         dtype: torch.dtype,
         *,
         add: bool,
-        overlap: bool,
     ) -> None:
         """The same, written by the kernel of few tokens where that serves."""
         codes, scale = pieces["codes"], pieces["scale"]
@@ -53,19 +52,14 @@ class Int8(RowCodes):
         if whole and few_serve(x, codes, scale, self.threshold):
             from hayless.kernels.int8.few import product_into
 
-            product_into(out, x, codes, scale, bias, add=add, overlap=overlap)
+            product_into(out, x, codes, scale, bias, add=add)
         else:
-            super().multiply_into(out, x, bias, pieces, dtype, add=add, overlap=overlap)
+            super().multiply_into(out, x, bias, pieces, dtype, add=add)
 
-    def multiply_each(self, x: Tensor, parts: Sequence[Part], dtype: torch.dtype, *, overlap: bool) -> None:
-        """The same for several weights, by one launch of that kernel."""
-        codes = [(part.pieces["codes"], part.pieces["scale"]) for part in parts]
-        if not x.is_contiguous() or not all(few_serve(x, *one, self.threshold) for one in codes):
-            super().multiply_each(x, parts, dtype, overlap=overlap)
-            return
-        from hayless.kernels.int8.few import products_into
-
-        products_into([part.out for part in parts], x, codes, [part.bias for part in parts], overlap=overlap)
+    def codes(self, x: Tensor, pieces: Pieces, dtype: torch.dtype) -> tuple[object, int] | None:
+        """The codes as integers of 8 bits, for tokens so few that they are multiplied whole."""
+        codes, scale = pieces["codes"], pieces["scale"]
+        return (as_integers(codes, scale), LARGEST) if few_serve(x, codes, scale, self.threshold) else None
 
     def to_disk(self, pieces: Pieces, dtype: torch.dtype) -> dict[str, Tensor]:
         """bitsandbytes' tensors."""
