@@ -70,7 +70,7 @@ class Rounds:
     def _step(self, start: float | None) -> list[list[Chosen]]:
         """A pass that is not to draft: what a batch without drafts does, and nothing else."""
         logits_bkv = self._reader.read(self._last())
-        tokens_b = likeliest(logits_bkv)[:, 0] if self._greedy else self._chosen(logits_bkv)
+        tokens_b = self._chosen(logits_bkv)
         logprobs_bv = logits_bkv[:, 0].log_softmax(-1)
         logprobs_b = logprobs_bv.gather(-1, tokens_b[:, None])[:, 0]
         rows = zip(tokens_b.tolist(), logprobs_b.tolist(), tops(logprobs_bv, self.active), strict=True)
@@ -172,6 +172,8 @@ class Rounds:
 
     def _chosen(self, logits_bkv: Tensor) -> Tensor:
         """The tokens (b,) of a pass without drafts, by logits (b, 1, v)."""
+        if self._greedy:
+            return likeliest(logits_bkv)[:, 0]
         return invert(self._probabilities(logits_bkv)[:, 0], self._random(LAST, 0, 1)[:, 0])
 
     @property
