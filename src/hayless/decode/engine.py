@@ -315,7 +315,7 @@ class Engine:
         early = self.exit.no_graphs(self._program) if self.exit is not None else None
         held = self.cache.no_kernels(self._program) if self.cache is not None else None
         packed = "packed weights have no kernels whose rows are their own" if self._program.packed else None
-        missing = _no_graphs(self._program) or early or held or (packed if self.deterministic else None)
+        missing = held or _no_graphs(self._program) or early or (packed if self.deterministic else None)
         if missing is None:
             return Path("graphs", "a CUDA device with Triton"), self._program
         if self.backend == "graphs":
