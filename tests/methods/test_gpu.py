@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 import pytest
 import torch
+from transformers import LlamaForCausalLM
 
 from hayless.core.registry import configure, method_of
 from hayless.methods.quantize.kmeans.clustering import palettize
 from hayless.model.transform import apply
+from hayless.train.blocks import compiled
 from tests import tiny
 from tests.methods.running import batch, check_held, lora_of, predicted
 
@@ -95,3 +99,39 @@ def test_zeros_stay_there() -> None:
         optimizer.step()
         optimizer.zero_grad()
     assert torch.equal(weight.detach() == 0, zeros)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compiled_branches_learn_what_others_do(packed: bool, again: bool, dtype: torch.dtype) -> None:
+    """Branches in `dtype` beside a base in 16 bits, as wide as a compiler makes other kernels for."""
+    found = []
+    for compile in (False, True):
+        config = tiny.config("llama")
+        config.hidden_size, config.intermediate_size, config.head_dim, config.num_hidden_layers = 512, 1024, 128, 4
+        config.layer_types = None
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(config).to(torch.bfloat16).cuda().train()
+        apply(model, [*([configure("nf4")] if packed else []), configure("lora", rank=16)])
+        branches = [parameter for name, parameter in model.named_parameters() if "lora_" in name]
+        for parameter in branches:
+            parameter.data = (0.05 * torch.randn_like(parameter)).to(dtype)
+        optimizer = torch.optim.AdamW(branches, lr=1e-2, fused=True)
+        ids = torch.randint(3, 96, (4, 256), generator=torch.Generator().manual_seed(0)).cuda()
+        losses = []
+        with ExitStack() as stack:
+            checkpointing = configure("checkpointing")
+            if again:
+                stack.enter_context(method_of(checkpointing).load().install(model, checkpointing))
+            if compile:
+                stack.enter_context(compiled(model))
+            for _ in range(6):
+                loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                losses.append(loss.item())
+        found.append(losses)
+    assert found[0][-1] < found[0][0]
+    assert found[1] == pytest.approx(found[0], rel=0.02)

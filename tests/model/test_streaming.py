@@ -145,3 +145,15 @@ def test_what_is_read_ahead_comes_in_order_and_errors_come_through(ahead):
     assert [int(next(found)[0]) for _ in range(2)] == [0, 1]
     with pytest.raises(RuntimeError, match="negative"):
         next(found)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_what_crosses_to_a_gpu_is_what_is_in_the_files(tmp_path: Path) -> None:
+    save_model(build_model(tiny.config("llama").to_dict(), dtype="bfloat16"), tmp_path / "model")
+    streamed, _ = load_and_pack(tmp_path / "model", [NF4], device="cuda")
+    loaded = load_model(tmp_path / "model", device="cuda")
+    apply(loaded, [NF4])
+    wanted = loaded.state_dict()
+    for name, tensor in streamed.state_dict().items():
+        assert tensor.is_cuda and torch.equal(tensor, wanted[name]), name
