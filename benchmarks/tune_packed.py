@@ -28,7 +28,7 @@ from hayless.kernels.packed import tiles
 from hayless.kernels.packed.formats import Integers, Packed, Palette, Table, dequantize_reference
 from hayless.kernels.packed.gemm import gemm
 from hayless.kernels.packed.gemv import gemv
-from hayless.kernels.packed.tensor_cores import fits, multiply, unsupported
+from hayless.kernels.packed.tensor_cores import definitions, fits, multiply, unsupported
 
 SHAPES = "12288x4096,4096x4096,22016x4096,4096x11008,28672x8192"
 _CACHE = 120e6
@@ -112,7 +112,8 @@ def _design(name: str, x: Tensor, weight: Packed) -> tuple[Callable[..., Tensor]
         return gemm, tiles.MATRIX_CANDIDATES if tokens > 1 else []
     if unsupported(x, weight) or isinstance(weight, Palette):
         return multiply, []
-    return multiply, [one for one in tiles.CORE_CANDIDATES if fits(x, weight, one)]
+    different = {tuple(definitions(x, weight, one).items()): one for one in reversed(tiles.CORE_CANDIDATES)}
+    return multiply, [one for one in different.values() if fits(x, weight, one)]
 
 
 def made(form: str, rows: int, width: int) -> Packed:

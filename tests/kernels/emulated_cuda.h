@@ -23,6 +23,7 @@ static pthread_barrier_t block_barrier, warp_barriers[WARPS];
 
 static inline int min(int a, int b) { return a < b ? a : b; }
 static inline void __syncthreads() { pthread_barrier_wait(&block_barrier); }
+static inline void __syncwarp() { pthread_barrier_wait(&warp_barriers[threadIdx.x / 32]); }
 static inline float rsqrtf(float v) { return 1 / sqrtf(v); }
 static inline float __uint_as_float(unsigned bits) { float v; memcpy(&v, &bits, 4); return v; }
 
@@ -108,6 +109,13 @@ static float sum_of_warp(float v) {
     pthread_barrier_wait(&warp_barriers[warp]);
     return sum;
 }
+
+static void copy(u8* to, const void* from) {
+    if ((uintptr_t)to % 16 || (uintptr_t)from % 16) abort();
+    memcpy(to, from, 16);
+}
+
+static void wait_for_copies() { __syncwarp(); }
 
 static float half_to_float(u16) { abort(); }
 //@ the launch

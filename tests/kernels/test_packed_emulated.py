@@ -67,8 +67,10 @@ def _emulated(folder: Path, defined: dict[str, int]) -> Callable[..., None]:
 def emulated(tmp_path, monkeypatch):
     """Products by the kernel compiled for the CPU."""
     monkeypatch.setattr(tensor_cores, "unsupported", lambda x, weight: "")
-    monkeypatch.setattr(tensor_cores, "_compiled", lambda defined, device: _emulated(tmp_path, dict(defined)))
-    monkeypatch.setattr(tensor_cores, "launch", lambda kernel, grid, block, args: kernel(grid, block, args))
+    monkeypatch.setattr(
+        tensor_cores, "_compiled", lambda defined, device: _emulated(tmp_path, {**dict(defined), "DYNAMIC": 0})
+    )
+    monkeypatch.setattr(tensor_cores, "launch", lambda kernel, grid, block, args, shared: kernel(grid, block, args))
     # In Triton's interpreter bf16 is wrong.
     monkeypatch.setattr(tensor_cores, "add_splits", lambda parts, bias, out: out.copy_(parts.sum(0) + bias.float()))
 

@@ -105,8 +105,8 @@ def test_normalized_and_gated(tokens, width):
         torch.testing.assert_close(out.float(), wanted, rtol=2**-4, atol=2**-6 * float(wanted.abs().max()))
 
 
-@pytest.mark.parametrize("tiles", CORE_CANDIDATES, ids=str)
-def test_every_candidate(tiles):
+@pytest.mark.parametrize("tiles", CORE_CANDIDATES[::3], ids=str)
+def test_candidates(tiles):
     forms = [integers(150, 640, 4, 5, dtype=torch.bfloat16), integers(150, 640, 8, 1), table(150, 640, 64)]
     weight = forms[CORE_CANDIDATES.index(tiles) // 3 % 3]  # each is compiled for a while
     x = random(16, 640, dtype=torch.bfloat16)

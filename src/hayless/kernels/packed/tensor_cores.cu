@@ -12,6 +12,8 @@
 //   RUN       times 16 bytes of a row that a lane reads in a step
 //   TOGETHER  1: the scales of a step are read at once, since every row has whole times as many
 //   MATRICES  that are multiplied by the same x, one after the other in the grid
+//   STAGED    1: a warp copies the x of a step to shared memory, `STAGE` bytes; 0: lanes read it where it lies
+//   SHARED, DYNAMIC               bytes of shared memory; 1: asked for at launch
 //   NORM      1: x is normalized first: x gain / rms(x)
 //   GATED     1: of two matrices silu(y of the first) · y of the second is written; bands are halves of each
 //   DIVISOR   a whole number by which W's products are divided
@@ -150,6 +152,18 @@ __device__ __forceinline__ float half_to_float(u16 v) {
     return r;
 }
 
+#if STAGED
+// 16 bytes to shared memory while other instructions run; and until all of a warp's are there.
+__device__ __forceinline__ void copy(u8* to, const void* from) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"((u32)__cvta_generic_to_shared(to)), "l"(from) : "memory");
+}
+
+__device__ __forceinline__ void wait_for_copies() {
+    asm volatile("cp.async.wait_all;" ::: "memory");
+    __syncwarp();
+}
+#endif
+
 #if CLUSTER
 // Blocks of a cluster wait for each other; what they wrote to shared memory is seen behind it.
 __device__ __forceinline__ void cluster_barrier() {
@@ -180,7 +194,7 @@ __device__ __forceinline__ float widened(u16 v) {
 
 // Codes as mantissas are too large by 2^7 and their zero point. In bf16 that can be taken off the sums instead, as so many
 // times the sum of x, which one product by a constant gives for all rows of a span.
-#define SHIFTED (KIND == 0 && BF16 && BITS < 8 && GROUP && !ZERO)
+#define SHIFTED (KIND == 0 && BF16 && BITS < 8 && GROUP && !ZERO && TILES == 1)
 #define TOO_MUCH (0x43004300 | (1 << (BITS - 1)) * 0x00010001)  // in bf16, below 2^8 a unit is a whole number
 
 // Two codes less their zero point: as mantissas they are too large by 2^7 or 2^10, which `base` takes off with the zero
@@ -231,7 +245,16 @@ typedef float scale_t;
 typedef u16 scale_t;
 #endif
 
-#define SUMS_BYTES (WARPS * 8 * TILES * PITCH * 4)
+// Where the 16 bytes `chunk` of a token's x lie: so that what eight lanes read at once is in different banks.
+#define CHUNKS (COLUMNS / 8)
+#if BITS == 2
+#define CHUNK_AT(token, chunk) ((token) * CHUNKS + ((chunk) ^ ((chunk) >> 3 & 3 | ((token) & 1) << 2)))
+#elif BITS == 4
+#define CHUNK_AT(token, chunk) ((token) * CHUNKS + ((chunk) ^ ((chunk) >> 3 & 1 | ((token) & 1) << 1)))
+#else
+#define CHUNK_AT(token, chunk) ((token) * CHUNKS + ((chunk) ^ (token) & 1))
+#endif
+
 #define TABLE_BYTES (KIND == 1 ? 256 * 32 * 4 : 0)
 
 #if CLUSTER
@@ -274,6 +297,18 @@ struct Matrix {
 };
 struct Matrices { Matrix at[MATRICES]; };
 
+#if STAGED
+// As many numbers of x as a word has codes, from the `first` of a step.
+__device__ __forceinline__ void staged(const u8* stage, int token, int first, u32* to) {
+#if PER == 4
+    *(uint2*)to = *(const uint2*)(stage + 16 * CHUNK_AT(token, first / 8) + 2 * (first % 8));
+#else
+#pragma unroll
+    for (int k = 0; k < PER / 8; k++) ((uint4*)to)[k] = *(const uint4*)(stage + 16 * CHUNK_AT(token, first / 8 + k));
+#endif
+}
+#endif
+
 // As many 16-bit numbers as a word has codes.
 __device__ __forceinline__ void columns_of(const u16* __restrict__ numbers, u32 first, u32* to) {
 #if PER == 4
@@ -293,8 +328,12 @@ extern "C" __global__ void ONE_CLUSTER __launch_bounds__(WARPS * 32) packed_line
     const auto of = [&](int band) -> const Matrix& { return matrices.at[GATED ? band / (BANDS / 2) : which]; };
     const Matrix& w = of(0);
     const int n = w.n;
-    // The table of byte → two values, once for each bank, and later the sums of the warps.
-    __shared__ __align__(16) u8 shared[SUMS_BYTES > TABLE_BYTES ? SUMS_BYTES : TABLE_BYTES];
+    // The table of byte → two values, once for each bank, and each warp's x; later the sums of the warps.
+#if DYNAMIC
+    extern __shared__ __align__(16) u8 shared[];
+#else
+    __shared__ __align__(16) u8 shared[SHARED];
+#endif
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
     const int first_row = (blockIdx.x - (GATED ? 0 : w.first)) * WRITTEN;
     // Which of a span's groups this lane's columns, and its sums, are of, and the group that its x is for.
@@ -341,7 +380,21 @@ extern "C" __global__ void ONE_CLUSTER __launch_bounds__(WARPS * 32) packed_line
 #endif
             }
     };
+#if STAGED
+    u8* const stage = shared + TABLE_BYTES + warp * STAGE;
+    const auto copy_x = [&](int step) {
+        __syncwarp();  // all have read the last step's
+        for (int i = lane; i < TILES * TOKENS * CHUNKS; i += 32) {
+            const int token = i / CHUNKS, chunk = i % CHUNKS, column = step * COLUMNS + 8 * chunk;
+            if (step < last && column < width)
+                copy(stage + 16 * CHUNK_AT(token, chunk), x + (min(token, m - 1) * (u32)width + column));
+        }
+    };
+#endif
     const auto load = [&](int d, int step) {
+#if STAGED
+        copy_x(step);
+#endif
         if (TOGETHER && step < last) load_scales(d, 0, step * COLUMNS);
 #pragma unroll
         for (int p = 0; p < PARTS; p++) {
@@ -369,6 +422,9 @@ extern "C" __global__ void ONE_CLUSTER __launch_bounds__(WARPS * 32) packed_line
 #endif
     };
     const auto multiply = [&](int d, int step) {
+#if STAGED
+        wait_for_copies();
+#endif
 #pragma unroll
         for (int p = 0; p < PARTS; p++) {
             const int column = step * COLUMNS + p * SPAN;
@@ -402,7 +458,12 @@ extern "C" __global__ void ONE_CLUSTER __launch_bounds__(WARPS * 32) packed_line
                 for (int j = 0; j < TILES; j++) {
                     u32 v[PER / 2] = {};
                     if (mine) {
+#if STAGED
+                        const int token = TOKENS * j + g % TOKENS, first = p * SPAN + t * (SPAN / 4) + PER * i;
+                        staged(stage, token, first, v);
+#else
                         columns_of(x, x_at[j] + column + PER * i, v);
+#endif
 #if NORM
                         u32 by[PER / 2];
                         columns_of(gain, t * (SPAN / 4) + column + PER * i, by);

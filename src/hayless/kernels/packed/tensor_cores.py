@@ -1,8 +1,8 @@
 """y = Wx for 1 to 64 tokens and 2, 4 or 8 bits a weight, in CUDA C++ (tensor_cores.cu): the second design.
 
 Triton's product for one token is compiled to about five instructions a weight, and its matrix product needs x laid
-out anew in shared memory. Here tensor cores multiply even for one token, at 2.5 instructions a weight for integers and
-3 for tables (sm_90), and both operands come from where they lie. PyTorch's NVRTC compiles the source when settings are
+out anew in shared memory. Here tensor cores multiply even for one token, at 2 instructions a weight for integers and 2.3
+for tables (sm_90), and W comes from where it lies. PyTorch's NVRTC compiles the source when settings are
 first used; no compiler needs to be installed.
 """
 
@@ -27,7 +27,11 @@ from hayless.kernels.packed.launch import Argument, launch
 from hayless.kernels.packed.tiles import CoreTiles, core_tiles_for
 
 _SCALES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.uint8: 3}
-_SHARED = 48 * 1024
+_SHARED, _STATIC = 100 * 1024, 40 * 1024
+"""Bytes of shared memory that a block may have, and what it has without asking, with room for small arrays."""
+_TABLE = 32 * 1024
+_STAGED = 16
+"""Tokens whose x is copied to shared memory."""
 MOST = 3
 """Matrices of one launch."""
 
@@ -135,7 +139,8 @@ def _launch(
     weight = products[0].weight
     more = {"DIVISOR": divisor, "CLUSTER": int(tiles.splits > 1 and _has_clusters(x)), "MATRICES": len(products)}
     more |= {"NORM": int(norm is not None), "GATED": int(gated)}
-    kernel = _compiled(tuple((definitions(x, weight, tiles) | more).items()), x.device.index)
+    defined = definitions(x, weight, tiles) | more
+    kernel = _compiled(tuple(defined.items()), x.device.index)
     matrices, blocks, height = [], 0, 8 * tiles.bands if gated else 16 * tiles.bands
     for one in products:
         rows, bias = one.weight.shape[0], one.bias
@@ -147,7 +152,8 @@ def _launch(
     args: list[Argument] = [ctypes.c_void_p(x.data_ptr()), ctypes.c_void_p(gain.data_ptr()), ctypes.c_float(eps)]
     args.append((_Matrix * len(products))(*matrices))
     args += [ctypes.c_int(number) for number in (len(x), weight.shape[1], weight.groups, int(add))]
-    launch(kernel, (blocks, tiles.splits, 1), (32 * tiles.warps, 1, 1), args)
+    shared = defined["SHARED"] if defined["DYNAMIC"] else 0
+    launch(kernel, (blocks, tiles.splits, 1), (32 * tiles.warps, 1, 1), args, shared)
 
 
 def _tiles_for(x: Tensor, weights: Sequence[Integers | Table]) -> CoreTiles:
@@ -179,8 +185,14 @@ def definitions(x: Tensor, weight: Integers | Table, tiles: CoreTiles) -> dict[s
     at_once = step // group
     together = weight.groups > 1 and at_once > 1 and step % group == 0 and weight.groups % at_once == 0
     together = together and at_once * scale.element_size() in (2, 4, 8, 16) and at_once in (2, 4, 8)
+    table, columns = isinstance(weight, Table), -(-x.shape[0] * mix // 8)
+    # Of several tokens, whose rows are lines of their own, x costs as much as W where each lane reads it for itself.
+    stage = 2 * step * columns * 8 // mix
+    staged = 1 < x.shape[0] <= _STAGED and tiles.depth == 1
+    sums = tiles.warps * 8 * columns * (16 * tiles.bands + 4) * 4
+    shared = max(sums, table * _TABLE + staged * tiles.warps * stage)
     return {
-        "KIND": int(isinstance(weight, Table)),
+        "KIND": int(table),
         "BITS": bits,
         "BF16": int(x.dtype is torch.bfloat16),
         "GROUP": group if weight.groups > 1 else 0,
@@ -190,11 +202,15 @@ def definitions(x: Tensor, weight: Integers | Table, tiles: CoreTiles) -> dict[s
         "ZERO": int(zero),
         "TWOS": int(isinstance(weight, Integers) and weight.twos_complement),
         "BANDS": tiles.bands,
-        "TILES": -(-x.shape[0] * mix // 8),
+        "TILES": columns,
         "WARPS": tiles.warps,
         "DEPTH": tiles.depth,
         "RUN": tiles.run,
         "TOGETHER": int(together),
+        "STAGED": int(staged),
+        "STAGE": stage,
+        "SHARED": shared,
+        "DYNAMIC": int(shared > _STATIC),
         "SPLITS": tiles.splits,
     }
 
@@ -214,9 +230,8 @@ def _bits(weight: Integers | Table) -> int:
 
 
 def fits(x: Tensor, weight: Integers | Table, tiles: CoreTiles) -> bool:
-    """Whether the sums of a block's warps fit into its shared memory."""
-    columns = 8 * definitions(x, weight, tiles)["TILES"]
-    return tiles.warps * columns * (16 * tiles.bands + 4) * 4 + 1024 <= _SHARED
+    """Whether what a block needs at once fits into its shared memory."""
+    return definitions(x, weight, tiles)["SHARED"] <= _SHARED
 
 
 @cache

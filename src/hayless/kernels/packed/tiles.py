@@ -76,7 +76,8 @@ MATRIX_CANDIDATES = [
     if rows * units <= 2048
 ]
 CORE_CANDIDATES = [
-    CoreTiles(bands, warps, depth, splits, run, mixed=True)
+    CoreTiles(bands, warps, depth, splits, run, mixed)
+    for mixed in (True, False)
     for bands in (1, 2, 4)
     for warps in (4, 8)
     for depth, run in ((1, 1), (2, 1), (1, 2), (2, 2), (1, 4))
