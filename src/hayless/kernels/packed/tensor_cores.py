@@ -1,9 +1,9 @@
 """y = Wx for 1 to 64 tokens and 2, 4 or 8 bits a weight, in CUDA C++ (tensor_cores.cu): the second design.
 
 Triton's product for one token is compiled to about five instructions a weight, and its matrix product needs x laid
-out anew in shared memory. Here tensor cores multiply even for one token, at 2 instructions a weight for integers and 2.3
-for tables (sm_90), and W comes from where it lies. PyTorch's NVRTC compiles the source when settings are
-first used; no compiler needs to be installed.
+out anew in shared memory. Here tensor cores multiply even for one token, at 2 instructions a weight for integers and
+2.3 for tables (sm_90), and W comes from where it lies. PyTorch's NVRTC compiles the source when settings are first
+used; no compiler needs to be installed.
 """
 
 from __future__ import annotations
