@@ -1,14 +1,18 @@
 """Early exit and self-speculation with a model that LayerSkip trained, beside the engine with all its layers.
 
-`--input layerskip=FOLDER` has the model: `model/` of a run of recipes/layerskip-target.yaml, or of another like it.
+`--input layerskip=FOLDER` has the model: `model/` of a run of recipes/layerskip-target.yaml, or of another like it;
+`--input models=FOLDER` has what it was before, in `target/`.
 On a GPU all run in captured graphs, which branch on the device where tokens leave by confidence; on a CPU all have one
 thread.
 """
 
 from functools import partial
 
+import torch
 from parts.leaving import Leaving, no_worse, prompts, trained, trained_device
+from parts.models import trained as trained_pair
 from parts.speculation import Speculation
+from transformers import PreTrainedModel
 
 from hayless.core.measurement import Goal
 from hayless.study.bench.gate import as_exact
@@ -29,11 +33,20 @@ def _exit(name: str, **options: object) -> Contender:
     return Contender(f"hayless, early exit by {name}", _leaving(**options).prepared, goals={TIME: goal})
 
 
-def _self(layers: int, **options: object) -> Contender:
+def _self(layers: int) -> Contender:
     goal = Goal(op=">=", against=_PLAIN, ratio=1.15)
-    name = f"hayless, first {layers} layers draft" + "".join(f", {value} {key}" for key, value in options.items())
-    prepare = partial(_SELF.drafted, draft="self", layers=layers, **options)
-    return Contender(name, prepare, goals={TIME: goal})
+    prepare = partial(_SELF.drafted, draft="self", layers=layers)
+    return Contender(f"hayless, first {layers} layers draft", prepare, goals={TIME: goal})
+
+
+def _always(layers: int, tokens: int) -> Contender:
+    goal = Goal(op=">=", against=_FORMULA, ratio=0.9)
+    prepare = partial(_SELF.drafted, draft="self", layers=layers, tokens=tokens, preflight=False)
+    return Contender(f"hayless, first {layers} layers draft, always {tokens} tokens", prepare, goals={TIME: goal})
+
+
+def _before() -> PreTrainedModel:
+    return trained_pair("target", torch.float32 if _DEVICE == "cpu" else torch.bfloat16, _DEVICE)
 
 
 _SELF = Speculation(_MODEL, _MODEL, prompts, tokens=_TOKENS)
@@ -71,7 +84,7 @@ SPEC = Spec(
                 _self(1),
                 _self(2),
                 _self(3),
-                _self(2, tokens=3, preflight=False),
+                _always(2, 2),
             ],
             same=as_exact(),
             piece="token",
@@ -79,7 +92,18 @@ SPEC = Spec(
             repeats=5,
             warmup=0,
             peaks=False,
-            limit=Limit(_FORMULA, partial(_SELF.formula, 3, draft="self", layers=2)),
+            limit=Limit(_FORMULA, partial(_SELF.formula, 2, draft="self", layers=2)),
+        ),
+        Work(
+            "what LayerSkip's training changed, all layers",
+            [
+                Contender("after it", _leaving().prepared),
+                Contender("before it", Leaving(_before, _TOKENS, _RISE).prepared),
+            ],
+            same=lambda reference, other: "",
+            piece="token",
+            timed=False,
+            peaks=False,
         ),
     ],
 )
