@@ -1,4 +1,4 @@
-// As much of CUDA as tensor_cores.cu needs, on a CPU: a thread for each thread of a block, blocks one after the other. What
+// As much of CUDA as our kernels need, on a CPU: a thread for each thread of a block, blocks one after the other. What
 // single instructions do is written from the PTX manual; bf16 only.
 #include <math.h>
 #include <pthread.h>
@@ -22,12 +22,22 @@ static thread_local Index threadIdx, blockIdx;
 static pthread_barrier_t block_barrier, warp_barriers[WARPS];
 
 static inline int min(int a, int b) { return a < b ? a : b; }
+static inline int max(int a, int b) { return a < b ? b : a; }
 static inline void __syncthreads() { pthread_barrier_wait(&block_barrier); }
 static inline void __syncwarp() { pthread_barrier_wait(&warp_barriers[threadIdx.x / 32]); }
 static inline float rsqrtf(float v) { return 1 / sqrtf(v); }
 static inline float __uint_as_float(unsigned bits) { float v; memcpy(&v, &bits, 4); return v; }
 
-//@ what stands for the kernel's instructions
+
+static void block_of_threads(void* (*run)(void*)) {
+    pthread_barrier_init(&block_barrier, 0, 32 * WARPS);
+    for (int w = 0; w < WARPS; w++) pthread_barrier_init(&warp_barriers[w], 0, 32);
+    pthread_t threads[32 * WARPS];
+    for (long i = 0; i < 32 * WARPS; i++) pthread_create(&threads[i], 0, run, (void*)i);
+    for (int i = 0; i < 32 * WARPS; i++) pthread_join(threads[i], 0);
+}
+
+//@ what stands for the instructions
 static u32 first_operand[WARPS][32][4], second_operand[WARPS][32][2];
 
 static float from_bf16(u32 bits) { return __uint_as_float((bits & 0xFFFF) << 16); }
@@ -59,22 +69,10 @@ static void mma(float* c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
     pthread_barrier_wait(&warp_barriers[warp]);
 }
 
-static bool in_codes(const u8* at, int size);
-
 static void read(const void* at, int size, u32* to) {
     if ((uintptr_t)at % size) abort();
     *to = 0;
     memcpy(to, at, size);
-}
-
-static Words stream(const u8* at) {
-    Words r;
-    if (!in_codes(at, sizeof r) || (uintptr_t)at % sizeof r) {
-        fprintf(stderr, "codes are read where there are none\n");
-        abort();
-    }
-    memcpy(&r, at, sizeof r);
-    return r;
 }
 
 static u32 bytes(u32 a, u32 b, u32 chosen) {
@@ -110,47 +108,20 @@ static float sum_of_warp(float v) {
     return sum;
 }
 
-static void copy(u8* to, const void* from) {
-    if ((uintptr_t)to % 16 || (uintptr_t)from % 16) abort();
-    memcpy(to, from, 16);
-}
-
-static void wait_for_copies() { __syncwarp(); }
-
 static float half_to_float(u16) { abort(); }
-//@ the launch
-struct Launch {
-    u16 *x, *gain;
-    Matrices* matrices;
-    float epsilon;
-    int m, width, groups, add, blocks, splits;
-};
 
-static const Launch* launch;
-static Index current_block;
-
-static bool in_codes(const u8* at, int size) {
-    for (const Matrix& w : launch->matrices->at)
-        if (at >= w.codes && at + size <= w.codes + (long)w.n * launch->width * BITS / 8) return true;
-    return false;
+// Lane by lane, in one order.
+template <typename Fold>
+static float of_rows(float v, Fold fold) {
+    static float all[WARPS][32];
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    all[warp][lane] = v;
+    pthread_barrier_wait(&warp_barriers[warp]);
+    v = all[warp][lane % 4];
+    for (int i = 1; i < 8; i++) v = fold(v, all[warp][4 * i + lane % 4]);
+    pthread_barrier_wait(&warp_barriers[warp]);
+    return v;
 }
 
-static void* thread_of_block(void* index) {
-    const Launch& l = *launch;
-    threadIdx.x = (long)index;
-    blockIdx = current_block;
-    packed_linear(l.x, l.gain, l.epsilon, *l.matrices, l.m, l.width, l.groups, l.add);
-    return 0;
-}
-
-extern "C" void run(const Launch* l) {
-    launch = l;
-    pthread_barrier_init(&block_barrier, 0, 32 * WARPS);
-    for (int w = 0; w < WARPS; w++) pthread_barrier_init(&warp_barriers[w], 0, 32);
-    pthread_t threads[32 * WARPS];
-    for (current_block.y = 0; current_block.y < l->splits; current_block.y++)
-        for (current_block.x = 0; current_block.x < l->blocks; current_block.x++) {
-            for (long i = 0; i < 32 * WARPS; i++) pthread_create(&threads[i], 0, thread_of_block, (void*)i);
-            for (int i = 0; i < 32 * WARPS; i++) pthread_join(threads[i], 0);
-        }
-}
+static float largest_of_rows(float v) { return of_rows(v, [](float a, float b) { return fmaxf(a, b); }); }
+static float sum_of_rows(float v) { return of_rows(v, [](float a, float b) { return a + b; }); }

@@ -1,16 +1,8 @@
-"""The CUDA C++ of packed products on a CPU: every thread is one, and single instructions are written out.
-
-It shows that operands meet where they must, that nothing outside the codes is read, and that every output is written;
-what the instructions themselves do only a GPU shows (`test_packed_gpu.py`).
-"""
+"""The CUDA C++ of packed products on a CPU (see `emulation`; on a GPU `test_packed_gpu.py`)."""
 
 from __future__ import annotations
 
 import ctypes
-import re
-import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,15 +16,10 @@ pytest.importorskip("triton", reason="triton is not installed")
 from hayless.kernels.linear import Norm
 from hayless.kernels.packed import formats, tensor_cores
 from hayless.kernels.packed.tiles import CoreTiles
+from tests.kernels.emulation import NEEDS, built
 from tests.kernels.packed_weights import assert_near, integers, poisoned, table
 
-COMPILER = shutil.which("g++")
-pytestmark = [
-    pytest.mark.skipif(COMPILER is None or sys.platform != "linux", reason="needs g++ on Linux"),
-    pytest.mark.skipif(torch.cuda.is_available(), reason="the GPU itself runs it"),
-]
-HERE = Path(__file__).parent
-SOURCE = Path(tensor_cores.__file__).with_name("tensor_cores.cu")
+pytestmark = NEEDS
 
 
 class _Launch(ctypes.Structure):
@@ -43,17 +30,9 @@ class _Launch(ctypes.Structure):
     )
 
 
-def _emulated(folder: Path, defined: dict[str, int]) -> Callable[..., None]:
+def _emulated(folder: Path, source: Path, defined: dict[str, int]) -> Callable[..., None]:
     """The kernel compiled for the CPU, to be launched like one of PyTorch's."""
-    before, instructions, launch = re.split(r"//@.*\n", (HERE / "emulated_cuda.h").read_text())
-    source = re.sub(
-        r"// -- instructions\n.*// -- end of instructions\n", lambda _: instructions, SOURCE.read_text(), flags=re.S
-    )
-    defines = "".join(f"#define {name} {value}\n" for name, value in defined.items())
-    (folder / "kernel.cpp").write_text(defines + before + source + launch)
-    command = [COMPILER, "-O1", "-w", "-shared", "-fPIC", "-pthread", "kernel.cpp", "-o", "kernel.so"]
-    subprocess.run(command, cwd=folder, check=True)
-    library = ctypes.CDLL(str(folder / "kernel.so"))
+    library = built(folder, source, defined | {"DYNAMIC": 0}, "emulated_products.h")
 
     def kernel(grid: tuple[int, int, int], block: tuple[int, int, int], args: list[Any]) -> None:
         assert block == (32 * defined["WARPS"], 1, 1)
@@ -68,7 +47,7 @@ def emulated(tmp_path, monkeypatch):
     """Products by the kernel compiled for the CPU."""
     monkeypatch.setattr(tensor_cores, "unsupported", lambda x, weight: "")
     monkeypatch.setattr(
-        tensor_cores, "_compiled", lambda defined, device: _emulated(tmp_path, {**dict(defined), "DYNAMIC": 0})
+        tensor_cores, "compiled", lambda source, name, defined, device: _emulated(tmp_path, source, defined)
     )
     monkeypatch.setattr(tensor_cores, "launch", lambda kernel, grid, block, args, shared: kernel(grid, block, args))
     # In Triton's interpreter bf16 is wrong.

@@ -29,6 +29,15 @@ TOLERANCE = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 2e-2}
         (8, 8, 16, 24, 1, 1, 64, 1, True),
         (2, 128, 64, 128, 1, 4, 64, 2, False),
         (2, 1, 8, 3, 1, 1, 32, 2, True),
+        *(
+            pytest.param(*case, marks=[pytest.mark.gpu, pytest.mark.skipif(DEVICE.type == "cpu", reason="needs a GPU")])
+            for case in (
+                (4, 32, 32, 32, 2, 1, 128, 4, False),
+                (8, 64, 32, 64, 1, 3, 64, 2, True),
+                (2, 128, 64, 128, 1, 5, 128, 8, False),
+                (4, 32, 32, 32, 2, 4, 128, 2, True),
+            )
+        ),
     ],
 )
 def test_equals_the_reference(dtype, bits, group, channels, residual, kv_heads, heads, dim, splits, normed):

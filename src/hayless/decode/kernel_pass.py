@@ -49,6 +49,8 @@ class KernelPass:
         cuda = device.type == "cuda"
         processors = torch.cuda.get_device_properties(device).multi_processor_count if cuda else 1
         splits = SPLITS if invariant else splits_for(rows, dims.num_kv_heads, cache.capacity, processors)
+        if not isinstance(cache, StaticCache):
+            splits = max(2, splits)  # codes, and the latest tokens
         self._scratch = Scratch(rows, dims.num_heads * positions, dims.num_kv_heads, dims.head_dim, splits, device)
         cos, sin = program.rope(cache.capacity)
         half = dims.head_dim // 2

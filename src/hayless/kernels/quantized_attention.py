@@ -1,11 +1,12 @@
 """New tokens' attention over a quantized cache, which reads codes and takes the new tokens in.
 
 As `hayless.kernels.attention`, but that a row's older keys and values lie there as codes of 8, 4 or 2 bits (Liu and
-others 2024, *KIVI*; see `quantized_cache`), and the latest as they are, in rings. Codes become numbers in registers.
-The last of the programs that share a row's keys puts the new key and value into the rings, and quantizes what is no
-longer among the latest: R keys at once when as many are there, by groups of tokens of a channel, and the value R tokens
-back, by groups of its channels. Nobody reads what it writes, so no program waits for another: a ring of values has
-R + 1 places, and codes are read only as far as they were there before. Which heads and groups it takes says
+others 2024, *KIVI*; see `quantized_cache`), and the latest as they are, in rings. Codes become numbers in registers,
+or are read by the kernel of `coded_attention` where that can, which leaves the latest tokens and the join of all parts
+to this one. The last of the programs that share a row's keys puts the new key and value into the rings, and quantizes
+what is no longer among the latest: R keys at once when as many are there, by groups of tokens of a channel, and the
+value R tokens back, by groups of its channels. Nobody reads what it writes, so no program waits for another: a ring of
+values has R + 1 places, and codes are read only as far as they were there before. Which heads and groups it takes says
 `hayless.core.cache_form.CacheForm.why_no_kernel`.
 """
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from hayless.kernels.attention import _MIN_DOT, Scratch, _fold, _norm, _turn, _turned
+from hayless.kernels.coded_attention import coded_attention, unsupported
 from hayless.kernels.linear import Norm, overlapping
 from hayless.kernels.quantized_cache import Held, found, take_in
 from hayless.kernels.quantized_tiles import _hold_keys, _hold_value, _keys, _values
@@ -68,9 +70,12 @@ def _attention(
     CHUNK: tl.constexpr,
     SPLITS: tl.constexpr,
     QK_NORM: tl.constexpr,
+    CODED: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    row, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    row, head = tl.program_id(0), tl.program_id(1)
+    # With CODED the other parts are there: one program takes what they leave.
+    split = SPLITS - 1 if CODED else tl.program_id(2)
     HALF: tl.constexpr = DIM // 2
     SHARED: tl.constexpr = min(GROUP, BLOCK)
     i = tl.arange(0, HEADS_PADDED)
@@ -93,10 +98,10 @@ def _attention(
     keys = length // RESIDUAL * RESIDUAL
     values = tl.maximum(length - RESIDUAL, 0)
     # Every share begins with a group of keys, and so does what lies in rings.
-    share = tl.cdiv(tl.cdiv(length, SPLITS), SHARED) * SHARED
-    start = split * share
-    end = tl.minimum(start + share, length)
     coded = values // SHARED * SHARED
+    share = tl.cdiv(tl.cdiv(length, SPLITS), SHARED) * SHARED
+    start = coded if CODED else split * share
+    end = length if CODED else tl.minimum(start + share, length)
 
     heads = (i < HEADS)[:, None]
     q_at = q_ptr + row * q_stride + (head * HEADS + i)[:, None] * DIM + h[None, :]
@@ -161,7 +166,10 @@ def _attention(
         tl.store(maxima_ptr + part, top, mask=i < HEADS)
         tl.store(sums_ptr + part, total, mask=i < HEADS)
         tl.debug_barrier()
-        before = tl.atomic_add(done_ptr + row * KV_HEADS + head, 1, sem="acq_rel")
+        if CODED:
+            before = SPLITS - 1
+        else:
+            before = tl.atomic_add(done_ptr + row * KV_HEADS + head, 1, sem="acq_rel")
         if before == SPLITS - 1:
             tl.debug_barrier()
             s = tl.arange(0, SPLITS)
@@ -216,7 +224,10 @@ def quantized_attention(
     rows, kv_heads, slots, _ = held.k_codes.shape
     dim = held.k_latest.shape[-1]
     heads = q.shape[1] // (kv_heads * dim)
-    _attention[(rows, kv_heads, scratch.splits)](
+    coded = scratch.splits > 1 and not unsupported(q, held)
+    if coded:
+        coded_attention(q, cos, sin, lengths, held, scratch, shared=min(held.group, _BLOCK), q_norm=q_norm)
+    _attention[(rows, kv_heads, 1 if coded else scratch.splits)](
         q,
         k,
         v,
@@ -249,6 +260,7 @@ def quantized_attention(
         CHUNK=min(_CHUNK, dim),
         SPLITS=scratch.splits,
         QK_NORM=q_norm is not None,
+        CODED=coded,
         OVERLAP=overlap,
         num_warps=4,
         num_stages=2,

@@ -11,21 +11,20 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from hayless.core.errors import NotSupported
 from hayless.core.packing import FEW
+from hayless.kernels.compiled import Argument, compiled, launch, why_not
 from hayless.kernels.linear import Norm
 from hayless.kernels.packed.formats import Integers, Packed, Palette, Product, Table
 from hayless.kernels.packed.gemm import add_splits
-from hayless.kernels.packed.launch import Argument, launch
 from hayless.kernels.packed.tiles import CoreTiles, core_tiles_for
 
+_SOURCE = Path(__file__).with_name("tensor_cores.cu")
 _SCALES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.uint8: 3}
 _SHARED, _STATIC = 100 * 1024, 40 * 1024
 """Bytes of shared memory that a block may have, and what it has without asking, with room for small arrays."""
@@ -53,7 +52,7 @@ def unsupported(x: Tensor, weight: Packed) -> str:
         return "offsets of more than 32 bits would be needed"
     if x.data_ptr() % 16 or weight.codes.data_ptr() % 16:
         return "x and codes must start at multiples of 16 bytes"
-    return _trouble(x.device.index)
+    return why_not(x.device.index)
 
 
 class _Matrix(ctypes.Structure):
@@ -140,7 +139,7 @@ def _launch(
     more = {"DIVISOR": divisor, "CLUSTER": int(tiles.splits > 1 and _has_clusters(x)), "MATRICES": len(products)}
     more |= {"NORM": int(norm is not None), "GATED": int(gated)}
     defined = definitions(x, weight, tiles) | more
-    kernel = _compiled(tuple(defined.items()), x.device.index)
+    kernel = compiled(_SOURCE, "packed_linear", defined, x.device.index)
     matrices, blocks, height = [], 0, 8 * tiles.bands if gated else 16 * tiles.bands
     for one in products:
         rows, bias = one.weight.shape[0], one.bias
@@ -232,32 +231,3 @@ def _bits(weight: Integers | Table) -> int:
 def fits(x: Tensor, weight: Integers | Table, tiles: CoreTiles) -> bool:
     """Whether what a block needs at once fits into its shared memory."""
     return definitions(x, weight, tiles)["SHARED"] <= _SHARED
-
-
-@cache
-def _compiled(defined: tuple[tuple[str, int], ...], device: int) -> Any:
-    text = "".join(f"#define {name} {value}\n" for name, value in defined)
-    return _compile(text + Path(__file__).with_name("tensor_cores.cu").read_text(encoding="utf-8"), device)
-
-
-@cache
-def _trouble(device: int) -> str:
-    """Why nothing can be compiled for a device, found by trying; empty where it can."""
-    try:
-        _compile('extern "C" __global__ void packed_linear() {}', device)
-    except Exception as error:  # no NVRTC, no such function of PyTorch, a driver that is too old
-        return f"PyTorch cannot compile CUDA C++ here ({type(error).__name__}: {error})"
-    return ""
-
-
-def _compile(source: str, device: int) -> Any:
-    from torch.utils import cpp_extension
-
-    home = cpp_extension.CUDA_HOME
-    # PyTorch names the toolkit's headers to NVRTC and fails where there is no toolkit. No header is used here.
-    cpp_extension.CUDA_HOME = home or ""
-    try:
-        with torch.cuda.device(device):
-            return torch.cuda._compile_kernel(source, "packed_linear")
-    finally:
-        cpp_extension.CUDA_HOME = home

@@ -1,0 +1,76 @@
+"""CUDA C++ that is compiled at run time by PyTorch's NVRTC, and launched; no compiler needs to be installed."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_MOST_SHARED = 8
+"""CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES."""
+Shape = tuple[int, int, int]
+Argument = ctypes.c_void_p | ctypes.c_int | ctypes.c_float | ctypes.Array[Any]
+
+
+_INSTRUCTIONS = Path(__file__).with_name("instructions.cu")
+
+
+def compiled(source: Path, name: str, defined: Mapping[str, int], device: int) -> Any:
+    """The kernel `name` of a file, with these definitions and what `instructions.cu` has before it; made once."""
+    return _compiled(source, name, tuple(defined.items()), device)
+
+
+@cache
+def why_not(device: int) -> str:
+    """Why nothing can be compiled for a device, found by trying; empty where it can."""
+    try:
+        _compile('extern "C" __global__ void nothing() {}', "nothing", device)
+    except Exception as error:  # no NVRTC, no such function of PyTorch, a driver that is too old
+        return f"PyTorch cannot compile CUDA C++ here ({type(error).__name__}: {error})"
+    return ""
+
+
+def launch(kernel: Any, grid: Shape, block: Shape, args: Sequence[Argument], shared: int = 0) -> None:
+    """Launch one of PyTorch's compiled kernels on the current stream, with `shared` bytes of memory that blocks share.
+
+    RuntimeError with the driver's number.
+    """
+    pointers = (ctypes.c_void_p * len(args))(*(ctypes.addressof(arg) for arg in args))
+    stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
+    if shared:
+        _done("cuFuncSetAttribute", kernel.func, _MOST_SHARED, shared)
+    _done("cuLaunchKernel", kernel.func, *grid, *block, shared, stream, pointers, None)
+
+
+def _done(name: str, *args: Any) -> None:
+    failed = getattr(_driver(), name)(*args)
+    if failed:
+        raise RuntimeError(f"{name} failed with CUDA error {failed}.")
+
+
+@cache
+def _driver() -> Any:
+    return ctypes.CDLL("libcuda.so.1")
+
+
+@cache
+def _compiled(source: Path, name: str, defined: tuple[tuple[str, int], ...], device: int) -> Any:
+    text = "".join(f"#define {word} {value}\n" for word, value in defined)
+    return _compile(text + "".join(path.read_text(encoding="utf-8") for path in (_INSTRUCTIONS, source)), name, device)
+
+
+def _compile(source: str, name: str, device: int) -> Any:
+    from torch.utils import cpp_extension
+
+    home = cpp_extension.CUDA_HOME
+    # PyTorch names the toolkit's headers to NVRTC and fails where there is no toolkit. No header is used here.
+    cpp_extension.CUDA_HOME = home or ""
+    try:
+        with torch.cuda.device(device):
+            return torch.cuda._compile_kernel(source, name)
+    finally:
+        cpp_extension.CUDA_HOME = home
