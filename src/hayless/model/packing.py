@@ -116,14 +116,13 @@ class PackedModule(nn.Module):
         """x (…, in) → (…, out), for a module whose `weight` is packed."""
         pieces = self.pieces("weight")
         bias: Any = self.bias
+        if torch.compiler.is_compiling() and not torch.is_autocast_enabled(x.device.type):
+            # Under autocast code that is compiled looks into the product, since casts are its own there.
+            number, tensors = self.numbers["weight"], list(pieces.values())
+            opaque: Tensor = torch.ops.hayless.packed_product(x, bias, tensors, number, self.unpacked_dtype)
+            return opaque
         out: Tensor = _Multiply.apply(
-            x,
-            bias,
-            self.packings["weight"],
-            self.numbers["weight"],
-            self.unpacked_dtype,
-            tuple(pieces),
-            *pieces.values(),
+            x, bias, self.packings["weight"], self.unpacked_dtype, tuple(pieces), *pieces.values()
         )
         return out
 
@@ -240,32 +239,24 @@ class _Multiply(torch.autograd.Function):
         x: Tensor,
         bias: Tensor | None,
         packing: Packing[Format],
-        number: int,
         dtype: torch.dtype,
         names: tuple[str, ...],
         *pieces: Tensor,
     ) -> Tensor:
         ctx.save_for_backward(*pieces)
-        ctx.packing, ctx.number, ctx.dtype, ctx.names, ctx.x_dtype = packing, number, dtype, names, x.dtype
-        if _opaque(x):
-            found: Tensor = torch.ops.hayless.packed_product(x, bias, list(pieces), number, dtype)
-            return found
+        ctx.packing, ctx.dtype, ctx.names, ctx.x_dtype = packing, dtype, names, x.dtype
         return packing.multiply(x, bias, dict(zip(names, pieces, strict=True)), dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         for_x = for_bias = None
-        pieces = dict(zip(ctx.names, ctx.saved_tensors, strict=True))
-        if ctx.needs_input_grad[0] and _opaque(gradient):
-            for_x = torch.ops.hayless.packed_product_back(
-                gradient, list(ctx.saved_tensors), ctx.number, ctx.dtype, ctx.x_dtype
-            )
-        elif ctx.needs_input_grad[0]:
+        if ctx.needs_input_grad[0]:
+            pieces = dict(zip(ctx.names, ctx.saved_tensors, strict=True))
             for_x = ctx.packing.multiply_back(gradient, pieces, ctx.dtype).to(ctx.x_dtype)
         if ctx.needs_input_grad[1]:
             for_bias = gradient.reshape(-1, gradient.shape[-1]).sum(dim=0)
-        return for_x, for_bias, *(None for _ in range(4 + len(ctx.names)))
+        return for_x, for_bias, *(None for _ in range(3 + len(ctx.names)))
 
 
 _PACKINGS: list[Packing[Any]] = []
@@ -278,12 +269,6 @@ def _number(packing: Packing[Any]) -> int:
             return number
     _PACKINGS.append(copy(packing))
     return len(_PACKINGS) - 1
-
-
-def _opaque(x: Tensor) -> bool:
-    """Whether code is being compiled that must not look into a product: else it would find the same unpacked matrix in
-    both passes, and keep it between them. (Under autocast it looks, since casts are its own there.)"""
-    return torch.compiler.is_compiling() and not torch.is_autocast_enabled(x.device.type)
 
 
 def _product(x: Tensor, bias: Tensor | None, pieces: list[Tensor], number: int, dtype: torch.dtype) -> Tensor:
@@ -303,23 +288,43 @@ def _named(packing: Packing[Any], pieces: list[Tensor], dtype: torch.dtype) -> P
     return dict(zip(names, pieces, strict=True))
 
 
-def _declare(name: str, run: Callable[..., Tensor], schema: str, shape: Callable[..., Tensor]) -> None:
-    torch.library.custom_op(f"hayless::{name}", run, mutates_args=(), schema=schema).register_fake(shape)
+def _note(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, _, pieces, ctx.number, ctx.dtype = inputs
+    ctx.save_for_backward(*pieces)
+    ctx.x_dtype = x.dtype
 
 
-_declare(
-    "packed_product",
+def _gradients(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+    for_x = for_bias = None
+    if ctx.needs_input_grad[0]:
+        tensors = list(ctx.saved_tensors)
+        for_x = torch.ops.hayless.packed_product_back(gradient, tensors, ctx.number, ctx.dtype, ctx.x_dtype)
+    if ctx.needs_input_grad[1]:
+        for_bias = gradient.reshape(-1, gradient.shape[-1]).sum(dim=0)
+    return for_x, for_bias, [None] * len(ctx.saved_tensors), None, None
+
+
+_OPAQUE = torch.library.custom_op(
+    "hayless::packed_product",
     _product,
-    "(Tensor x, Tensor? bias, Tensor[] pieces, int number, ScalarType dtype) -> Tensor",
+    mutates_args=(),
+    schema="(Tensor x, Tensor? bias, Tensor[] pieces, int number, ScalarType dtype) -> Tensor",
+)
+"""The product of compiled code, which must not look into it: it would find the same unpacked matrix in both passes, and
+keep it between them."""
+_OPAQUE.register_fake(
     lambda x, bias, pieces, number, dtype: x.new_empty(*x.shape[:-1], _PACKINGS[number].form.rows),
 )
-_declare(
-    "packed_product_back",
+_OPAQUE.register_autograd(_gradients, setup_context=_note)
+torch.library.custom_op(
+    "hayless::packed_product_back",
     _product_back,
-    "(Tensor gradient, Tensor[] pieces, int number, ScalarType dtype, ScalarType x_dtype) -> Tensor",
+    mutates_args=(),
+    schema="(Tensor gradient, Tensor[] pieces, int number, ScalarType dtype, ScalarType x_dtype) -> Tensor",
+).register_fake(
     lambda gradient, pieces, number, dtype, x_dtype: gradient.new_empty(
         *gradient.shape[:-1], _PACKINGS[number].form.columns, dtype=x_dtype
-    ),
+    )
 )
 
 

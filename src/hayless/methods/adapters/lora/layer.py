@@ -44,34 +44,41 @@ class Branch:
         a, b = (factor.to(dtype) for factor in factors(module))
         if MAGNITUDE not in module._parameters:
             base = module if x is inputs[0] and _is_frozen_product(module, output) else None
-            added: Tensor = AddLowRank.apply(output if base is None else output.detach(), x, a, b, self.scaling, base)
-            return added
+            return add_low_rank(output if base is None else output.detach(), x, a, b, self.scaling, base)
         # Under autocast a bias is of another dtype than what it was added to.
         bias = None if module.bias is None else module.bias.to(output.dtype)
-        summed: Tensor = AddLowRank.apply(output if bias is None else output - bias, x, a, b, self.scaling, None)
+        summed = add_low_rank(output if bias is None else output - bias, x, a, b, self.scaling)
         # The lengths that the weights have are taken for a constant (DoRA, section 4.3).
         share = getattr(module, MAGNITUDE) / lengths(module, self.scaling)
         summed = summed * share.to(summed.dtype)
         return summed if bias is None else summed + bias
 
 
+def add_low_rank(output: Tensor, x: Tensor, a: Tensor, b: Tensor, scaling: float, base: Any = None) -> Tensor:
+    """output + s·B(Ax): x (…, in), A (r, in), B (out, r), output (…, out).
+
+    Compiled code is told no more than that: what it keeps, and where it adds, is decided with all that surrounds it.
+    (PyTorch 2.11 also loses the gradient of `output` in a compiled `AddLowRank`.)
+    """
+    if torch.compiler.is_compiling():
+        return (output + F.linear(F.linear(x.to(a.dtype), a), b) * scaling).to(output.dtype)
+    found: Tensor = AddLowRank.apply(output, x, a, b, scaling, base)
+    return found
+
+
 class AddLowRank(torch.autograd.Function):
-    """output + s·B(Ax): x (…, in), A (r, in), B (out, r), output (…, out); of the pass only x, A and B are kept.
+    """`add_low_rank`, of which only x, A and B are kept.
 
     The sum is made in the memory of `output`, which a linear module does not keep; in new memory where that is a view
-    of another tensor's (with a bias), where a mode looks on (checkpointing that keeps products has them from it, and
-    takes them as they are then), and in compiled code, where the sum is one with what follows it. Where `base` is given
-    `output` is its frozen product with x, detached, and the gradient of x is made of both products in one memory.
+    of another tensor's (with a bias), and where a mode looks on (checkpointing that keeps products has them from it,
+    and takes them as they are then). Where `base` is given `output` is its frozen product with x, detached, and the
+    gradient of x is made of both products in one memory.
     """
 
     @staticmethod
     def forward(ctx: Any, output: Tensor, x: Tensor, a: Tensor, b: Tensor, scaling: float, base: Any) -> Tensor:
         ctx.scaling, ctx.base = scaling, base
         inner = F.linear(x.to(a.dtype), a)
-        if torch.compiler.is_compiling():
-            # What is kept of these is decided with all that surrounds them.
-            ctx.save_for_backward(x, a, b, inner)
-            return (output + F.linear(inner, b) * scaling).to(output.dtype)
         ctx.save_for_backward(x, a, b)
         if output._is_view() or is_in_torch_dispatch_mode():
             output = output.clone()
@@ -85,7 +92,7 @@ class AddLowRank(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, a, b, *kept = ctx.saved_tensors
+        x, a, b = ctx.saved_tensors
         rows = gradient.reshape(-1, gradient.shape[-1]).to(b.dtype)
         inner = (rows @ b) * ctx.scaling
         for_x = for_a = for_b = None
@@ -101,8 +108,7 @@ class AddLowRank(torch.autograd.Function):
         if ctx.needs_input_grad[2]:
             for_a = inner.T @ flat
         if ctx.needs_input_grad[3]:
-            again = kept[0].reshape(-1, len(a)) if kept else flat @ a.T
-            for_b = rows.T @ (again * ctx.scaling)
+            for_b = rows.T @ (flat @ a.T * ctx.scaling)
         return gradient if ctx.needs_input_grad[0] else None, for_x, for_a, for_b, None, None
 
 
