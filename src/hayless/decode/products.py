@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hayless.kernels.adapters import Stack, add_branches
-from hayless.kernels.packed.formats import Integers, Product, Table
+from hayless.kernels.packed.formats import Integers, Packed, Product, Table
+from hayless.kernels.packed.linear import linear
 from hayless.model.packing import PackedModule
 
 if TYPE_CHECKING:
@@ -120,16 +121,25 @@ class PackedProduct:
 
     def into(self, out: Tensor, x: Tensor) -> None:
         """out ← x·Wᵀ + b, both of two dimensions."""
-        self._packing.multiply_into(out, x, self.bias, self._pieces, self._dtype, add=False)
-
-    def codes(self, x: Tensor) -> tuple[Integers | Table, int] | None:
-        """The weight as a kernel multiplies x by it together with others, and what products are divided by."""
-        found = self._packing.codes(x, self._pieces, self._dtype)
-        return None if found is None or not isinstance(found[0], Integers | Table) else (found[0], found[1])
+        self._write(out, x, add=False)
 
     def onto(self, out: Tensor, x: Tensor) -> None:
         """out ← out + x·Wᵀ + b, likewise."""
-        self._packing.multiply_into(out, x, self.bias, self._pieces, self._dtype, add=True)
+        self._write(out, x, add=True)
+
+    def codes(self, x: Tensor) -> Packed | None:
+        """The weight as kernels multiply x by it; None where none does."""
+        found = self._packing.codes(x, self._pieces, self._dtype)
+        return found if isinstance(found, Packed) else None
+
+    def _write(self, out: Tensor, x: Tensor, *, add: bool) -> None:
+        weight = self.codes(x) if out.is_contiguous() and out.dtype == x.dtype else None
+        if weight is not None:
+            linear(x, weight, self.bias, out=out, add=add)
+        elif add:
+            out.add_(self(x))
+        else:
+            out.copy_(self(x))
 
 
 class RowSlots:
@@ -235,16 +245,15 @@ def _at_once(
     """Multiply by packed weights in one launch, if they are such and have one form."""
     if not isinstance(parts[0], PackedProduct):
         return False
-    found = [part.codes(x) if isinstance(part, PackedProduct) else None for part in parts]
-    products = [
-        Product(one[0], part.bias, out) for one, part, out in zip(found, parts, outs, strict=True) if one is not None
-    ]
-    divisors = {one[1] for one in found if one is not None}
-    if len(products) < len(parts) or len(divisors) > 1:
-        return False
+    products = []
+    for part, out in zip(parts, outs, strict=True):
+        weight = part.codes(x) if isinstance(part, PackedProduct) else None
+        if not isinstance(weight, Integers | Table):
+            return False
+        products.append(Product(weight, part.bias, out))
     from hayless.kernels.packed.tensor_cores import in_one_launch, multiply_each  # needs Triton
 
     if not in_one_launch(x, [one.weight for one in products], normed=norm is not None):
         return False
-    multiply_each(x, products, divisor=divisors.pop(), norm=norm, gated=gated)
+    multiply_each(x, products, norm=norm, gated=gated)
     return True

@@ -49,23 +49,9 @@ class Packing(Generic[F_co]):
         """x (…, columns) · Wᵀ + bias → (…, rows), for a weight that is one matrix."""
         return F.linear(x, self.unpack(pieces, dtype)[0], bias)
 
-    def multiply_into(
-        self,
-        out: Tensor,
-        x: Tensor,
-        bias: Tensor | None,
-        pieces: Pieces,
-        dtype: torch.dtype,
-        *,
-        add: bool,
-    ) -> None:
-        """Write x (tokens, columns) · Wᵀ + bias to `out` (tokens, rows), with `add` on top of what is there."""
-        y = self.multiply(x, bias, pieces, dtype)
-        out.add_(y) if add else out.copy_(y)
-
-    def codes(self, x: Tensor, pieces: Pieces, dtype: torch.dtype) -> tuple[object, int] | None:
-        """What kernels multiply such an x by, as `hayless.kernels.packed` has it, and what products are divided by;
-        None where none serves."""
+    def codes(self, x: Tensor, pieces: Pieces, dtype: torch.dtype) -> object | None:
+        """The weight as kernels have it (`hayless.kernels.packed.formats`) where one multiplies such an x by it; None
+        where none does."""
         return None
 
     def multiply_back(self, gradient: Tensor, pieces: Pieces, dtype: torch.dtype) -> Tensor:

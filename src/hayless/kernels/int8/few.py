@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hayless.kernels.int8.plain import LARGEST, as_integers
+from hayless.kernels.int8.plain import as_integers
 from hayless.kernels.packed.tensor_cores import multiply
 from hayless.kernels.packed.tensor_cores import unsupported as not_in_tensor_cores
 
@@ -23,18 +23,4 @@ def product(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None
     reaches. Operands as in `plain.product`, contiguous. NotSupported where `unsupported` gives a reason.
     """
     out = torch.empty(x.shape[0], weight.shape[0], dtype=x.dtype, device=x.device)
-    return product_into(out, x, weight, weight_scale, bias)
-
-
-def product_into(
-    out: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    weight_scale: Tensor,
-    bias: Tensor | None,
-    *,
-    add: bool = False,
-) -> Tensor:
-    """The same written to `out`, as `tensor_cores.multiply` does."""
-    bias = None if bias is None else bias.to(x.dtype)
-    return multiply(x, as_integers(weight, weight_scale), bias, out, divisor=LARGEST, add=add)
+    return multiply(x, as_integers(weight, weight_scale), None if bias is None else bias.to(x.dtype), out)

@@ -66,6 +66,5 @@ def integer_product(a: Tensor, b: Tensor) -> Tensor:
 
 
 def as_integers(weight: Tensor, weight_scale: Tensor) -> Integers:
-    """int8 codes (out, in) and the largest magnitude of each row as packed integers, whose products are to be divided
-    by `LARGEST`."""
-    return Integers(weight.view(torch.uint8), weight_scale[:, None], 8, twos_complement=True)
+    """int8 codes (out, in) and the largest magnitude of each row as packed integers."""
+    return Integers(weight.view(torch.uint8), weight_scale[:, None], 8, twos_complement=True, divisor=LARGEST)

@@ -26,7 +26,8 @@ class Integers:
     `codes` uint8 (out, in · bits / 8), packed along `in`, the lowest bits first; `bits` 2, 4 or 8. `scale` (out,
     groups) in fp16, bf16 or fp32, where groups divide `in` (one group: a scale a row). `zero` uint8 (out, groups), or
     None for 2^(bits − 1). With `twos_complement` codes are two's complement (01 = 1, 00 = 0, 11 = −1, 10 = −2 for two
-    bits): their highest bit flipped makes them codes as above.
+    bits): their highest bit flipped makes them codes as above. Scales are `divisor` times too large: LLM.int8() keeps
+    largest magnitudes, of which 127 are the steps.
     """
 
     codes: Tensor
@@ -34,6 +35,7 @@ class Integers:
     bits: int
     zero: Tensor | None = None
     twos_complement: bool = False
+    divisor: int = 1
 
     def __post_init__(self) -> None:
         if self.bits not in (2, 4, 8):
@@ -164,7 +166,7 @@ def dequantize_reference(weight: Packed, dtype: torch.dtype) -> Tensor:
         if weight.twos_complement:
             codes = codes ^ middle
         zero = middle if weight.zero is None else weight.zero.int()[..., None]
-        values = (codes - zero) * weight.scale.float()[..., None]
+        values = (codes - zero) * (weight.scale.float() / weight.divisor)[..., None]
     elif isinstance(weight, Table):
         high_first = unpack(weight.codes.flatten(), 4, 2 * weight.codes.numel()).view(-1, 2).flip(1)
         values = weight.table[high_first.long()].view(-1, weight.block_size) * scales(weight)[:, None]

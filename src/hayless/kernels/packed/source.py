@@ -101,6 +101,8 @@ def _source(weight: Packed, codes: Tensor, per: int) -> Source:
     if isinstance(weight, Palette):
         return replace(common, KIND=PALETTE.value, book_ptr=weight.codebook, BOOK_ROWS=weight.group_size)
     if isinstance(weight, Integers):
+        if weight.divisor != 1:
+            raise NotSupported("No kernel in Triton divides scales.", hint="Give scales that are steps, and divisor 1.")
         zero = codes if weight.zero is None else weight.zero
         turned = _highest_bits(weight.bits, codes.dtype) if weight.twos_complement else 0
         return replace(common, scale_ptr=weight.scale, zero_ptr=zero, ZERO=weight.zero is not None, XOR=turned)

@@ -16,7 +16,7 @@
 //   SHARED, DYNAMIC               bytes of shared memory; 1: asked for at launch
 //   NORM      1: x is normalized first: x gain / rms(x)
 //   GATED     1: of two matrices silu(y of the first) · y of the second is written; bands are halves of each
-//   DIVISOR   a whole number by which W's products are divided
+//   DIVISOR   a whole number, of which scales are too many times too large
 //   SPLITS    parts of the columns among blocks
 //   CLUSTER   1: those blocks are one cluster and add up there (sm_90); 0: each writes its sums in float32
 //

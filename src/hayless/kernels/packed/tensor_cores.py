@@ -72,10 +72,9 @@ def multiply(
     out: Tensor,
     *,
     tiles: CoreTiles | None = None,
-    divisor: int = 1,
     add: bool = False,
 ) -> Tensor:
-    """Write x Wᵀ / divisor + bias to `out` (tokens, out) in x's dtype, fp16 or bf16; x contiguous, as are the rows of
+    """Write x Wᵀ + bias to `out` (tokens, out) in x's dtype, fp16 or bf16; x contiguous, as are the rows of
     `out`. Returns `out`. With `add` it comes on top of what is there.
 
     With `tiles.splits` the parts are added by the blocks of a cluster; on devices before sm_90, which have none, they
@@ -88,11 +87,11 @@ def multiply(
     tiles = tiles or _tiles_for(x, [weight])
     split = tiles.splits > 1 and not _has_clusters(x)
     if not split:
-        _launch(x, [Product(weight, bias, out)], tiles, divisor, add=add)
+        _launch(x, [Product(weight, bias, out)], tiles, add=add)
         return out
     # Sums of several blocks that are no cluster go through memory.
     sums = torch.empty(tiles.splits, *out.shape, dtype=torch.float32, device=out.device)
-    _launch(x, [Product(weight, None, sums)], tiles, divisor)
+    _launch(x, [Product(weight, None, sums)], tiles)
     if not add:
         return add_splits(sums, bias, out)
     return out.add_(add_splits(sums, bias, torch.empty_like(out)))
@@ -112,9 +111,7 @@ def in_one_launch(x: Tensor, weights: Sequence[Integers | Table], *, normed: boo
     return len(forms) == 1 and (tiles.splits == 1 or _has_clusters(x))
 
 
-def multiply_each(
-    x: Tensor, products: Sequence[Product], *, divisor: int = 1, norm: Norm | None = None, gated: bool = False
-) -> None:
+def multiply_each(x: Tensor, products: Sequence[Product], *, norm: Norm | None = None, gated: bool = False) -> None:
     """Every product as by `multiply`, of x or of RMSNorm(x), in one launch; only what goes `in_one_launch`.
 
     `gated`: of two products silu(first) · second is written, to the `out` of the first.
@@ -122,21 +119,20 @@ def multiply_each(
     tiles = _tiles_for(x, [one.weight for one in products])
     if gated and tiles.bands % 2:
         tiles = replace(tiles, bands=2)
-    _launch(x, products, tiles, divisor, norm=norm, gated=gated)
+    _launch(x, products, tiles, norm=norm, gated=gated)
 
 
 def _launch(
     x: Tensor,
     products: Sequence[Product],
     tiles: CoreTiles,
-    divisor: int,
     *,
     add: bool = False,
     norm: Norm | None = None,
     gated: bool = False,
 ) -> None:
     weight = products[0].weight
-    more = {"DIVISOR": divisor, "CLUSTER": int(tiles.splits > 1 and _has_clusters(x)), "MATRICES": len(products)}
+    more = {"CLUSTER": int(tiles.splits > 1 and _has_clusters(x)), "MATRICES": len(products)}
     more |= {"NORM": int(norm is not None), "GATED": int(gated)}
     defined = definitions(x, weight, tiles) | more
     kernel = compiled(_SOURCE, "packed_linear", defined, x.device.index)
@@ -200,6 +196,7 @@ def definitions(x: Tensor, weight: Integers | Table, tiles: CoreTiles) -> dict[s
         "SCALE": _SCALES[scale.dtype],
         "ZERO": int(zero),
         "TWOS": int(isinstance(weight, Integers) and weight.twos_complement),
+        "DIVISOR": weight.divisor if isinstance(weight, Integers) else 1,
         "BANDS": tiles.bands,
         "TILES": columns,
         "WARPS": tiles.warps,

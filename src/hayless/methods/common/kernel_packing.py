@@ -22,34 +22,12 @@ class KernelPacking(Packing[Form]):
 
     def multiply(self, x: Tensor, bias: Tensor | None, pieces: Pieces, dtype: torch.dtype) -> Tensor:
         """x · Wᵀ + bias, by a kernel where one serves."""
-        held = self._serving(x, pieces, dtype)
+        held = self.codes(x, pieces, dtype)
         return F.linear(x, self._whole(pieces, dtype), bias) if held is None else linear(x, held, bias)
 
     def multiply_back(self, gradient: Tensor, pieces: Pieces, dtype: torch.dtype) -> Tensor:
         """gradient · W, for any number of tokens."""
         return gradient.matmul(self._whole(pieces, dtype).to(gradient.dtype))
-
-    def multiply_into(
-        self,
-        out: Tensor,
-        x: Tensor,
-        bias: Tensor | None,
-        pieces: Pieces,
-        dtype: torch.dtype,
-        *,
-        add: bool,
-    ) -> None:
-        """The same, written by the kernel."""
-        held = self._serving(x, pieces, dtype) if out.is_contiguous() and out.dtype == x.dtype else None
-        if held is None:
-            super().multiply_into(out, x, bias, pieces, dtype, add=add)
-        else:
-            linear(x, held, bias, out=out, add=add)
-
-    def codes(self, x: Tensor, pieces: Pieces, dtype: torch.dtype) -> tuple[Packed, int] | None:
-        """The pieces themselves, for few tokens on a GPU."""
-        held = self._serving(x, pieces, dtype)
-        return None if held is None else (held, 1)
 
     def _whole(self, pieces: Pieces, dtype: torch.dtype) -> Tensor:
         """The matrix (rows, columns)."""
@@ -61,7 +39,7 @@ class KernelPacking(Packing[Form]):
 
         return dequantize(held, dtype)
 
-    def _serving(self, x: Tensor, pieces: Pieces, dtype: torch.dtype) -> Packed | None:
+    def codes(self, x: Tensor, pieces: Pieces, dtype: torch.dtype) -> Packed | None:
         """The matrix as the kernels have it where one serves for such an x."""
         few = x.is_cuda and x.dtype == dtype and x.numel() <= FEW * self.form.columns
         return self.held(pieces) if few and self.form.matrices == 1 else None

@@ -11,6 +11,7 @@ from hayless.core.errors import NotSupported
 from hayless.core.ledger import Row
 from hayless.kernels.int8.backend import few_serve, product_for
 from hayless.kernels.int8.plain import LARGEST, as_integers, rows_quantized
+from hayless.kernels.packed.formats import Integers
 from hayless.methods.common.packing import Packer
 from hayless.methods.common.row_codes import RowCodes, packed_by_row, rows_of
 from hayless.methods.quantize.int8.config import Int8Config
@@ -36,30 +37,11 @@ class Int8(RowCodes):
         y = product_for(flat, codes, scale, self.threshold)(flat, codes, scale, bias, self.threshold)
         return y.view(*x.shape[:-1], self.form.rows)
 
-    def multiply_into(
-        self,
-        out: Tensor,
-        x: Tensor,
-        bias: Tensor | None,
-        pieces: Pieces,
-        dtype: torch.dtype,
-        *,
-        add: bool,
-    ) -> None:
-        """The same, written by the kernel of few tokens where that serves."""
-        codes, scale = pieces["codes"], pieces["scale"]
-        whole = x.is_contiguous() and out.is_contiguous() and out.dtype == x.dtype
-        if whole and few_serve(x, codes, scale, self.threshold):
-            from hayless.kernels.int8.few import product_into
-
-            product_into(out, x, codes, scale, bias, add=add)
-        else:
-            super().multiply_into(out, x, bias, pieces, dtype, add=add)
-
-    def codes(self, x: Tensor, pieces: Pieces, dtype: torch.dtype) -> tuple[object, int] | None:
+    def codes(self, x: Tensor, pieces: Pieces, dtype: torch.dtype) -> Integers | None:
         """The codes as integers of 8 bits, for tokens so few that they are multiplied whole."""
         codes, scale = pieces["codes"], pieces["scale"]
-        return (as_integers(codes, scale), LARGEST) if few_serve(x, codes, scale, self.threshold) else None
+        few = x.dtype == dtype and x.is_contiguous() and few_serve(rows_of(x), codes, scale, self.threshold)
+        return as_integers(codes, scale) if few else None
 
     def to_disk(self, pieces: Pieces, dtype: torch.dtype) -> dict[str, Tensor]:
         """bitsandbytes' tensors."""
