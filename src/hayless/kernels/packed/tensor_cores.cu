@@ -183,7 +183,7 @@ struct Matrices { Matrix at[MATRICES]; };
 
 #if STAGED
 // As many numbers of x as a word has codes, from the `first` of a step.
-__device__ __forceinline__ void staged(const u8* stage, int token, int first, u32* to) {
+__device__ __forceinline__ void staged(const u8* stage, u32 token, u32 first, u32* to) {
 #if PER == 4
     *(uint2*)to = *(const uint2*)(stage + 16 * CHUNK_AT(token, first / 8) + 2 * (first % 8));
 #else
@@ -268,10 +268,13 @@ extern "C" __global__ void ONE_CLUSTER __launch_bounds__(WARPS * 32) packed_line
     u8* const stage = shared + TABLE_BYTES + warp * STAGE;
     const auto copy_x = [&](int step) {
         __syncwarp();  // all have read the last step's
-        for (int i = lane; i < TILES * TOKENS * CHUNKS; i += 32) {
-            const int token = i / CHUNKS, chunk = i % CHUNKS, column = step * COLUMNS + 8 * chunk;
-            if (step < last && column < width)
-                copy(stage + 16 * CHUNK_AT(token, chunk), x + (min(token, m - 1) * (u32)width + column));
+        if (step >= last) return;
+#pragma unroll
+        for (u32 k = 0; k < TILES * TOKENS * CHUNKS / 32; k++) {
+            // Without a sign, for powers of 2 are shifts then.
+            const u32 i = lane + 32 * k, token = i / CHUNKS, chunk = i % CHUNKS, column = step * COLUMNS + 8 * chunk;
+            if (column < width)
+                copy(stage + 16 * CHUNK_AT(token, chunk), x + (min((int)token, m - 1) * (u32)width + column));
         }
     };
 #endif
@@ -343,7 +346,7 @@ extern "C" __global__ void ONE_CLUSTER __launch_bounds__(WARPS * 32) packed_line
                     u32 v[PER / 2] = {};
                     if (mine) {
 #if STAGED
-                        const int token = TOKENS * j + g % TOKENS, first = p * SPAN + t * (SPAN / 4) + PER * i;
+                        const u32 token = TOKENS * j + (u32)g % TOKENS, first = p * SPAN + t * (SPAN / 4) + PER * i;
                         staged(stage, token, first, v);
 #else
                         columns_of(x, x_at[j] + column + PER * i, v);
