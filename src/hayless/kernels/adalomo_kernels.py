@@ -105,6 +105,14 @@ def _factor(squares, weight_squares, elements, rate, least, threshold):
 
 
 @triton.jit
+def _update(gradient_ptr, at, there, rows_ptr, row, rows, mean, by_column):
+    """The gradient over the root of its second moment, which is a product of what is known of rows and columns."""
+    by_row = tl.rsqrt(tl.load(rows_ptr + row, mask=row < rows, other=1.0) / mean)
+    gradient = tl.load(gradient_ptr + at, mask=there, other=0.0).to(tl.float32)
+    return gradient * by_row[:, None] * by_column[None, :]
+
+
+@triton.jit
 def _norms(
     weight_ptr,
     gradient_ptr,
@@ -130,9 +138,7 @@ def _norms(
         row = group * GROUP + start + tl.arange(0, STRIPE)
         there = (row[:, None] < rows) & (column[None, :] < columns)
         at = row.to(tl.int64)[:, None] * columns + column[None, :]
-        by_row = tl.rsqrt(tl.load(rows_ptr + row, mask=row < rows, other=1.0) / mean)
-        update = tl.load(gradient_ptr + at, mask=there, other=0.0).to(tl.float32)
-        update = update * by_row[:, None] * by_column[None, :]
+        update = _update(gradient_ptr, at, there, rows_ptr, row, rows, mean, by_column)
         squares += update * update
         weight = tl.load(weight_ptr + at, mask=there, other=0.0).to(tl.float32)
         weight_squares += weight * weight
@@ -174,9 +180,7 @@ def _move(
         row = group * GROUP + start + tl.arange(0, STRIPE)
         there = (row[:, None] < rows) & (column[None, :] < columns)
         at = row.to(tl.int64)[:, None] * columns + column[None, :]
-        by_row = tl.rsqrt(tl.load(rows_ptr + row, mask=row < rows, other=1.0) / mean)
-        update = tl.load(gradient_ptr + at, mask=there, other=0.0).to(tl.float32)
-        update = update * by_row[:, None] * by_column[None, :]
+        update = _update(gradient_ptr, at, there, rows_ptr, row, rows, mean, by_column)
         weight = tl.load(weight_ptr + at, mask=there, other=0.0).to(tl.float32)
         weight = weight * (1.0 - step * decay) - update * factor
         tl.store(weight_ptr + at, weight.to(weight_ptr.dtype.element_ty), mask=there)

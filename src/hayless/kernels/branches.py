@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hayless.kernels.driver import call
+
 _CONDITIONAL_NODE, _IF = 13, 0
 """CU_GRAPH_NODE_TYPE_CONDITIONAL, CU_GRAPH_COND_TYPE_IF."""
 _RELAXED, _SET_DEPENDENCIES = 2, 1
@@ -93,7 +95,7 @@ def no_branches(device: torch.device) -> str | None:
     if torch.cuda.get_device_capability(device) < (8, 0):
         return "the kernels need compute capability 8.0 or newer"
     version = ctypes.c_int()
-    _call("cuDriverGetVersion", ctypes.byref(version))
+    call("cuDriverGetVersion", ctypes.byref(version))
     if version.value < _NEEDED:
         return f"graphs that branch need a driver of CUDA 12.8 or newer, and this one has {_named(version.value)}"
     return None
@@ -112,15 +114,15 @@ def branch(flags: Tensor, then: Callable[[], object], otherwise: Callable[[], ob
     stream = torch.cuda.current_stream(flags.device)
     graph, _, _ = _captured_so_far(stream)
     context, handle = ctypes.c_void_p(), ctypes.c_uint64()
-    _call("cuCtxGetCurrent", ctypes.byref(context))
-    _call("cuGraphConditionalHandleCreate", ctypes.byref(handle), graph, context, 0, 0)
+    call("cuCtxGetCurrent", ctypes.byref(context))
+    call("cuGraphConditionalHandleCreate", ctypes.byref(handle), graph, context, 0, 0)
     _set(handle, flags, stream)
     graph, before, count = _captured_so_far(stream)
     given = _Node(type=_CONDITIONAL_NODE)
     given.conditional = _Conditional(handle=handle.value, type=_IF, size=2, context=context)
     node = ctypes.c_void_p()
-    _call("cuGraphAddNode_v2", ctypes.byref(node), graph, before, None, count, ctypes.byref(given))
-    _call("cuStreamUpdateCaptureDependencies_v2", _of(stream), ctypes.byref(node), None, 1, _SET_DEPENDENCIES)
+    call("cuGraphAddNode_v2", ctypes.byref(node), graph, before, None, count, ctypes.byref(given))
+    call("cuStreamUpdateCaptureDependencies_v2", _of(stream), ctypes.byref(node), None, 1, _SET_DEPENDENCIES)
     for number, way in enumerate((then, otherwise)):
         with _capturing_to(ctypes.c_void_p(given.conditional.bodies[number]), flags.device):
             way()
@@ -130,7 +132,7 @@ def _set(handle: ctypes.c_uint64, flags: Tensor, stream: torch.cuda.Stream) -> N
     """Launch the kernel that says which way to go."""
     values = (handle, ctypes.c_uint64(flags.data_ptr()), ctypes.c_uint32(len(flags)))
     pointers = (ctypes.c_void_p * 3)(*(ctypes.addressof(value) for value in values))
-    _call("cuLaunchKernel", _setter(flags.device.index), 1, 1, 1, 1, 1, 1, 0, _of(stream), pointers, None)
+    call("cuLaunchKernel", _setter(flags.device.index), 1, 1, 1, 1, 1, 1, 0, _of(stream), pointers, None)
 
 
 def _captured_so_far(stream: torch.cuda.Stream) -> tuple[ctypes.c_void_p, Any, ctypes.c_size_t]:
@@ -138,7 +140,7 @@ def _captured_so_far(stream: torch.cuda.Stream) -> tuple[ctypes.c_void_p, Any, c
     status, number, count = ctypes.c_int(), ctypes.c_uint64(), ctypes.c_size_t()
     graph, nodes, edges = ctypes.c_void_p(), ctypes.POINTER(ctypes.c_void_p)(), ctypes.c_void_p()
     found = (status, number, graph, nodes, edges, count)
-    _call("cuStreamGetCaptureInfo_v3", _of(stream), *(ctypes.byref(one) for one in found))
+    call("cuStreamGetCaptureInfo_v3", _of(stream), *(ctypes.byref(one) for one in found))
     return graph, nodes, count
 
 
@@ -148,13 +150,13 @@ def _capturing_to(graph: ctypes.c_void_p, device: torch.device) -> Iterator[None
     # PyTorch hands out the same few streams in turn, and so one that is captured already.
     free = _free(device.index)
     stream = free.pop() if free else _new_stream(device)
-    _call("cuStreamBeginCaptureToGraph", _of(stream), graph, None, None, 0, _RELAXED)
+    call("cuStreamBeginCaptureToGraph", _of(stream), graph, None, None, 0, _RELAXED)
     try:
         with torch.cuda.stream(stream):
             yield
     finally:
         ended = ctypes.c_void_p()
-        _call("cuStreamEndCapture", _of(stream), ctypes.byref(ended))
+        call("cuStreamEndCapture", _of(stream), ctypes.byref(ended))
         free.append(stream)
 
 
@@ -166,7 +168,7 @@ def _free(device: int) -> list[torch.cuda.Stream]:
 
 def _new_stream(device: torch.device) -> torch.cuda.Stream:
     found = ctypes.c_void_p()
-    _call("cuStreamCreate", ctypes.byref(found), _NON_BLOCKING)
+    call("cuStreamCreate", ctypes.byref(found), _NON_BLOCKING)
     return torch.cuda.ExternalStream(found.value or 0, device)
 
 
@@ -174,8 +176,8 @@ def _new_stream(device: torch.device) -> torch.cuda.Stream:
 def _setter(device: int) -> ctypes.c_void_p:
     torch.cuda.synchronize(device)  # so that there is a context
     module, function = ctypes.c_void_p(), ctypes.c_void_p()
-    _call("cuModuleLoadData", ctypes.byref(module), _SETTER)
-    _call("cuModuleGetFunction", ctypes.byref(function), module, b"go")
+    call("cuModuleLoadData", ctypes.byref(module), _SETTER)
+    call("cuModuleGetFunction", ctypes.byref(function), module, b"go")
     return function
 
 
@@ -191,15 +193,3 @@ def _of(stream: torch.cuda.Stream) -> ctypes.c_void_p:
 
 def _named(version: int) -> str:
     return f"{version // 1000}.{version % 1000 // 10}"
-
-
-def _call(name: str, *given: Any) -> None:
-    """Call the driver. RuntimeError with its number where it fails."""
-    failed = getattr(_driver(), name)(*given)
-    if failed:
-        raise RuntimeError(f"{name} failed with CUDA error {failed}.")
-
-
-@cache
-def _driver() -> Any:
-    return ctypes.CDLL("libcuda.so.1")

@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 
+from hayless.kernels.driver import call
+
 _MOST_SHARED = 8
 """CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES."""
 Shape = tuple[int, int, int]
 Argument = ctypes.c_void_p | ctypes.c_int | ctypes.c_float | ctypes.Array[Any]
-
 
 _INSTRUCTIONS = Path(__file__).with_name("instructions.cu")
 
@@ -42,19 +43,8 @@ def launch(kernel: Any, grid: Shape, block: Shape, args: Sequence[Argument], sha
     pointers = (ctypes.c_void_p * len(args))(*(ctypes.addressof(arg) for arg in args))
     stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
     if shared:
-        _done("cuFuncSetAttribute", kernel.func, _MOST_SHARED, shared)
-    _done("cuLaunchKernel", kernel.func, *grid, *block, shared, stream, pointers, None)
-
-
-def _done(name: str, *args: Any) -> None:
-    failed = getattr(_driver(), name)(*args)
-    if failed:
-        raise RuntimeError(f"{name} failed with CUDA error {failed}.")
-
-
-@cache
-def _driver() -> Any:
-    return ctypes.CDLL("libcuda.so.1")
+        call("cuFuncSetAttribute", kernel.func, _MOST_SHARED, shared)
+    call("cuLaunchKernel", kernel.func, *grid, *block, shared, stream, pointers, None)
 
 
 @cache

@@ -254,10 +254,7 @@ def gemv_reference(
 
 
 @triton.jit
-def _rms_norm(x_ptr, gain_ptr, out_ptr, width, eps, WIDTH: tl.constexpr, OVERLAP: tl.constexpr):
-    if OVERLAP:
-        gdc_launch_dependents()
-        gdc_wait()
+def _rms_norm(x_ptr, gain_ptr, out_ptr, width, eps, WIDTH: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, WIDTH)
     x = tl.load(x_ptr + row * width + column, mask=column < width, other=0.0).to(tl.float32)
@@ -266,13 +263,11 @@ def _rms_norm(x_ptr, gain_ptr, out_ptr, width, eps, WIDTH: tl.constexpr, OVERLAP
     tl.store(out_ptr + row * width + column, y.to(out_ptr.dtype.element_ty), mask=column < width)
 
 
-def rms_norm(x: Tensor, norm: Norm, out: Tensor, *, overlap: bool = False) -> Tensor:
+def rms_norm(x: Tensor, norm: Norm, out: Tensor) -> Tensor:
     """Write RMSNorm of x (rows, width) to `out`; contiguous."""
     padded = triton.next_power_of_2(x.shape[-1])
     warps = min(8, max(1, padded // 512))
-    _rms_norm[(x.shape[0],)](
-        x, norm.gain, out, x.shape[-1], norm.eps, WIDTH=padded, OVERLAP=overlap, num_warps=warps, **overlapping(overlap)
-    )
+    _rms_norm[(x.shape[0],)](x, norm.gain, out, x.shape[-1], norm.eps, WIDTH=padded, num_warps=warps)
     return out
 
 
@@ -283,10 +278,7 @@ def rms_norm_reference(x: Tensor, norm: Norm) -> Tensor:
 
 
 @triton.jit
-def _swiglu(gate_ptr, up_ptr, out_ptr, count, BLOCK: tl.constexpr, OVERLAP: tl.constexpr):
-    if OVERLAP:
-        gdc_launch_dependents()
-        gdc_wait()
+def _swiglu(gate_ptr, up_ptr, out_ptr, count, BLOCK: tl.constexpr):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     gate = tl.load(gate_ptr + at, mask=at < count, other=0.0).to(tl.float32)
     up = tl.load(up_ptr + at, mask=at < count, other=0.0).to(tl.float32)
@@ -294,12 +286,10 @@ def _swiglu(gate_ptr, up_ptr, out_ptr, count, BLOCK: tl.constexpr, OVERLAP: tl.c
     tl.store(out_ptr + at, y.to(out_ptr.dtype.element_ty), mask=at < count)
 
 
-def swiglu(gate: Tensor, up: Tensor, out: Tensor, *, overlap: bool = False) -> Tensor:
+def swiglu(gate: Tensor, up: Tensor, out: Tensor) -> Tensor:
     """Write silu(gate)·up to `out`; any shape, contiguous."""
     count = gate.numel()
-    _swiglu[(triton.cdiv(count, 1024),)](
-        gate, up, out, count, BLOCK=1024, OVERLAP=overlap, num_warps=4, **overlapping(overlap)
-    )
+    _swiglu[(triton.cdiv(count, 1024),)](gate, up, out, count, BLOCK=1024, num_warps=4)
     return out
 
 

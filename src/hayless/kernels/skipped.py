@@ -14,9 +14,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
-
-from hayless.kernels.linear import overlapping
 
 _PAIRS = 8
 """Rotated pairs of a key that a program makes, and as many times two numbers of a value."""
@@ -77,7 +74,6 @@ def _keep(
     COLUMNS: tl.constexpr,
     BIAS: tl.constexpr,
     K_NORM: tl.constexpr,
-    OVERLAP: tl.constexpr,
 ):
     HALF: tl.constexpr = DIM // 2
     layer, row = first + tl.program_id(0), tl.program_id(2)
@@ -88,9 +84,6 @@ def _keep(
     real = pair < HALF
     low = head * DIM + tl.where(real, pair, 0)
     high = low + HALF
-    if OVERLAP:
-        gdc_launch_dependents()
-        gdc_wait()
     k_low = tl.zeros((PAIRS,), tl.float32)
     k_high, v_low, v_high = k_low, k_low, k_low
     squares = tl.zeros((COLUMNS,), tl.float32)
@@ -144,7 +137,6 @@ def keep(
     eps: float,
     bias: bool,
     k_norm: bool,
-    overlap: bool = False,
 ) -> None:
     """Write keys and values of all layers from `first` on behind `lengths`, as if x (rows, h) entered each of them.
 
@@ -174,9 +166,7 @@ def keep(
         COLUMNS=max(_MIN_COLUMNS, min(_TILE // pairs, triton.next_power_of_2(width))),
         BIAS=bias,
         K_NORM=k_norm,
-        OVERLAP=overlap,
         num_warps=8 if k_norm else 4,
-        **overlapping(overlap),
     )
 
 
