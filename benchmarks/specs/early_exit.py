@@ -1,7 +1,8 @@
 """Early exit and self-speculation with a model that LayerSkip trained, beside the engine with all its layers.
 
-`--input layerskip=FOLDER` has the model: `model/` of a run of recipes/layerskip-target.yaml, or of another like it;
-`--input models=FOLDER` has what it was before, in `target/`.
+Two models, since layers learn either to let tokens leave or to draft: `--input layerskip=FOLDER` and
+`--input layerskip_drafts=FOLDER` have them, each `model/` of a run of recipes/layerskip-target.yaml;
+`--input models=FOLDER` has what they were before, in `target/`.
 On a GPU all run in captured graphs, which branch on the device where tokens leave by confidence; on a CPU all have one
 thread.
 """
@@ -9,7 +10,7 @@ thread.
 from functools import partial
 
 import torch
-from parts.leaving import Leaving, no_worse, prompts, trained, trained_device
+from parts.leaving import DRAFTING, LEAVING, Leaving, no_worse, prompts, trained, trained_device
 from parts.models import trained as trained_pair
 from parts.speculation import Speculation
 from transformers import PreTrainedModel
@@ -20,7 +21,7 @@ from hayless.study.bench.spec import TIME, Contender, Limit, Spec, Work
 
 _DEVICE, _TOKENS, _RISE = trained_device(), 96, 0.01
 _PLAIN, _FORMULA = "hayless, all layers", "E/(γc + v)"
-_MODEL = partial(trained, _DEVICE)
+_MODEL, _DRAFTS = partial(trained, LEAVING, _DEVICE), partial(trained, DRAFTING, _DEVICE)
 _NAME = f"LayerSkip-trained model, {'fp32, one thread' if _DEVICE == 'cpu' else 'bf16'}, batch 1, {_TOKENS} tokens"
 
 
@@ -49,7 +50,7 @@ def _before() -> PreTrainedModel:
     return trained_pair("target", torch.float32 if _DEVICE == "cpu" else torch.bfloat16, _DEVICE)
 
 
-_SELF = Speculation(_MODEL, _MODEL, prompts, tokens=_TOKENS)
+_SELF = Speculation(_DRAFTS, _DRAFTS, prompts, tokens=_TOKENS)
 
 SPEC = Spec(
     name="early_exit",
@@ -60,21 +61,19 @@ SPEC = Spec(
             f"{_NAME}, at most {_RISE:.0%} more bits per byte",
             [
                 Contender(_PLAIN, _leaving().prepared),
-                _exit("schedule, over 8 tokens", confidence="schedule", over=8),
+                _exit("schedule, over 2 tokens", confidence="schedule", over=2),
+                _exit("softmax behind layer 6", confidence="softmax", least=6, every=8),
+                _exit("classifier behind layer 6", confidence="classifier", least=6, every=8),
+                _exit("state behind layer 6", confidence="state", least=6, every=8),
                 _exit("softmax behind layer 4", confidence="softmax", least=4, every=8),
-                _exit("softmax behind layers 3 and 6", confidence="softmax", least=3, every=3),
-                _exit("classifier behind layer 4", confidence="classifier", least=4, every=8),
-                _exit("classifier behind layers 3 and 6", confidence="classifier", least=3, every=3),
                 _exit(
                     "classifier behind layer 4, heads learnt", confidence="classifier", heads="learnt", least=4, every=8
                 ),
-                _exit("state behind layers 4 and 6", confidence="state", least=4, every=2),
             ],
             same=no_worse(_RISE),
             piece="token",
             pieces=_TOKENS * 4,
-            repeats=5,
-            warmup=0,  # all have answered by then
+            repeats=15,
             peaks=False,
         ),
         Work(
@@ -84,21 +83,22 @@ SPEC = Spec(
                 _self(1),
                 _self(2),
                 _self(3),
-                _always(2, 2),
+                _always(2, 1),
             ],
             same=as_exact(),
             piece="token",
             pieces=_TOKENS * 4,
-            repeats=5,
+            repeats=15,
             warmup=0,
             peaks=False,
-            limit=Limit(_FORMULA, partial(_SELF.formula, 2, draft="self", layers=2)),
+            limit=Limit(_FORMULA, partial(_SELF.formula, 1, draft="self", layers=2)),
         ),
         Work(
             "what LayerSkip's training changed, all layers",
             [
-                Contender("after it", _leaving().prepared),
                 Contender("before it", Leaving(_before, _TOKENS, _RISE).prepared),
+                Contender("after it, to leave", _leaving().prepared),
+                Contender("after it, to draft", Leaving(_DRAFTS, _TOKENS, _RISE).prepared),
             ],
             same=lambda reference, other: "",
             piece="token",

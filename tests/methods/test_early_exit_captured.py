@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 
 from hayless.decode.engine import Engine
 from hayless.decode.options import SamplingOptions
+from hayless.methods.decoding.early_exit.calibrate import sample
+from hayless.methods.decoding.early_exit.confidence import Classifier
 from hayless.methods.decoding.early_exit.config import EarlyExitConfig
-from hayless.methods.decoding.early_exit.heads import Learnt
+from hayless.methods.decoding.early_exit.heads import Learnt, shared
 from hayless.methods.decoding.early_exit.part import EarlyExit
+from hayless.methods.decoding.early_exit.readers import ModuleTail
 from tests.methods import test_early_exit as plain
 
 pytest.importorskip("triton", reason="triton is not installed")
@@ -79,31 +84,51 @@ def test_requests_join_and_leave_a_running_batch():
     assert made[0] == made[1] and made[0][1] < plain.LAYERS
 
 
-@gpu
-@pytest.mark.gpu
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("kind", ["softmax", "state", "classifier", "schedule"])
-@pytest.mark.parametrize("heads", ["shared", "learnt"])
-def test_on_a_gpu_rows_leave_by_themselves(kind, dtype, heads):
-    model = plain.deep("llama-tied").to("cuda", dtype)
+def halving(model, heads, layer, threshold):
+    """A classifier by which half of the states behind `layer` would leave, of texts by the model itself."""
+    settings = SamplingOptions(max_tokens=24, ignore_end=True)
+    texts = torch.tensor([one.tokens for one in Engine(model, backend="program").generate(PROMPTS, settings)])
+    tail, weight_h = ModuleTail(model), plain.moody(model).weight_h
+    states = sample(model, range(layer, layer + 1), texts).states[layer]
+    with torch.inference_mode():
+        scores = tail.normed(heads(layer, states)) @ weight_h
+    return Classifier(weight_h, torch.tensor(threshold).logit() - scores.median())
+
+
+def random_maps(width):
+    torch.manual_seed(0)
+    maps = (torch.randn(width), torch.randn(width, width) / 9, torch.randn(width))
+    return Learnt(dict.fromkeys(range(1, plain.LAYERS), maps))
+
+
+@pytest.mark.parametrize(
+    ("heads", "kind", "dtype"),
+    [
+        case if case == ("learnt", "classifier", torch.float32) else pytest.param(*case, marks=[gpu, pytest.mark.gpu])
+        for case in product(
+            ("shared", "learnt"), ("softmax", "state", "classifier", "schedule"), (torch.float32, torch.bfloat16)
+        )
+    ],
+)
+def test_rows_leave_by_themselves(heads, kind, dtype):
+    device = "cuda" if CUDA else "cpu"
+    model = plain.deep("llama-tied")
     threshold = {"softmax": 0.005, "state": 0.8, "classifier": 0.6, "schedule": 0.5}[kind]
     needs = {"text": "given"} if kind == "classifier" or heads == "learnt" else {}
     config = EarlyExitConfig(confidence=kind, threshold=threshold, heads=heads, least=2, over=5, **needs)
+    found = random_maps(model.config.hidden_size) if heads == "learnt" else shared
+    classifier = halving(model, found, 2, threshold)
+    model = model.to(device, dtype)
 
     def fill(part):
         nothing_to_learn(part)
-        classifier = plain.moody(model.cpu())
-        model.cuda()
-        part._classifier = type(classifier)(classifier.weight_h.cuda(), classifier.bias.cuda())
+        part._classifier = Classifier(classifier.weight_h.to(device), classifier.bias.to(device))
         if heads == "learnt":
-            torch.manual_seed(0)
-            width = model.config.hidden_size
-            maps = (torch.randn(width).cuda(), torch.randn(width, width).cuda() / 9, torch.randn(width).cuda())
-            part._heads = Learnt(dict.fromkeys(range(1, plain.LAYERS), maps))
+            part._heads = Learnt({layer: tuple(each.to(device) for each in maps) for layer, maps in found.maps.items()})
 
     settings = SamplingOptions(max_tokens=TOKENS, ignore_end=True)
-    for rows in (1, 3):
-        (tokens, layers, _), wanted = two(model, config, PROMPTS, settings, rows, fill)
+    for rows in (1, 3) if CUDA else (1,):
+        (tokens, layers, _), wanted = two(model, config, PROMPTS if CUDA else PROMPTS[2:], settings, rows, fill)
         if dtype is torch.float32:
             assert (tokens, layers) == wanted[:2]
             assert kind == "schedule" or len({layer for trace in layers for layer in trace[1:]}) > 1

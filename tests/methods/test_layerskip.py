@@ -13,6 +13,7 @@ import transformers
 
 from hayless.core.activations import record
 from hayless.core.cost import TrainShape, training_cost
+from hayless.core.errors import RequestError
 from hayless.core.families import ledger_of
 from hayless.core.forward import RunShape
 from hayless.core.registry import configure, method_of
@@ -125,6 +126,8 @@ def test_layers_are_dropped_as_the_paper_says() -> None:
     over = [dropped(rising, 4, step, 11)[-1] for step in (0, 5, 10)]
     assert over == pytest.approx([0, 0.2 * (math.sqrt(2) - 1), 0.2])
     assert dropped(config, 1, 0, 1) == [0]
+    behind = dropped(LayerSkipConfig(dropout=0.2, exits=(3, 2)), 4, 0, 10)
+    assert behind == [0, 0, *dropped(config, 4, 0, 10)[2:]], "what every token goes through stays"
 
 
 def test_curricula() -> None:
@@ -140,6 +143,10 @@ def test_curricula() -> None:
     assert on(9, curriculum="gradual") == [6, 7] and on(0, curriculum="none") == [1, 2, 3, 4, 5, 6, 7]
     even = shares(LayerSkipConfig(weights="even", early_loss=0.5, every=2), 5, 0, 80)
     assert even == [0, 0, 1 / 3, 0, 2 / 3]
+    assert on(0, exits=(3, 6), every=1) == [2, 5, 7] and on(2, exits=(3, 6), every=3) == [2, 5, 7]
+    assert on(1, exits=(3, 6), every=3) == [7]
+    first = shares(LayerSkipConfig(weights="even", early_loss=1, exits=(1,), every=1), 5, 0, 80)
+    assert first == [0.5, 0, 0, 0, 0.5]
     assert shares(LayerSkipConfig(early_loss=0), 4, 0, 1) == [0, 0, 0, 1] and shares(LayerSkipConfig(), 1, 0, 1) == [1]
 
 
@@ -168,10 +175,19 @@ def test_the_cost_counts_the_heads_of_an_update() -> None:
             LayerSkipConfig(every=1),
             LayerSkipConfig(curriculum="gradual"),
             LayerSkipConfig(early_loss=0),
+            LayerSkipConfig(exits=(3,), every=1),
+            LayerSkipConfig(exits=(2, 3), every=2),
         )
     ]
     head = 2 * 32 * 96 * 2 * 16
-    assert [round(cost - costs[0]) for cost in costs] == [0, head, 2 * head, 2 * head, 0]
+    assert [round(cost - costs[0]) for cost in costs] == [0, head, 2 * head, 2 * head, 0, head, head]
+
+
+def test_exits_that_do_not_go() -> None:
+    with pytest.raises(RequestError, match="the model has 4 layers"):
+        objective(exits=(4,)).loss(deep("llama"), source.batch([[9]], 9))
+    with pytest.raises(ValueError, match="exits has 1"):
+        LayerSkipConfig(exits=(1,))
 
 
 class Stopping(source.Random):

@@ -42,21 +42,25 @@ _CHOSEN = 0.8
 """The share of the allowed rise that a threshold may take on the text that finds it; the rest is for other text."""
 
 
-def folder() -> Path:
-    """The folder of the trained model."""
-    return given("layerskip", "the model/ of a run of recipes/layerskip.yaml, or of a larger one on the same data")
+LEAVING, DRAFTING = "layerskip", "layerskip_drafts"
+"""Inputs: the model whose tokens leave, and the one whose first layers draft."""
+
+
+def folder(name: str) -> Path:
+    """The folder of a trained model."""
+    return given(name, "the model/ of a run of recipes/layerskip-target.yaml, or of another like it")
 
 
 @cache
-def trained(device: str) -> transformers.PreTrainedModel:
-    """The model, in float32 on a CPU and in bf16 on a GPU."""
+def trained(name: str, device: str) -> transformers.PreTrainedModel:
+    """The model of an input, in float32 on a CPU and in bf16 on a GPU."""
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    return transformers.AutoModelForCausalLM.from_pretrained(folder(), dtype=dtype).to(device).eval()
+    return transformers.AutoModelForCausalLM.from_pretrained(folder(name), dtype=dtype).to(device).eval()
 
 
 @cache
 def _tokenizer() -> Any:
-    return transformers.AutoTokenizer.from_pretrained(folder())
+    return transformers.AutoTokenizer.from_pretrained(folder(LEAVING))
 
 
 @cache

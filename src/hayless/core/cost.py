@@ -73,6 +73,7 @@ class TrainShape:
     kernel each; `float8`: the linear layers of blocks multiply 8-bit floats.
     `masked`: rows are packed with several documents, which `attention` keeps apart as `hayless.core.attention` says.
     `exit_every` n: beside the last layer's, the states of every n-th one from the second on have a loss; 0 none.
+    `exits`: the states behind so many layers have one, instead.
     """
 
     batch: int
@@ -95,6 +96,7 @@ class TrainShape:
     attention: AttentionChoice = "auto"
     masked: bool = False
     exit_every: int = 0
+    exits: tuple[int, ...] = ()
     device: Literal["cuda", "cpu"] = "cuda"
 
     def __post_init__(self) -> None:
@@ -242,7 +244,7 @@ def training_cost(ledger: Ledger, shape: TrainShape, *, timed: bool = True) -> C
         loss_chunk=shape.loss_chunk,
         fused_kernels=shape.fused_kernels,
         float8=shape.float8,
-        exits=tuple(range(2, ledger.dims.num_layers, shape.exit_every)) if shape.exit_every else (),
+        exits=shape.exits or (tuple(range(2, ledger.dims.num_layers, shape.exit_every)) if shape.exit_every else ()),
         device=shape.device,
     )
     tape = record(ledger, run, shape.dtype)

@@ -13,7 +13,11 @@ from hayless.methods.objectives.packed import packed_rows
 def predict_training(shape: TrainShape, config: LayerSkipConfig) -> TrainShape:
     """The heads of the update that has most of them. What dropping layers takes is not predicted."""
     every = config.every if config.curriculum == "rotational" else 1
-    return replace(packed_rows(shape, config), exit_every=every if config.early_loss else 0)
+    shape = packed_rows(shape, config)
+    if config.exits and config.early_loss:
+        turns = [tuple(layer for layer in config.exits if layer % every == turn) for turn in range(every)]
+        return replace(shape, exits=max(turns, key=lambda turn: len(turn)))
+    return replace(shape, exit_every=every if config.early_loss else 0)
 
 
 METHOD = Method(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from hayless.core.method import MethodConfig
 
@@ -36,3 +36,14 @@ class LayerSkipConfig(MethodConfig):
         " from the middle of training on; or all of them, always.",
     )
     every: int = Field(8, ge=1, description="The n of the rotational curriculum.")
+    exits: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (),
+        description="Behind how many layers tokens will leave, or drafts be made, where that is known: only there early"
+        " layers have a loss, and only layers behind the first of them are dropped. All, if none are given.",
+    )
+
+    @model_validator(mode="after")
+    def _exits_have_losses(self) -> Self:
+        if 1 in self.exits and self.weights == "depth":
+            raise ValueError("exits has 1, and the weights depth give the first layer no loss: give the weights even")
+        return self

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from hayless.core.errors import RequestError
 from hayless.data.batches import Batch
 from hayless.data.corpus import Kind
 from hayless.methods.objectives.layerskip.config import LayerSkipConfig
@@ -62,6 +63,12 @@ class LayerSkip:
     def _anatomy_of(self, model: PreTrainedModel) -> Anatomy:
         if self._anatomy is None or self._anatomy.model is not model:
             self._anatomy = Anatomy.of(model)
+            layers = self._anatomy.dims.num_layers
+            if max(self.config.exits, default=0) >= layers:
+                raise RequestError(
+                    f"layerskip.exits is {list(self.config.exits)}, and the model has {layers} layers.",
+                    hint=f"Give numbers of layers from 1 to {layers - 1}: the last one speaks anyway.",
+                )
         return self._anatomy
 
 

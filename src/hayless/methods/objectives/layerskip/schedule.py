@@ -7,9 +7,10 @@ layers and training T updates.
                             S(t) = 1, or e^(t·ln2/(T−1)) − 1 for models that are trained from nothing
     loss                    Σ_l ẽ(t, l) · CE(head(x_l+1)),   ẽ(t, l) = C(t, l)·e(l) / Σ_i C(t, i)·e(i)
                             e(l) = e_scale · Σ_{i≤l} i,  of the last layer  L − 1 + e_scale · Σ_{i≤L−2} i
-    even (not the paper's)  e(l) = e_scale, of the first layer 0, of the last 1
+    even (not the paper's)  e(l) = e_scale, of the first layer 0 unless it is an exit, of the last 1
     rotational, R           C(t, l) = 1 where l ≡ t (mod R)
     gradual                 C(t, l) = 1 where l ≥ L − 1 − ⌊2·L·t / T⌋
+    exits E (not the paper's)  C(t, l) = 0 unless l + 1 ∈ E, and p(l, t) = 0 where l < min E
 
 The last layer always has its loss.
 """
@@ -24,14 +25,15 @@ from hayless.methods.objectives.layerskip.config import LayerSkipConfig
 def dropped(config: LayerSkipConfig, layers: int, step: int, steps: int) -> list[float]:
     """p(l, t) of each layer, for update `step` of `steps`, counted from 0."""
     share = _rising(step, steps) if config.dropout_curriculum == "exponential" else 1.0
-    return [share * _rising(layer, layers) * config.dropout for layer in range(layers)]
+    first = min(config.exits, default=0)
+    return [share * _rising(layer, layers) * config.dropout * (layer >= first) for layer in range(layers)]
 
 
 def shares(config: LayerSkipConfig, layers: int, step: int, steps: int) -> list[float]:
     """ẽ(t, l) of each layer, for update `step` of `steps`, counted from 0. They sum to 1."""
     last = layers - 1
     if config.weights == "even":
-        weights = [config.early_loss * (layer > 0) for layer in range(last)]
+        weights = [config.early_loss * (layer > 0 or 1 in config.exits) for layer in range(last)]
         of_last = 1.0
     else:
         weights = [config.early_loss * _sum_to(layer) for layer in range(last)]
@@ -42,6 +44,8 @@ def shares(config: LayerSkipConfig, layers: int, step: int, steps: int) -> list[
 
 
 def _has_loss(config: LayerSkipConfig, layers: int, layer: int, step: int, steps: int) -> bool:
+    if config.exits and layer + 1 not in config.exits:
+        return False
     if config.curriculum == "rotational":
         return layer % config.every == step % config.every
     return config.curriculum == "none" or layer >= layers - 1 - 2 * layers * step // steps
