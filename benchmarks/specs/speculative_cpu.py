@@ -21,5 +21,5 @@ _PAIR = Speculation(
 SPEC = Spec(
     name="speculative_cpu",
     threads=1,
-    works=works(_PAIR, "trained pair (16M and 2.4M), fp32, batch 1, one thread", drafted=4, times=1.5),
+    works=works(_PAIR, "trained pair (16M and 2.4M), fp32, batch 1, one thread", drafted=4, times=1.5, repeats=5),
 )

@@ -36,7 +36,7 @@ SPEC = Spec(
     name="speculative_gpu",
     device="cuda",
     works=[
-        *works(_PAIR, "trained pair (16M and 2.4M), bf16, batch 1", drafted=2, times=30),
+        *works(_PAIR, "trained pair (16M and 2.4M), bf16, batch 1", drafted=2, times=30, repeats=15),
         _shapes(0.6, 3),
         _shapes(0.8, 5),
         _shapes(0.9, 8),

@@ -108,8 +108,15 @@ def test_noise_that_falls_on_a_round_falls_out_of_a_paired_ratio():
 def test_contenders_take_turns_and_none_always_follows_the_same():
     order: list[str] = []
     timed = {name: lambda _, name=name: order.append(name) or 0.0 for name in "abc"}
-    found, failed = in_turn(timed, HostClock(now=lambda: 0.0), 3)
+    found, failed = in_turn(timed, HostClock(now=lambda: 0.0), dict.fromkeys("abc", 3))
     assert "".join(order) == "abcbcacab" and found == {name: [0.0] * 3 for name in "abc"} and not failed
+
+
+def test_a_slow_one_may_have_fewer_repeats(clock):
+    slow, fast = rows_of(clock, sleeper("slow", 2.0, repeats=3), sleeper("fast", 1.0))
+    assert (len(slow.samples), len(fast.samples)) == (3, 40)
+    found = as_json(fast, [slow, fast])
+    assert found["ratio"] == pytest.approx(2, rel=0.1) and found["ratio_low"] < 2 < found["ratio_high"] + 0.1
 
 
 def test_times_are_of_a_piece_and_rates_of_its_tokens(clock):

@@ -98,7 +98,8 @@ def _together(work: Work, path: Path, stopwatch: Stopwatch) -> _Found:
         except Exception as error:
             found.reasons[contender.name] = _said(error)
     timed = {one.name: ready[one.name].seconds for one in found.still_in(work)}
-    found.seconds, failed = in_turn(timed, stopwatch, work.repeats)
+    repeats = {one.name: work.repeats_of(one) for one in work.contenders}
+    found.seconds, failed = in_turn(timed, stopwatch, repeats)
     found.reasons |= {name: _said(error) for name, error in failed.items()}
     found.figures = {one.name: ready[one.name].figures() for one in found.still_in(work)}
     del timed, ready

@@ -61,12 +61,16 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """Who does a work, how it gets ready, the packages that it needs and the goals that it is held to, by metric."""
+    """Who does a work, how it gets ready, the packages that it needs and the goals that it is held to, by metric.
+
+    `repeats`: fewer than the work's, for one that is so slow that few will do.
+    """
 
     name: str
     prepare: Callable[[], Prepared]
     needs: tuple[str, ...] = ()
     goals: Mapping[str, Goal | tuple[Goal, ...]] = field(default_factory=dict)
+    repeats: int | None = None
 
     def goals_of(self, metric: str) -> tuple[Goal, ...]:
         """Every goal that `metric` is held to."""
@@ -122,6 +126,10 @@ class Work:
     rehearse: Callable[[], object] | None = None
     limit: Limit | None = None
     clock: Clock | None = None
+
+    def repeats_of(self, contender: Contender) -> int:
+        """Repeats of one contender."""
+        return self.repeats if contender.repeats is None else min(self.repeats, contender.repeats)
 
     def contender(self, name: str) -> Contender:
         """The contender called `name`."""

@@ -53,20 +53,20 @@ class DeviceClock:
 
 
 def in_turn(
-    timed: Mapping[str, Callable[[Stopwatch], float]], stopwatch: Stopwatch, repeats: int
+    timed: Mapping[str, Callable[[Stopwatch], float]], stopwatch: Stopwatch, repeats: Mapping[str, int]
 ) -> tuple[dict[str, list[float]], dict[str, Exception]]:
-    """Seconds of `repeats` calls of each, and what went wrong with whom, who then has no further turn.
+    """Seconds of so many `repeats` of each, and what went wrong with whom, who then has no further turn.
 
-    One call of each in every round, so that whatever else the machine does falls on all. Each round starts with
-    another, so that none always follows the same.
+    One call of each in every round, so that whatever else the machine does falls on all; who has fewer repeats is in
+    the first rounds. Each round starts with another, so that none always follows the same.
     """
     names = list(timed)
     found: dict[str, list[float]] = {name: [] for name in names}
     failed: dict[str, Exception] = {}
-    for round_ in range(repeats):
+    for round_ in range(max((repeats[name] for name in names), default=0)):
         first = round_ % len(names) if names else 0
         for name in names[first:] + names[:first]:
-            if name in failed:
+            if name in failed or round_ >= repeats[name]:
                 continue
             try:
                 found[name].append(timed[name](stopwatch))
@@ -78,9 +78,10 @@ def in_turn(
 def ratio(above: Sequence[float], below: Sequence[float], *, paired: bool) -> tuple[float, float, float]:
     """Median of `above` over median of `below`, with its 95% bootstrap interval: value, low, high.
 
-    `paired`: times of the same place were taken in the same round, and are drawn together.
+    `paired`: times of the same place were taken in the same round, and are drawn together if there are as many.
     """
     tops, bottoms = np.asarray(above, float), np.asarray(below, float)
+    paired = paired and len(tops) == len(bottoms)
     generator = np.random.default_rng(0)
     drawn = generator.integers(len(tops), size=(_RESAMPLES, len(tops)))
     other = drawn if paired else generator.integers(len(bottoms), size=(_RESAMPLES, len(bottoms)))

@@ -42,7 +42,8 @@ def _work(request: dict[str, Any]) -> dict[str, Any]:
     if work.rehearse:
         work.rehearse()
     meter = MemoryMeter(torch.device(spec.device))
-    ready = work.contender(request["contender"]).ready()
+    contender = work.contender(request["contender"])
+    ready = contender.ready()
     found: dict[str, Any] = {}
     if request["timed"]:
         found["answer"] = {name: numbers.tolist() for name, numbers in plain(ready.answer()).items()}
@@ -50,7 +51,7 @@ def _work(request: dict[str, Any]) -> dict[str, Any]:
     for _ in range(work.warmup):
         ready.run()
     stopwatch = stopwatch_of(spec, work)
-    seconds = [ready.seconds(stopwatch) for _ in range(work.repeats if request["timed"] else _REPEATS)]
+    seconds = [ready.seconds(stopwatch) for _ in range(work.repeats_of(contender) if request["timed"] else _REPEATS)]
     memory = meter.read()
     if request["timed"]:
         found["figures"] = [dataclasses.asdict(figure) for figure in ready.figures()]
