@@ -155,3 +155,14 @@ def test_the_kernel_is_its_reference(dtype, rows, entries, softcap, gradient):
         return
     tolerance = 1e-5 if dtype is torch.float32 else 5e-3
     torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("elements", [1, 5000, 0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16 if DEVICE.type == "cuda" else torch.float16])
+def test_gradients_are_scaled_with_all_bits_of_the_factor(dtype, elements):
+    kernel = pytest.importorskip("hayless.kernels.cross_entropy", reason="triton is not installed")
+    torch.manual_seed(0)
+    tensor, factor = torch.randn(elements).to(DEVICE, dtype), torch.tensor(1 / 16376, device=DEVICE)
+    expected = (tensor.float() * factor).to(dtype)
+    kernel.scale(tensor, factor)
+    assert torch.equal(tensor, expected)

@@ -1,12 +1,14 @@
-"""What compiled blocks keep for the backward pass."""
+"""What is compiled of a model, and what that keeps for the backward pass."""
 
 from __future__ import annotations
 
 from functools import partial
 
+import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
+from hayless.core.families import family_of
 from hayless.train.blocks import blocks, compiled
 from tests import tiny
 
@@ -34,3 +36,14 @@ def test_compiled_blocks_keep_what_products_need_and_no_gate(monkeypatch):
     needed = tokens * (4 * width + 2 * narrow + 2 * config.intermediate_size)
     small = tokens * (config.num_attention_heads + 2) + sum(each.numel() for each in positions)
     assert sum(kept.values()) <= needed + small
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox"])
+def test_the_norm_behind_the_blocks_is_compiled_too(monkeypatch, family):
+    found = []
+    monkeypatch.setattr(torch, "compile", lambda forward: found.append(forward.__self__) or forward)
+    model = tiny.model(family)
+    norm = model.get_submodule(family_of(family).PATHS.final_norm)
+    with compiled(model):
+        assert found == [*blocks(model), norm] and "forward" in vars(norm)
+    assert "forward" not in vars(norm)

@@ -1,8 +1,12 @@
 """AdamW with moments in 8 bits in one kernel, as `hayless.kernels.adamw8bit` says: read, move, round again.
 
-Everything is read and written once. A code is not searched for among 256 values: a quotient's decade and its step there
-give a place that is off by one at most, which the two middles beside it correct (`hayless.kernels.blockwise` has the
-map). All arithmetic is in float32.
+Everything is read and written once. No table is looked into, which costs more than the arithmetic: a value's decade and
+its step there follow from the bits of a number, both ways. All arithmetic is in float32 (Triton takes a literal that is
+no normal float32 for a float64, and everything after it).
+
+Zero has rank 0, or 1 without signs. The values of decade d have the ranks s … 2s − 1, where s = 2ᵈ is how many steps
+the decade has, twice as many without signs; behind the last is the value 1. Rank s + j is the value
+10^(d−6) · (0.1 + 0.9 · (j + ½) / s), which is within 1e-6 of `hayless.kernels.blockwise`'s map.
 """
 
 from __future__ import annotations
@@ -14,53 +18,73 @@ import triton.language as tl
 from torch import Tensor
 
 from hayless.kernels.adamw8bit import Moment, Step
-from hayless.kernels.blockwise import map_on
 
-_ELEMENTS = 2048
-"""Elements of a program: as many whole blocks, one at least."""
-
-
-@triton.jit
-def _read(codes_ptr, scales_ptr, table_ptr, at, row, there, in_rows, CODED: tl.constexpr):
-    if CODED:
-        codes = tl.load(codes_ptr + at, mask=there, other=0).to(tl.int32)
-        scales = tl.load(scales_ptr + row, mask=in_rows, other=0.0)
-        return tl.where(there, tl.load(table_ptr + codes) * scales[:, None], 0.0)
-    else:
-        return tl.load(codes_ptr + at, mask=there, other=0.0)
+_ROWS, _WARPS = 2, 1
+"""Blocks of 256 elements that a program moves, and its warps; of longer blocks fewer, one at least."""
 
 
 @triton.jit
-def _code(share, middles_ptr, SIGNED: tl.constexpr):
-    """The place of the value nearest to `share`, the lower one of two as near."""
-    size = tl.abs(share)
-    decade = tl.ceil(tl.log2(tl.maximum(size, 1e-9)) * 0.3010299957) + 6.0
-    decade = tl.minimum(tl.maximum(decade, 0.0), 6.0)
-    steps = tl.exp2(decade + (0.0 if SIGNED else 1.0))
-    step = tl.floor((size * tl.exp2((6.0 - decade) * 3.3219280949) - 0.1) / 0.9 * steps)
-    step = tl.minimum(tl.maximum(step, 0.0), steps - 1.0)
-    # Below a decade lie as many values as it has steps, less the one or two that the first decade lacks; and zero.
-    rank = steps + step
+def _value(code, SIGNED: tl.constexpr):
+    """The value that a code stands for."""
+    LAST: tl.constexpr = 6 if SIGNED else 7
+    rank = tl.abs(code - 127) if SIGNED else code + 1
+    wide = rank.to(tl.float32)
+    exponent = wide.to(tl.int32, bitcast=True) >> 23  # log2(s), and 127
+    per_step = ((254 - exponent) << 23).to(tl.float32, bitcast=True)  # 1 / s
+    decade = tl.exp2((exponent - (127 + LAST)).to(tl.float32) * 3.3219280949)
+    value = decade * (per_step * (0.9 * wide + 0.45) - 0.8)
+    value = tl.where(rank == 2 << LAST, 1.0, value)
     if SIGNED:
-        place = (127.0 + tl.where(share < 0, -rank, rank)).to(tl.int32)
+        return tl.where(code < 127, -value, value)
     else:
-        place = (rank - 1.0).to(tl.int32)
-    upper = tl.load(middles_ptr + place)
-    lower = tl.load(middles_ptr + place - 1, mask=place > 0, other=float("-inf"))
-    return place + tl.where(share > upper, 1, 0) - tl.where(share <= lower, 1, 0)
+        return tl.where(code == 0, 0.0, value)
 
 
 @triton.jit
-def _write(
-    values, codes_ptr, scales_ptr, middles_ptr, at, row, there, in_rows, CODED: tl.constexpr, SIGNED: tl.constexpr
-):
+def _code(share, SIGNED: tl.constexpr):
+    """The place of the value nearest to `share`, between −1 and 1, or 0 and 1."""
+    FIRST: tl.constexpr = 0 if SIGNED else 1  # log2(s) of the first decade
+    size = tl.abs(share)
+    # A float's bits are its logarithm but for 0.086, so this decade is the number's or the next above.
+    tenfold = size.to(tl.int32, bitcast=True).to(tl.float32) * (0.30102999566 / 8388608.0)
+    decade = tl.maximum(tenfold + (6.5265 - 127 * 0.30102999566), 0.0) + 12582912.0  # rounded, in the lowest bits
+    first = decade == 12582912.0
+    steps = ((decade.to(tl.int32, bitcast=True) << 23) + ((127 + FIRST) << 23)).to(tl.float32, bitcast=True)
+    # The slope is s · 10^(6−d) / 0.9, so that 0.1 to 1 of a decade become s to 2s.
+    slope = tl.exp2((decade - 12582912.0) * (1.0 - 3.3219280949) + (FIRST + 6 * 3.3219280949 + 0.1520030934))
+    place = size * slope + steps * 0.8888888889
+    # Between two decades the middle lies 0.2 steps up; below the first one zero is next.
+    NEAR_ZERO: tl.constexpr = 0.175 / 0.9 if SIGNED else 0.0625 / 0.9 * 2
+    below = place < steps + tl.where(first, NEAR_ZERO, 0.2)
+    place = tl.where(below, tl.minimum(5.0 * place - 4.0 * steps, steps - 0.5), place)
+    if SIGNED:
+        place = tl.where(share > 1 - 0.225 / 64, 128.5, place)
+        rank = (place + 8388607.5).to(tl.int32, bitcast=True) & 0xFF  # rounded down
+        return 127 + tl.where(share < 0, -rank, rank)
+    else:
+        place = tl.where(share > 1 - 0.225 / 128, 256.5, tl.maximum(place, 1.5))
+        return (place + 8388606.5).to(tl.int32, bitcast=True) & 0xFF  # the rank, from which codes are one off
+
+
+@triton.jit
+def _read(values_ptr, scales_ptr, at, row, there, in_rows, CODED: tl.constexpr, SIGNED: tl.constexpr):
+    if CODED:
+        codes = tl.load(values_ptr + at, mask=there, other=0).to(tl.int32)
+        scales = tl.load(scales_ptr + row, mask=in_rows, other=0.0)
+        return tl.where(there, _value(codes, SIGNED) * scales[:, None], 0.0)
+    else:
+        return tl.load(values_ptr + at, mask=there, other=0.0)
+
+
+@triton.jit
+def _write(values, values_ptr, scales_ptr, at, row, there, in_rows, CODED: tl.constexpr, SIGNED: tl.constexpr):
     if CODED:
         scales = tl.max(tl.abs(values), 1)
-        codes = _code(values / tl.maximum(scales, 1.1754943508e-38)[:, None], middles_ptr, SIGNED)
-        tl.store(codes_ptr + at, codes.to(tl.uint8), mask=there)
+        shares = values * (1.0 / tl.maximum(scales, 1.2e-38))[:, None]
+        tl.store(values_ptr + at, _code(shares, SIGNED).to(tl.uint8), mask=there)
         tl.store(scales_ptr + row, scales, mask=in_rows)
     else:
-        tl.store(codes_ptr + at, values, mask=there)
+        tl.store(values_ptr + at, values, mask=there)
 
 
 @triton.jit
@@ -71,10 +95,6 @@ def _move(
     first_scales_ptr,
     second_ptr,
     second_scales_ptr,
-    signed_ptr,
-    signed_middles_ptr,
-    unsigned_ptr,
-    unsigned_middles_ptr,
     elements,
     block,
     kept_weight,
@@ -94,23 +114,22 @@ def _move(
     in_rows = row.to(tl.int64) * block < elements
     gradient = tl.load(gradient_ptr + at, mask=there, other=0.0).to(tl.float32)
     weight = tl.load(weight_ptr + at, mask=there, other=0.0).to(tl.float32)
-    first = _read(first_ptr, first_scales_ptr, signed_ptr, at, row, there, in_rows, CODED)
-    second = _read(second_ptr, second_scales_ptr, unsigned_ptr, at, row, there, in_rows, CODED)
+    first = _read(first_ptr, first_scales_ptr, at, row, there, in_rows, CODED, True)
+    second = _read(second_ptr, second_scales_ptr, at, row, there, in_rows, CODED, False)
     first += (1.0 - one) * (gradient - first)
     second = second * two + (1.0 - two) * (gradient * gradient)
-    weight = weight * kept_weight - rate * (first / (tl.sqrt(second) / root + eps))
+    weight = weight * kept_weight - rate * (first / (tl.sqrt(second) * root + eps))
     tl.store(weight_ptr + at, weight.to(weight_ptr.dtype.element_ty), mask=there)
     tl.debug_barrier()  # all scales were read
-    _write(first, first_ptr, first_scales_ptr, signed_middles_ptr, at, row, there, in_rows, CODED, True)
-    _write(second, second_ptr, second_scales_ptr, unsigned_middles_ptr, at, row, there, in_rows, CODED, False)
+    _write(first, first_ptr, first_scales_ptr, at, row, there, in_rows, CODED, True)
+    _write(second, second_ptr, second_scales_ptr, at, row, there, in_rows, CODED, False)
 
 
 def move(weight: Tensor, gradient: Tensor, first: Moment, second: Moment, step: Step, block: int) -> None:
     """Move `weight` (n,) by `gradient`, both contiguous, and both moments."""
     elements, (one, two) = weight.numel(), step.betas
-    signed, unsigned = (map_on(weight.device, each) for each in (True, False))
     width = triton.next_power_of_2(block)
-    rows = max(1, _ELEMENTS // width)
+    rows = max(1, 256 * _ROWS // width)
     _move[(triton.cdiv(elements, block * rows),)](
         weight,
         gradient,
@@ -118,18 +137,16 @@ def move(weight: Tensor, gradient: Tensor, first: Moment, second: Moment, step: 
         first.values if first.scales is None else first.scales,
         second.values,
         second.values if second.scales is None else second.scales,
-        *signed,
-        *unsigned,
         elements,
         block,
         1 - step.rate * step.decay,
         step.rate / (1 - one**step.number),
         one,
         two,
-        math.sqrt(1 - two**step.number),
+        1 / math.sqrt(1 - two**step.number),
         step.eps,
         CODED=first.scales is not None,
         ROWS=rows,
         WIDTH=width,
-        num_warps=4,
+        num_warps=max(_WARPS, width // 2048),
     )

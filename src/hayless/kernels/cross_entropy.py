@@ -1,4 +1,5 @@
-"""Cross-entropy of each row of logits, with its gradient written over the logits; one program a row.
+"""Cross-entropy of each row of logits, with its gradient written over the logits, one program a row; and what becomes
+of gradients that were made before the number to multiply them by was known.
 
 The logits of a long vocabulary are read twice and written once, and no other tensor of their size is made: softmax by
 a running maximum and sum (Milakov and Gimelshein, 2018, arXiv:1805.02867), then softmax − one-hot in place. Running
@@ -17,6 +18,8 @@ IGNORED = -100
 """The target of a row that counts nothing."""
 _BLOCK, _WARPS = 8192, 16
 """Entries that a program reads at once, and its warps."""
+_SCALED = 4096
+"""Numbers that a program multiplies by another."""
 _LEAST = -3e38
 """Below every logit, and finite: the difference of two is a number."""
 
@@ -132,3 +135,18 @@ def cross_entropy(
             num_warps=max(1, min(_WARPS, block // 256)),
         )
     return losses, right
+
+
+@triton.jit
+def _scale(tensor_ptr, factor_ptr, elements, BLOCK: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    there = at < elements
+    x = tl.load(tensor_ptr + at, mask=there, other=0.0).to(tl.float32) * tl.load(factor_ptr).to(tl.float32)
+    tl.store(tensor_ptr + at, x.to(tensor_ptr.dtype.element_ty), mask=there)
+
+
+def scale(tensor: Tensor, factor: Tensor) -> None:
+    """Multiply a contiguous tensor, in up to 32 bits, in place by a scalar on its device, rounded once."""
+    elements = tensor.numel()
+    if elements:
+        _scale[(triton.cdiv(elements, _SCALED),)](tensor, factor, elements, BLOCK=_SCALED, num_warps=8)

@@ -9,6 +9,7 @@ Shapes: n tokens, c of a chunk, h width, v entries of the vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any, Literal
 
 import torch
@@ -119,7 +120,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         again = torch._C._autograd._get_current_graph_task_keep_graph()
         # In their own memory, unless they are asked for again: the head's gradient is as large as the head.
         made = [
-            None if tensor is None else tensor * gradient.to(tensor.dtype) if again else tensor.mul_(gradient)
+            None if tensor is None else _scaled(tensor.clone() if again else tensor, gradient)
             for tensor in ctx.saved_tensors
         ]
         return (*made, None, None, None, None)
@@ -127,13 +128,29 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 def _rows(hidden: Tensor) -> Callable[..., tuple[Tensor, Tensor]]:
     """The kernel on GPUs that have Triton, else plain PyTorch."""
-    if hidden.is_cuda and hidden.dtype is not torch.float64:
-        try:
-            from hayless.kernels.cross_entropy import cross_entropy
-        except ImportError:
-            return cross_entropy_reference
-        return cross_entropy
-    return cross_entropy_reference
+    kernels = _kernels(hidden)
+    return kernels.cross_entropy if kernels else cross_entropy_reference
+
+
+def _scaled(tensor: Tensor, factor: Tensor) -> Tensor:
+    """The tensor, multiplied in place by a number on its device. On GPUs PyTorch's own product rounds the number to 16
+    bits where the tensor has as many, and takes four times as long."""
+    kernels = _kernels(tensor)
+    if kernels:
+        kernels.scale(tensor, factor)
+        return tensor
+    return tensor.mul_(factor)
+
+
+def _kernels(tensor: Tensor) -> ModuleType | None:
+    """What serves a tensor on GPUs that have Triton."""
+    if not tensor.is_cuda or tensor.dtype is torch.float64:
+        return None
+    try:
+        from hayless.kernels import cross_entropy
+    except ImportError:
+        return None
+    return cross_entropy
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:

@@ -65,12 +65,14 @@ def recomputed(model: PreTrainedModel) -> list[nn.Module]:
 
 @contextmanager
 def compiled(model: PreTrainedModel) -> Iterator[None]:
-    """Compile each block with torch.compile, while the context is open: equal blocks share one compilation. What is
-    elementwise is computed again in the backward pass rather than kept, unless blocks run again as a whole: a policy of
-    what those keep does not go with a budget (an assertion of PyTorch's fails)."""
+    """Compile each block and the norm behind them with torch.compile, while the context is open: equal blocks share one
+    compilation. What is elementwise is computed again in the backward pass rather than kept, unless blocks run again as
+    a whole: a policy of what those keep does not go with a budget (an assertion of PyTorch's fails)."""
     kept = 1.0 if recomputed(model) else _KEPT
+    last = family_of(model.config.model_type).PATHS.final_norm
+    norms = [module for path, module in model.named_modules() if path == last]
     with (
         partitioning.patch(activation_memory_budget=kept),
-        wrapped(blocks(model), lambda module, forward: torch.compile(forward)),
+        wrapped([*blocks(model), *norms], lambda module, forward: torch.compile(forward)),
     ):
         yield
