@@ -1,11 +1,15 @@
-"""AdaLomo's move of a matrix in four kernels and of a vector in one, as `hayless.kernels.adalomo` says.
+"""AdaLomo's move of a matrix in one kernel and of a vector in another, as `hayless.kernels.adalomo` says.
 
-A matrix is cut into tiles of GROUP × WIDTH elements, a program each, which reads its tile three times: for sums of
-squares by row and by column, for the norms of update and weight, and to move. Sums of tiles are added up in the order
-of the tiles, so that equal inputs give equal bits. All arithmetic is in float32. Shapes as there.
+A matrix is cut into tiles of GROUP × WIDTH elements, each of which is read three times: for sums of squares by row and
+by column, for the norms of update and weight, and to move. As many programs as run at once share the tiles, and wait
+for each other in between (a cooperative launch), since the host takes as long for a launch as the device for a small
+matrix. Sums of tiles are added up in the order of the tiles, so that equal inputs give equal bits. All arithmetic is in
+float32. Shapes as there.
 """
 
 from __future__ import annotations
+
+from functools import cache
 
 import torch
 import triton
@@ -17,6 +21,8 @@ from hayless.kernels.adalomo_sizes import BLOCK, tile
 
 _STRIPE = 16
 """Rows of a tile that are read at once."""
+_PROGRAMS = 2
+"""Programs of four warps that a processor runs at once."""
 
 
 @triton.jit
@@ -26,7 +32,16 @@ def _mix(old, new, share):
 
 
 @triton.jit
+def _lie(row, column, rows, columns):
+    """Which elements of these rows and columns there are, and where they lie."""
+    there = (row[:, None] < rows) & (column[None, :] < columns)
+    return there, row.to(tl.int64)[:, None] * columns + column[None, :]
+
+
+@triton.jit
 def _sums(
+    group,
+    block,
     gradient_ptr,
     by_row_ptr,
     by_column_ptr,
@@ -37,13 +52,12 @@ def _sums(
     WIDTH: tl.constexpr,
     STRIPE: tl.constexpr,
 ):
-    group, block = tl.program_id(0), tl.program_id(1)
+    """A tile's sums of squares."""
     column = block * WIDTH + tl.arange(0, WIDTH)
     total = tl.zeros((STRIPE, WIDTH), tl.float32)
     for start in range(0, GROUP, STRIPE):
         row = group * GROUP + start + tl.arange(0, STRIPE)
-        there = (row[:, None] < rows) & (column[None, :] < columns)
-        at = row.to(tl.int64)[:, None] * columns + column[None, :]
+        there, at = _lie(row, column, rows, columns)
         gradient = tl.load(gradient_ptr + at, mask=there, other=0.0).to(tl.float32)
         squares = tl.where(there, gradient * gradient + eps, 0.0)
         total += squares
@@ -53,6 +67,7 @@ def _sums(
 
 @triton.jit
 def _moments(
+    part,
     by_row_ptr,
     by_column_ptr,
     rows_ptr,
@@ -62,24 +77,23 @@ def _moments(
     columns,
     groups,
     blocks,
-    row_programs,
+    row_parts,
     share,
     BLOCK: tl.constexpr,
 ):
-    """The first programs take rows, and write the sums of theirs; the others columns."""
-    program = tl.program_id(0)
+    """Part of the second moment. The first parts are rows, whose sums are kept; the others columns."""
     total = tl.zeros((BLOCK,), tl.float32)
-    if program < row_programs:
-        row = program * BLOCK + tl.arange(0, BLOCK)
+    if part < row_parts:
+        row = part * BLOCK + tl.arange(0, BLOCK)
         there = row < rows
         for block in range(0, blocks):
             total += tl.load(by_row_ptr + block * rows + row, mask=there, other=0.0)
         old = tl.load(rows_ptr + row, mask=there, other=0.0)
         new = tl.where(there, _mix(old, total / columns, share), 0.0)
         tl.store(rows_ptr + row, new, mask=there)
-        tl.store(totals_ptr + program, tl.sum(new, 0))
+        tl.store(totals_ptr + part, tl.sum(new, 0))
     else:
-        column = (program - row_programs) * BLOCK + tl.arange(0, BLOCK)
+        column = (part - row_parts) * BLOCK + tl.arange(0, BLOCK)
         there = column < columns
         for group in range(0, groups):
             total += tl.load(by_column_ptr + group * columns + column, mask=there, other=0.0)
@@ -114,51 +128,92 @@ def _update(gradient_ptr, at, there, rows_ptr, row, rows, mean, by_column):
 
 @triton.jit
 def _norms(
+    group,
+    block,
     weight_ptr,
     gradient_ptr,
     rows_ptr,
     columns_ptr,
-    totals_ptr,
-    parts_ptr,
     rows,
     columns,
-    row_programs,
+    mean,
     GROUP: tl.constexpr,
     WIDTH: tl.constexpr,
     STRIPE: tl.constexpr,
-    BLOCK: tl.constexpr,
 ):
-    group, block = tl.program_id(0), tl.program_id(1)
-    mean = _total(totals_ptr, row_programs, BLOCK) / rows
+    """The sums of squares of a tile's update and of its weights."""
     column = block * WIDTH + tl.arange(0, WIDTH)
     by_column = tl.rsqrt(tl.load(columns_ptr + column, mask=column < columns, other=1.0))
     squares = tl.zeros((STRIPE, WIDTH), tl.float32)
     weight_squares = tl.zeros((STRIPE, WIDTH), tl.float32)
     for start in range(0, GROUP, STRIPE):
         row = group * GROUP + start + tl.arange(0, STRIPE)
-        there = (row[:, None] < rows) & (column[None, :] < columns)
-        at = row.to(tl.int64)[:, None] * columns + column[None, :]
+        there, at = _lie(row, column, rows, columns)
         update = _update(gradient_ptr, at, there, rows_ptr, row, rows, mean, by_column)
         squares += update * update
         weight = tl.load(weight_ptr + at, mask=there, other=0.0).to(tl.float32)
         weight_squares += weight * weight
-    place, count = block * tl.num_programs(0) + group, tl.num_programs(0) * tl.num_programs(1)
-    tl.store(parts_ptr + place, tl.sum(tl.sum(squares, 1), 0))
-    tl.store(parts_ptr + count + place, tl.sum(tl.sum(weight_squares, 1), 0))
+    return tl.sum(tl.sum(squares, 1), 0), tl.sum(tl.sum(weight_squares, 1), 0)
 
 
 @triton.jit
 def _move(
+    group,
+    block,
     weight_ptr,
     gradient_ptr,
     rows_ptr,
     columns_ptr,
-    totals_ptr,
-    parts_ptr,
     rows,
     columns,
-    row_programs,
+    mean,
+    kept,
+    factor,
+    GROUP: tl.constexpr,
+    WIDTH: tl.constexpr,
+    STRIPE: tl.constexpr,
+):
+    column = block * WIDTH + tl.arange(0, WIDTH)
+    by_column = tl.rsqrt(tl.load(columns_ptr + column, mask=column < columns, other=1.0))
+    for start in range(0, GROUP, STRIPE):
+        row = group * GROUP + start + tl.arange(0, STRIPE)
+        there, at = _lie(row, column, rows, columns)
+        update = _update(gradient_ptr, at, there, rows_ptr, row, rows, mean, by_column)
+        weight = tl.load(weight_ptr + at, mask=there, other=0.0).to(tl.float32)
+        weight = weight * kept - update * factor
+        tl.store(weight_ptr + at, weight.to(weight_ptr.dtype.element_ty), mask=there)
+
+
+@triton.jit
+def _meet(arrived_ptr, times):
+    """Wait until all programs have been here so many times; what they wrote before is there then."""
+    tl.debug_barrier()
+    tl.atomic_add(arrived_ptr, 1, sem="acq_rel", scope="gpu")
+    while tl.atomic_add(arrived_ptr, 0, sem="acq_rel", scope="gpu") < times * tl.num_programs(0):
+        pass
+    tl.debug_barrier()
+
+
+@triton.jit
+def _matrix(
+    weight_ptr,
+    gradient_ptr,
+    rows_ptr,
+    columns_ptr,
+    by_row_ptr,
+    by_column_ptr,
+    totals_ptr,
+    parts_ptr,
+    arrived_ptr,
+    rows,
+    columns,
+    groups,
+    blocks,
+    row_parts,
+    parts,
     elements,
+    share,
+    eps,
     rate,
     decay,
     least,
@@ -168,22 +223,58 @@ def _move(
     STRIPE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    group, block = tl.program_id(0), tl.program_id(1)
-    count = tl.num_programs(0) * tl.num_programs(1)
-    step, factor = _factor(
-        _total(parts_ptr, count, BLOCK), _total(parts_ptr + count, count, BLOCK), elements, rate, least, threshold
-    )
-    mean = _total(totals_ptr, row_programs, BLOCK) / rows
-    column = block * WIDTH + tl.arange(0, WIDTH)
-    by_column = tl.rsqrt(tl.load(columns_ptr + column, mask=column < columns, other=1.0))
-    for start in range(0, GROUP, STRIPE):
-        row = group * GROUP + start + tl.arange(0, STRIPE)
-        there = (row[:, None] < rows) & (column[None, :] < columns)
-        at = row.to(tl.int64)[:, None] * columns + column[None, :]
-        update = _update(gradient_ptr, at, there, rows_ptr, row, rows, mean, by_column)
-        weight = tl.load(weight_ptr + at, mask=there, other=0.0).to(tl.float32)
-        weight = weight * (1.0 - step * decay) - update * factor
-        tl.store(weight_ptr + at, weight.to(weight_ptr.dtype.element_ty), mask=there)
+    program, programs, tiles = tl.program_id(0), tl.num_programs(0), groups * blocks
+    for place in range(program, tiles, programs):
+        group, block = place // blocks, place % blocks
+        _sums(group, block, gradient_ptr, by_row_ptr, by_column_ptr, rows, columns, eps, GROUP, WIDTH, STRIPE)
+    _meet(arrived_ptr, 1)
+    for part in range(program, parts, programs):
+        _moments(
+            part,
+            by_row_ptr,
+            by_column_ptr,
+            rows_ptr,
+            columns_ptr,
+            totals_ptr,
+            rows,
+            columns,
+            groups,
+            blocks,
+            row_parts,
+            share,
+            BLOCK,
+        )
+    _meet(arrived_ptr, 2)
+    mean = _total(totals_ptr, row_parts, BLOCK) / rows
+    for place in range(program, tiles, programs):
+        group, block = place // blocks, place % blocks
+        squares, weight_squares = _norms(
+            group, block, weight_ptr, gradient_ptr, rows_ptr, columns_ptr, rows, columns, mean, GROUP, WIDTH, STRIPE
+        )
+        tl.store(parts_ptr + block * groups + group, squares)
+        tl.store(parts_ptr + tiles + block * groups + group, weight_squares)
+    _meet(arrived_ptr, 3)
+    squares, weight_squares = _total(parts_ptr, tiles, BLOCK), _total(parts_ptr + tiles, tiles, BLOCK)
+    step, factor = _factor(squares, weight_squares, elements, rate, least, threshold)
+    kept = 1.0 - step * decay
+    for place in range(program, tiles, programs):
+        group, block = place // blocks, place % blocks
+        _move(
+            group,
+            block,
+            weight_ptr,
+            gradient_ptr,
+            rows_ptr,
+            columns_ptr,
+            rows,
+            columns,
+            mean,
+            kept,
+            factor,
+            GROUP,
+            WIDTH,
+            STRIPE,
+        )
 
 
 def move_matrix(weight: Tensor, gradient: Tensor, rows: Tensor, columns: Tensor, step: Step) -> None:
@@ -193,31 +284,48 @@ def move_matrix(weight: Tensor, gradient: Tensor, rows: Tensor, columns: Tensor,
     height, length = weight.shape
     group, width = tile(height)
     groups, blocks = triton.cdiv(height, group), triton.cdiv(length, width)
-    row_programs, column_programs = triton.cdiv(height, BLOCK), triton.cdiv(length, BLOCK)
-    sizes = [4 * triton.cdiv(size, 4) for size in (blocks * height, groups * length, row_programs, 2 * groups * blocks)]
+    row_parts = triton.cdiv(height, BLOCK)
+    parts = row_parts + triton.cdiv(length, BLOCK)
+    sizes = [4 * triton.cdiv(size, 4) for size in (blocks * height, groups * length, row_parts, 2 * groups * blocks)]
     scratch = torch.empty(sum(sizes), dtype=torch.float32, device=weight.device)
-    by_row, by_column, totals, parts = scratch.split(sizes)
-    how = {"GROUP": group, "WIDTH": width, "STRIPE": _STRIPE, "num_warps": 4}
-    shape = (height, length)
-    _sums[groups, blocks](gradient, by_row, by_column, *shape, step.eps, **how)
-    _moments[(row_programs + column_programs,)](
-        by_row,
-        by_column,
+    arrived = torch.zeros(1, dtype=torch.int32, device=weight.device)
+    programs = min(_at_once(weight.device), max(groups * blocks, parts))
+    _matrix[(programs,)](
+        weight,
+        gradient,
         rows,
         columns,
-        totals,
-        *shape,
+        *scratch.split(sizes),
+        arrived,
+        height,
+        length,
         groups,
         blocks,
-        row_programs,
+        row_parts,
+        parts,
+        weight.numel(),
         1 - step.beta,
+        step.eps,
+        step.rate,
+        step.decay,
+        step.least_scale,
+        step.clip_threshold,
+        GROUP=group,
+        WIDTH=width,
+        STRIPE=_STRIPE,
         BLOCK=BLOCK,
         num_warps=4,
+        # Where programs run one after the other there is one.
+        **({"launch_cooperative_grid": True} if weight.is_cuda else {}),
     )
-    read = (weight, gradient, rows, columns, totals, parts, *shape, row_programs)
-    _norms[groups, blocks](*read, **how, BLOCK=BLOCK)
-    options = (weight.numel(), step.rate, step.decay, step.least_scale, step.clip_threshold)
-    _move[groups, blocks](*read, *options, **how, BLOCK=BLOCK)
+
+
+@cache
+def _at_once(device: torch.device) -> int:
+    """Programs that run at once: one in Triton's interpreter, on the CPU."""
+    if device.type != "cuda":
+        return 1
+    return _PROGRAMS * torch.cuda.get_device_properties(device).multi_processor_count
 
 
 @triton.jit

@@ -18,10 +18,10 @@ def state_bytes(shape: tuple[int, ...], dtype: str) -> int:
 
 
 def move_launches(shape: tuple[int, ...], device: Literal["cuda", "cpu"]) -> int:
-    """Four kernels a matrix and one a vector, or, in plain PyTorch, as many operations as were counted."""
+    """A kernel and what it counts with a matrix, one a vector; or, in plain PyTorch, as many as were counted."""
     if len(shape) < 2:
         return 1 if device == "cuda" else 23
-    return (4 if device == "cuda" else 38) * math.prod(shape[:-2])
+    return (2 if device == "cuda" else 38) * math.prod(shape[:-2])
 
 
 def predict_training(shape: TrainShape, config: AdaLomoConfig) -> TrainShape:
