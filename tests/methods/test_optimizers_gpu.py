@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 from hayless.core.registry import configure, method_of
 from hayless.kernels.adalomo_sizes import scratch_bytes
+from hayless.kernels.adamw import moved_alone
 from hayless.methods.memory.paged import optimizer as paged_optimizer
 from hayless.train.precision import trainables
 from hayless.train.update import make_updater
@@ -63,6 +66,35 @@ def test_one_gradient_exists_at_a_time(optimizer, clip_norm):
     scratch = scratch_bytes((WIDTH, WIDTH), "cuda") if optimizer == "adalomo" else 0
     # A gradient, sums of its squares, and activations of four rows; eight gradients would be 128 MiB.
     assert torch.cuda.max_memory_allocated() - before <= 4 * MATRIX + scratch + 2**21
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_adamw_moves_as_torch_does_and_goes_on_from_a_state(dtype):
+    """Matrices that have a kernel of their own, and gains that have none; clipped, and begun anew after two updates."""
+    torch.manual_seed(0)
+    layers = [nn.Linear(WIDTH, WIDTH, bias=False), nn.RMSNorm(WIDTH), nn.Linear(WIDTH, WIDTH, bias=False)]
+    model, other = (nn.Sequential(*copy.deepcopy(layers)).to("cuda", dtype) for _ in range(2))
+    assert [moved_alone(weight) for weight in model.parameters()] == [True, False, True]
+    options = {"betas": (0.8, 0.9), "eps": 1e-6, "weight_decay": 0.2}
+    config = configure("adamw", learning_rate=1e-2, decay="all", **options)
+    updater = make_updater(model, "bf16" if dtype is torch.bfloat16 else "fp32", config)
+    wanted = torch.optim.AdamW(other.parameters(), lr=1e-2, fused=True, **options)
+    for number in range(4):
+        gradients = [torch.randn_like(weight) for weight in other.parameters()]
+        norm = torch.cat([gradient.float().flatten() for gradient in gradients]).norm()
+        for weight, same, gradient in zip(model.parameters(), other.parameters(), gradients, strict=True):
+            weight.grad, same.grad = gradient.clone(), (gradient.float() * (1.5 / norm)).to(dtype)
+        updater.begin(1.0, 1.5)
+        assert updater.step(updater.norm())
+        wanted.step()
+        if number == 1:
+            state = updater.optimizer_state()
+            updater = make_updater(model, "bf16" if dtype is torch.bfloat16 else "fp32", config)
+            updater.load_optimizer_state(*state)
+    assert {name.rpartition("/")[2] for name in updater.optimizer_state()[0]} == {"step", "exp_avg", "exp_avg_sq"}
+    for weight, same in zip(model.parameters(), other.parameters(), strict=True):
+        # An update of 1e-2 whose moments have 8 bits, where weights have them.
+        torch.testing.assert_close(weight, same, rtol=2e-2 if dtype is torch.bfloat16 else 1e-5, atol=1e-3)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.4, 1.0])

@@ -11,10 +11,12 @@ from hayless.core.cost import TrainShape
 from hayless.core.errors import NotSupported
 from hayless.core.registry import configure, method_of
 from hayless.kernels.blockwise import dequantize, dynamic_map, quantize
+from hayless.methods.common.decay import decay_groups
 from hayless.methods.memory.paged import optimizer as paged_optimizer
 from hayless.methods.memory.paged.predict import resident_elements, scratch_bytes, state_bytes
 from hayless.methods.optimizers.adamw8bit import optimizer as adamw8bit_optimizer
 from hayless.methods.optimizers.adamw8bit.reference import adamw8bit, rounded
+from hayless.methods.optimizers.standard import AdamW, KernelAdamW
 from hayless.train.precision import trainables
 from hayless.train.update import make_updater
 from tests import tiny
@@ -73,6 +75,34 @@ def test_adamw8bit_by_hand(monkeypatch, dtype):
         torch.testing.assert_close(layer.weight.detach().float().flatten(), weight, rtol=1e-2, atol=1e-5)
     if dtype == torch.float32:
         torch.testing.assert_close(layer.bias, plain.bias)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "master"])
+def test_adamw_of_gpus_has_torchs_bits_where_no_kernel_moves(monkeypatch, precision):
+    """Clipped by the optimizer itself, and begun anew from a state after two updates."""
+
+    def on_gpus(config, parameters):
+        return KernelAdamW(decay_groups(parameters, config.weight_decay, config.decay), config)
+
+    found, config = [], configure("adamw")
+    for kernels in (False, True):
+        if kernels:
+            monkeypatch.setattr(AdamW, "build", on_gpus)
+        model = tiny.model("llama")
+        updater = make_updater(model, precision, config)
+        torch.manual_seed(0)
+        for number in range(4):
+            updater.begin(1.0, 1.0)
+            for parameter in model.parameters():
+                parameter.grad = torch.randn_like(parameter)
+            updater.step(updater.norm())
+            if number == 1:
+                weights, state = updater.weights(), updater.optimizer_state()
+                updater = make_updater(model, precision, config)
+                updater.load_weights(weights)
+                updater.load_optimizer_state(*state)
+        found.append((updater.weights(), updater.optimizer_state()[0]))
+    assert source.same(found[0][0], found[1][0]) and source.same(found[0][1], found[1][1])
 
 
 @pytest.mark.parametrize(("share", "precision"), [(0.0, "fp32"), (0.4, "bf16"), (0.4, "master"), (1.0, "fp32")])

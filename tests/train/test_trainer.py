@@ -336,7 +336,8 @@ def test_compiled_blocks_compute_the_same_and_share_one_compilation(tmp_path, mo
     torch._dynamo.utils.counters.clear()
     run = source.trainer(tmp_path / "compiled", compile=True, steps=3, memory=memory)
     assert run.run().loss == pytest.approx(plain.loss, rel=1e-5)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    # The other is the norm behind the blocks.
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
     assert not torch._dynamo.utils.counters["graph_break"]
     assert all("forward" not in vars(module) for module in run.model.modules())
 

@@ -104,6 +104,12 @@ class OptimizerPart(Protocol):
         ...
 
 
+class ShrinkingOptimizer(torch.optim.Optimizer):
+    """An optimizer that multiplies gradients by `factor` as it reads them: clipping takes no pass of its own."""
+
+    factor = 1.0
+
+
 class FusedOptimizer(torch.optim.Optimizer):
     """An optimizer that can move its parameters one by one, each as soon as its gradient is there.
 

@@ -15,7 +15,7 @@ from hayless.train.fused import FusedUpdater
 from hayless.train.precision import cast_weights, trainables
 from hayless.train.settings import Precision
 from hayless.train.slots import OptimizerPart, Trainable
-from hayless.train.updater import Updater, check_scale, shrink, shrinking
+from hayless.train.updater import Updater, check_scale, shrink_for, shrinking
 
 _CHUNK_BYTES = 64 * 2**20
 """fp32 gradients that exist at once in `master` (a larger tensor stands alone)."""
@@ -83,8 +83,8 @@ class MasterUpdater(Updater):
                     # No other name may hold this fp32 copy: it would outlive its chunk.
                     master.tensor.grad = weight.grad.float()
                     weight.grad = None
-                    # Clipped with 32 bits, so that nothing is rounded twice.
-                    shrink([master.tensor.grad], factor)
+            # Clipped with 32 bits, so that nothing is rounded twice.
+            shrink_for(optimizer, factor)
             optimizer.step()
             for master in chunk:
                 master.tensor.grad = None

@@ -11,7 +11,7 @@ from torch.amp import GradScaler
 
 from hayless.core.errors import FileDamaged, WorkError
 from hayless.core.method import MethodConfig
-from hayless.train.slots import OptimizerPart, Trainable
+from hayless.train.slots import OptimizerPart, ShrinkingOptimizer, Trainable
 
 _SCALER = "/scaler"
 _CLIP_EPS = 1e-6
@@ -160,8 +160,9 @@ class Updater:
         yield self._moved
 
     def _clip(self, norm: Tensor) -> None:
-        if self._clip_norm is not None:
-            shrink([item.tensor.grad for item in self._parameters], shrinking(norm, self._clip_norm))
+        factor = 1.0 if self._clip_norm is None else shrinking(norm, self._clip_norm)
+        for optimizer in self._optimizers:
+            shrink_for(optimizer, factor)
 
     @torch.no_grad()
     def _round(self) -> None:
@@ -190,6 +191,14 @@ def shrink(gradients: Sequence[Tensor | None], factor: float) -> None:
     there = [gradient for gradient in gradients if gradient is not None]
     if factor != 1 and there:
         torch._foreach_mul_(there, factor)
+
+
+def shrink_for(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Let an optimizer move by its parameters' gradients times `factor`, which it may see to by itself."""
+    if isinstance(optimizer, ShrinkingOptimizer):
+        optimizer.factor = factor
+    else:
+        shrink([parameter.grad for group in optimizer.param_groups for parameter in group["params"]], factor)
 
 
 def check_scale(scale: float, norm: Tensor) -> None:

@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.adamw import adamw
 
 from hayless.core.errors import NotSupported
+from hayless.kernels.adamw import Options, Part, move, moved_alone
 from hayless.methods.common.decay import decay_groups
 from hayless.methods.memory.paged.config import PagedConfig
 from hayless.methods.memory.paged.predict import PAGE_ELEMENTS, VECTOR, resident_elements
-from hayless.train.slots import Trainable
+from hayless.train.slots import ShrinkingOptimizer, Trainable
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _PAGED = "_paged"
@@ -37,7 +37,7 @@ class Paged:
         return PagedAdamW(parameters, config)
 
 
-class PagedAdamW(torch.optim.Optimizer):
+class PagedAdamW(ShrinkingOptimizer):
     """Remembers for each parameter `step` and its flat moments: `exp_avg` and `exp_avg_sq` of the first elements beside
     it, and with `_paged` those of the rest, which are in pinned host memory where the parameter is on a GPU."""
 
@@ -107,28 +107,15 @@ class PagedAdamW(torch.optim.Optimizer):
         return state
 
     def _update(self, ranges: Sequence[_Range], group: dict[str, Any]) -> None:
-        """torch's own AdamW on ranges of parameters. It counts the steps of a parameter with its last range, and before
-        those of a copy."""
-        if not ranges:
-            return
-        one, two = self._config.betas
-        adamw(
-            [each.of(each.parameter) for each in ranges],
-            [each.of(each.parameter.grad) for each in ranges],
-            [each.moments[0] for each in ranges],
-            [each.moments[1] for each in ranges],
-            [],
-            [each.counted(self.state[each.parameter]["step"]) for each in ranges],
-            foreach=False,
-            fused=ranges[0].parameter.is_cuda,
-            amsgrad=False,
-            beta1=one,
-            beta2=two,
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
-            eps=self._config.eps,
-            maximize=False,
-        )
+        """AdamW on ranges of parameters. It counts the steps of a parameter with its last range, and before those of a
+        copy."""
+        moved = []
+        for each in ranges:
+            parameter, (first, second) = each.parameter, each.moments
+            counted = each.counted(self.state[parameter]["step"])
+            pair = each.of(parameter), each.of(parameter.grad)
+            moved.append(Part(*pair, first, second, counted, moved_alone(parameter)))
+        move(moved, Options(group["lr"], group["weight_decay"], self._config.betas, self._config.eps), self.factor)
 
 
 @dataclass(eq=False)
