@@ -15,7 +15,15 @@ from torch import Tensor
 
 from hayless.core.packing import FEW as FEW_PACKED
 from hayless.decode.cache import KernelCache, StaticCache
-from hayless.decode.products import AnyProduct, Linear, add_beside, base_of, into_each, normed_into_each
+from hayless.decode.products import (
+    AnyProduct,
+    Linear,
+    PackedProduct,
+    add_beside,
+    base_of,
+    into_each,
+    normed_into_each,
+)
 from hayless.decode.program import Layer, Program
 from hayless.kernels.attention import Scratch, decode_attention, splits_for
 from hayless.kernels.invariant import SPLITS, linear
@@ -67,7 +75,7 @@ class KernelPass:
         self.fused = small and program.plain and not invariant
         self._packed = program.packed and tokens <= FEW_PACKED and not invariant
         recent = cuda and torch.cuda.get_device_capability(device) >= (9, 0)
-        self.overlap = recent and self.fused
+        self.overlap = recent and (self.fused or (self._packed and tokens == 1))
         self._small = small
 
     @torch.inference_mode()
@@ -111,7 +119,7 @@ class KernelPass:
     def _layer(self, index: int, layer: Layer, offset: int) -> None:
         """A block with matrix products by cuBLAS, by its packings, or by the kernel whose rows are their own."""
         parts, norm = (layer.q, layer.k, layer.v), Norm(layer.input_gain, self.program.eps)
-        if not (self._packed and normed_into_each(parts, self._qkv_views(), self.x, norm)):
+        if not (self._packed and normed_into_each(parts, self._qkv_views(), self.x, norm, overlap=self.overlap)):
             self._into(parts, self._qkv_views(), rms_norm(self.x, norm, self._y))
         self._attend(index, layer, offset)
         self._onto(layer.o, self.x, self._mixed)
@@ -120,7 +128,8 @@ class KernelPass:
 
     def _gated(self, parts: tuple[AnyProduct, AnyProduct], norm: Norm) -> None:
         """The wide states: silu(gate) · up of the normalized states."""
-        if self._packed and normed_into_each(parts, (self._wide, self._wide), self.x, norm, gated=True):
+        outs, overlap = (self._wide, self._wide), self.overlap
+        if self._packed and normed_into_each(parts, outs, self.x, norm, gated=True, overlap=overlap):
             return
         y = rms_norm(self.x, norm, self._y)
         if self._invariant or self._packed:
@@ -143,11 +152,13 @@ class KernelPass:
 
     def _onto(self, part: AnyProduct, out: Tensor, x: Tensor) -> None:
         """out ← out + x·Wᵀ + b."""
-        if not self._invariant:
-            part.onto(out, x)
-            return
-        base = _as_it_is(part)
-        linear(x, base.weight, out, bias=base.bias, residual=out)
+        base = base_of(part)
+        if isinstance(base, PackedProduct):
+            base.onto(out, x, overlap=self.overlap)
+        elif self._invariant:
+            linear(x, base.weight, out, bias=base.bias, residual=out)
+        else:
+            base.onto(out, x)
         add_beside([part], [out], x)
 
     def _head(self, y: Tensor) -> None:

@@ -121,21 +121,21 @@ class PackedProduct:
 
     def into(self, out: Tensor, x: Tensor) -> None:
         """out ← x·Wᵀ + b, both of two dimensions."""
-        self._write(out, x, add=False)
+        self._write(out, x, add=False, overlap=False)
 
-    def onto(self, out: Tensor, x: Tensor) -> None:
-        """out ← out + x·Wᵀ + b, likewise."""
-        self._write(out, x, add=True)
+    def onto(self, out: Tensor, x: Tensor, *, overlap: bool = False) -> None:
+        """out ← out + x·Wᵀ + b, likewise; `overlap` as of `linear`."""
+        self._write(out, x, add=True, overlap=overlap)
 
     def codes(self, x: Tensor) -> Packed | None:
         """The weight as kernels multiply x by it; None where none does."""
         found = self._packing.codes(x, self._pieces, self._dtype)
         return found if isinstance(found, Packed) else None
 
-    def _write(self, out: Tensor, x: Tensor, *, add: bool) -> None:
+    def _write(self, out: Tensor, x: Tensor, *, add: bool, overlap: bool) -> None:
         weight = self.codes(x) if out.is_contiguous() and out.dtype == x.dtype else None
         if weight is not None:
-            linear(x, weight, self.bias, out=out, add=add)
+            linear(x, weight, self.bias, out=out, add=add, overlap=overlap)
         elif add:
             out.add_(self(x))
         else:
@@ -232,15 +232,27 @@ def into_each(parts: Sequence[AnyProduct], outs: Sequence[Tensor], x: Tensor) ->
 
 
 def normed_into_each(
-    parts: Sequence[AnyProduct], outs: Sequence[Tensor], x: Tensor, norm: Norm, *, gated: bool = False
+    parts: Sequence[AnyProduct],
+    outs: Sequence[Tensor],
+    x: Tensor,
+    norm: Norm,
+    *,
+    gated: bool = False,
+    overlap: bool = False,
 ) -> bool:
     """`into_each` of RMSNorm(x) where one kernel does all of it; `gated`: silu(first) · second goes to the first of
-    `outs`. Returns whether one does: nothing is done otherwise."""
-    return _at_once(parts, outs, x, norm, gated=gated)
+    `outs`; `overlap` as of `linear`. Returns whether one does: nothing is done otherwise."""
+    return _at_once(parts, outs, x, norm, gated=gated, overlap=overlap)
 
 
 def _at_once(
-    parts: Sequence[AnyProduct], outs: Sequence[Tensor], x: Tensor, norm: Norm | None = None, *, gated: bool = False
+    parts: Sequence[AnyProduct],
+    outs: Sequence[Tensor],
+    x: Tensor,
+    norm: Norm | None = None,
+    *,
+    gated: bool = False,
+    overlap: bool = False,
 ) -> bool:
     """Multiply by packed weights in one launch, if they are such and have one form."""
     if not isinstance(parts[0], PackedProduct):
@@ -255,5 +267,5 @@ def _at_once(
 
     if not in_one_launch(x, [one.weight for one in products], normed=norm is not None):
         return False
-    multiply_each(x, products, norm=norm, gated=gated)
+    multiply_each(x, products, norm=norm, gated=gated, overlap=overlap)
     return True

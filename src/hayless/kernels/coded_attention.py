@@ -17,7 +17,7 @@ from hayless.kernels.compiled import Argument, compiled, launch, why_not
 from hayless.kernels.linear import Norm
 from hayless.kernels.quantized_cache import Held
 
-_SOURCE = Path(__file__).with_name("coded_attention.cu")
+_SOURCES = (Path(__file__).with_name("coded_attention.cu"),)
 _TOKENS, _WARPS = 32, 4
 _HEADS, _COLUMNS = 8, 16
 """Queries of a key head whose results fit into shared memory, and times groups of channels into registers."""
@@ -68,7 +68,7 @@ def coded_attention(
         "SPLITS": splits,
         "PARTS": scratch.splits,
     }
-    kernel = compiled(_SOURCE, "coded_attention", defined, q.device.index)
+    kernel = compiled(_SOURCES, "coded_attention", defined, q.device.index)
     keys = held.k_codes, held.k_step, held.k_least
     values = held.v_codes, held.v_step, held.v_least
     gain = q if q_norm is None else q_norm.gain

@@ -37,12 +37,14 @@ def linear(
     *,
     out: Tensor | None = None,
     add: bool = False,
+    overlap: bool = False,
     kernel: Kernel | None = None,
 ) -> Tensor:
     """x (…, in) Wᵀ + bias (out,) as (…, out) in x's dtype (fp32, fp16 or bf16), summed in float32.
 
-    Written to `out` where that is given (contiguous, of x's dtype), with `add` on top of what is there. `kernel`
-    forces one (`kernel_for`). May be captured in CUDA graphs once it has run: nothing waits for the device, and what
+    Written to `out` where that is given (contiguous, of x's dtype), with `add` on top of what is there. With `overlap`
+    a kernel that can reads weights while the one before it, which must not write them, still runs. `kernel` forces one
+    (`kernel_for`). May be captured in CUDA graphs once it has run: nothing waits for the device, and what
     else is needed (sums of parts, x laid out anew, a dequantized weight) comes from PyTorch's allocator. RequestError
     where shapes or dtypes do not match; NotSupported where gradients would be needed, which there are none of, and
     where the kernel that is forced cannot do it.
@@ -74,7 +76,7 @@ def linear(
     elif chosen == "tensor_cores":
         from hayless.kernels.packed.tensor_cores import multiply
 
-        multiply(flat, weight, bias, target, add=add)
+        multiply(flat, weight, bias, target, add=add, overlap=overlap)
     elif chosen == "gemv":
         from hayless.kernels.packed.gemv import gemv
 

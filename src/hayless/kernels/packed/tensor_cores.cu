@@ -1,17 +1,10 @@
-// y = Wx for 1 to 64 tokens and weights of 2, 4 or 8 bits, in tensor cores. Compiled at run time with ../instructions.cu and
-// these definitions, which tensor_cores.py makes, before it:
-//   KIND      0: integers with a scale (and zero point) a group; 1: sixteen values times a scale a block
-//   BITS      2, 4 or 8; tables have 4
-//   BF16      1: x and y are bf16; 0: fp16
-//   GROUP     columns that share a scale; 0: a row
+// y = Wx for 1 to 64 tokens and weights of 2, 4 or 8 bits, in tensor cores. Compiled at run time with ../instructions.cu,
+// codes.cu and these definitions, which tensor_cores.py makes, before it:
 //   SPAN      columns that the four lanes of a row read side by side, in 4, 8 or 16 bytes each
 //   MIX       groups that a span holds, 1, 2 or 4 (see below)
-//   SCALE     dtype of scales: 0 fp32, 1 fp16, 2 bf16, 3 codes of double quantization
-//   ZERO, TWOS                    zero points; two's complement
-//   BANDS, TILES, WARPS, DEPTH    16 rows each, 8 / MIX tokens each, warps that share columns, steps on their way
+//   BANDS, TILES, DEPTH           16 rows each, 8 / MIX tokens each, steps of a warp, which share columns, on their way
 //   RUN       times 16 bytes of a row that a lane reads in a step
 //   TOGETHER  1: the scales of a step are read at once, since every row has whole times as many
-//   MATRICES  that are multiplied by the same x, one after the other in the grid
 //   STAGED    1: a warp copies the x of a step to shared memory, `STAGE` bytes; 0: lanes read it where it lies
 //   SHARED, DYNAMIC               bytes of shared memory; 1: asked for at launch
 //   NORM      1: x is normalized first: x gain / rms(x)
@@ -29,7 +22,6 @@
 // the lanes that have other groups. Each group's products are a column of their own, at no instruction more.
 
 #define WORDS (SPAN * BITS / 128)  // that a lane reads of a row at a time
-#define PER (32 / BITS)            // columns of a word
 
 struct Words { u32 w[WORDS]; };
 
@@ -81,53 +73,12 @@ __device__ __forceinline__ float of_block(const float* at, u32 block) {
 #define SHIFTED (KIND == 0 && BF16 && BITS < 8 && GROUP && !ZERO && TILES == 1)
 #define TOO_MUCH (0x43004300 | (1 << (BITS - 1)) * 0x00010001)  // in bf16, below 2^8 a unit is a whole number
 
-// Two codes less their zero point: as mantissas they are too large by 2^7 or 2^10, which `base` takes off with the zero
-// point. Where bf16 has no room for a code's highest bit, that says whether 2^7 or 2^8 is too much, which leaves code - 128,
-// and `base` is 128 less the zero point.
-__device__ __forceinline__ u32 centred(u32 w, u32 base) {
-#if BF16 && BITS == 8
-    const u32 around_zero = plus(mantissas(w), by_highest_bit(w));
-    return ZERO ? plus(around_zero, base) : around_zero;
-#else
-    return plus(mantissas(w), base);
-#endif
-}
-
-__device__ __forceinline__ u32 base_of(u32 zero) {
-#if BF16 && BITS == 8
-    return narrow(128.0f - (float)zero) * 0x00010001;
-#else
-    return ((BF16 ? 0xC300 : 0xE400) | zero) * 0x00010001;
-#endif
-}
-
 #define COLUMNS (RUN * 512 / BITS)  // of a step
 #define PARTS (COLUMNS / SPAN)
-#if BITS == 2
-#define HIGHEST_BITS 0xAAAAAAAA
-#elif BITS == 4
-#define HIGHEST_BITS 0x88888888
-#else
-#define HIGHEST_BITS 0x80808080
-#endif
 #define ROWS (16 * BANDS)
 #define WRITTEN (GATED ? ROWS / 2 : ROWS)
 #define TOKENS (8 / MIX)  // of a tile
 #define PITCH (ROWS + 4)  // four lanes of a row, 2 columns apart, then write to different banks
-
-#if GROUP
-#define GROUP_OF(column) ((column) / GROUP)
-#else
-#define GROUP_OF(column) 0
-#endif
-
-#if SCALE == 3
-typedef u8 scale_t;
-#elif SCALE == 0
-typedef float scale_t;
-#else
-typedef u16 scale_t;
-#endif
 
 // Where the 16 bytes `chunk` of a token's x lie: so that what eight lanes read at once is in different banks.
 #define CHUNKS (COLUMNS / 8)
@@ -138,8 +89,6 @@ typedef u16 scale_t;
 #else
 #define CHUNK_AT(token, chunk) ((token) * CHUNKS + ((chunk) ^ (token) & 1))
 #endif
-
-#define TABLE_BYTES (KIND == 1 ? 256 * 32 * 4 : 0)
 
 #if CLUSTER
 #define ONE_CLUSTER __cluster_dims__(1, SPLITS, 1)
@@ -168,18 +117,6 @@ __device__ __forceinline__ T one_of(const u32* words, int part, int mix) {
     word >>= 8 * ((part * MIX + mix) * (int)sizeof(T) % 4);
     return *(const T*)&word;
 }
-
-// What x is multiplied by, and what comes of it: rows, elements between tokens of `out`, and the first block.
-struct Matrix {
-    const u8* codes;
-    const scale_t* scale;
-    const u8* zero;
-    const float *table, *second_table, *second_scale, *offset;
-    const u16* bias;
-    void* out;
-    int n, stride, first;
-};
-struct Matrices { Matrix at[MATRICES]; };
 
 #if STAGED
 // As many numbers of x as a word has codes, from the `first` of a step.
@@ -297,12 +234,8 @@ extern "C" __global__ void ONE_CLUSTER __launch_bounds__(WARPS * 32) packed_line
     };
     const auto factor = [&](int d, int l, int b, int h, int p, int column) -> float {
         const scale_t s = one_of<scale_t>(scales[d][l][b][h], p, mix);
-#if SCALE == 0
-        return s;
-#elif SCALE == 1
-        return half_to_float(s);
-#elif SCALE == 2
-        return brain_to_float(s);
+#if SCALE < 3
+        return as_float(s);
 #else
         const u32 block = scales_at[b][h] + GROUP_OF(column) + mix;
         return seconds[GATED ? b / (BANDS / 2) : 0][s] * of(b).second_scale[block / 256] + of(b).offset[0];
@@ -380,10 +313,7 @@ extern "C" __global__ void ONE_CLUSTER __launch_bounds__(WARPS * 32) packed_line
                     for (int h = 0; h < 2; h++) {
                         u32 w = words[d][p][b][h].w[i];
 #if KIND == 1
-                        a[h][0] = *(const u32*)(shared + (w << 7 & 0x7F80 | 4 * lane));
-                        a[h][1] = *(const u32*)(shared + (w >> 1 & 0x7F80 | 4 * lane));
-                        a[h][2] = *(const u32*)(shared + (w >> 9 & 0x7F80 | 4 * lane));
-                        a[h][3] = *(const u32*)(shared + (w >> 17 & 0x7F80 | 4 * lane));
+                        values_of(shared, w, a[h]);
 #else
 #if TWOS
                         w ^= HIGHEST_BITS;
@@ -427,19 +357,7 @@ extern "C" __global__ void ONE_CLUSTER __launch_bounds__(WARPS * 32) packed_line
     for (int d = 0; d < DEPTH - 1; d++) load(d, first + d * WARPS);
     // While those are on their way, the tables.
 #if KIND == 1
-    {
-        u32* pairs = (u32*)shared + lane;
-        u16 low[16];
-#pragma unroll
-        for (int i = 0; i < 16; i++) low[i] = narrow(w.table[i]);
-#pragma unroll
-        for (int h = 0; h < 16 / WARPS; h++) {
-            const int high = warp * (16 / WARPS) + h;
-            const u16 opening = narrow(w.table[high]);  // the high half of a byte is its first element
-#pragma unroll
-            for (int i = 0; i < 16; i++) pairs[(high * 16 + i) * 32] = opening | (u32)low[i] << 16;
-        }
-    }
+    fill((u32*)shared, w.table);
 #if SCALE == 3
     for (int i = threadIdx.x; i < 256 * (GATED ? 2 : 1); i += WARPS * 32)
         seconds[i / 256][i % 256] = (GATED ? matrices.at[i / 256] : w).second_table[i % 256];

@@ -20,15 +20,14 @@ from hayless.core.errors import NotSupported
 from hayless.core.packing import FEW
 from hayless.kernels.compiled import Argument, compiled, launch, why_not
 from hayless.kernels.linear import Norm
+from hayless.kernels.packed import codes, streamed
 from hayless.kernels.packed.formats import Integers, Packed, Palette, Product, Table
 from hayless.kernels.packed.gemm import add_splits
 from hayless.kernels.packed.tiles import CoreTiles, core_tiles_for
 
-_SOURCE = Path(__file__).with_name("tensor_cores.cu")
-_SCALES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.uint8: 3}
+_SOURCES = tuple(Path(__file__).with_name(name) for name in ("codes.cu", "tensor_cores.cu"))
 _SHARED, _STATIC = 100 * 1024, 40 * 1024
 """Bytes of shared memory that a block may have, and what it has without asking, with room for small arrays."""
-_TABLE = 32 * 1024
 _STAGED = 16
 """Tokens whose x is copied to shared memory."""
 MOST = 3
@@ -45,7 +44,7 @@ def unsupported(x: Tensor, weight: Packed) -> str:
         return f"it multiplies in fp16 and bf16, not {x.dtype}"
     if x.shape[0] > FEW:
         return f"it takes up to {FEW} tokens, not {x.shape[0]}"
-    group, word = weight.shape[1] // weight.groups, 128 // _bits(weight)
+    group, word = weight.shape[1] // weight.groups, 128 // codes.bits(weight)
     if group % word:
         return f"groups of {group} columns are not whole times {word}, which the lanes of a row read"
     if max(weight.codes.numel(), 2 * x.numel()) >= 2**32:
@@ -53,16 +52,6 @@ def unsupported(x: Tensor, weight: Packed) -> str:
     if x.data_ptr() % 16 or weight.codes.data_ptr() % 16:
         return "x and codes must start at multiples of 16 bytes"
     return why_not(x.device.index)
-
-
-class _Matrix(ctypes.Structure):
-    """The kernel's `Matrix`."""
-
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("codes", "scale", "zero", "table")),
-        *((name, ctypes.c_void_p) for name in ("second_table", "second_scale", "offset", "bias", "out")),
-        *((name, ctypes.c_int) for name in ("n", "stride", "first")),
-    )
 
 
 def multiply(
@@ -73,9 +62,11 @@ def multiply(
     *,
     tiles: CoreTiles | None = None,
     add: bool = False,
+    overlap: bool = False,
 ) -> Tensor:
     """Write x Wᵀ + bias to `out` (tokens, out) in x's dtype, fp16 or bf16; x contiguous, as are the rows of
-    `out`. Returns `out`. With `add` it comes on top of what is there.
+    `out`. Returns `out`. With `add` it comes on top of what is there. One token goes through `streamed`, with its
+    `overlap`, where that can and `tiles` are not given.
 
     With `tiles.splits` the parts are added by the blocks of a cluster; on devices before sm_90, which have none, they
     go through float32 (splits, tokens, out), taken from PyTorch's allocator.
@@ -84,8 +75,11 @@ def multiply(
     reason = unsupported(x, weight)
     if reason or isinstance(weight, Palette):
         raise NotSupported(f"The kernel for tensor cores cannot do this: {reason}.")
+    if tiles is None and not streamed.unsupported(x, weight):
+        streamed.stream(x, [Product(weight, bias, out)], add=add, overlap=overlap and _is_recent(x))
+        return out
     tiles = tiles or _tiles_for(x, [weight])
-    split = tiles.splits > 1 and not _has_clusters(x)
+    split = tiles.splits > 1 and not _is_recent(x)
     if not split:
         _launch(x, [Product(weight, bias, out)], tiles, add=add)
         return out
@@ -108,14 +102,19 @@ def in_one_launch(x: Tensor, weights: Sequence[Integers | Table], *, normed: boo
         return False
     tiles = _tiles_for(x, weights)
     forms = {tuple(definitions(x, weight, tiles).items()) for weight in weights}
-    return len(forms) == 1 and (tiles.splits == 1 or _has_clusters(x))
+    return len(forms) == 1 and (tiles.splits == 1 or _is_recent(x))
 
 
-def multiply_each(x: Tensor, products: Sequence[Product], *, norm: Norm | None = None, gated: bool = False) -> None:
+def multiply_each(
+    x: Tensor, products: Sequence[Product], *, norm: Norm | None = None, gated: bool = False, overlap: bool = False
+) -> None:
     """Every product as by `multiply`, of x or of RMSNorm(x), in one launch; only what goes `in_one_launch`.
 
     `gated`: of two products silu(first) · second is written, to the `out` of the first.
     """
+    if not any(streamed.unsupported(x, one.weight) for one in products):
+        streamed.stream(x, products, norm=norm, gated=gated, overlap=overlap and _is_recent(x))
+        return
     tiles = _tiles_for(x, [one.weight for one in products])
     if gated and tiles.bands % 2:
         tiles = replace(tiles, bands=2)
@@ -132,20 +131,14 @@ def _launch(
     gated: bool = False,
 ) -> None:
     weight = products[0].weight
-    more = {"CLUSTER": int(tiles.splits > 1 and _has_clusters(x)), "MATRICES": len(products)}
+    more = {"CLUSTER": int(tiles.splits > 1 and _is_recent(x)), "MATRICES": len(products)}
     more |= {"NORM": int(norm is not None), "GATED": int(gated)}
     defined = definitions(x, weight, tiles) | more
-    kernel = compiled(_SOURCE, "packed_linear", defined, x.device.index)
-    matrices, blocks, height = [], 0, 8 * tiles.bands if gated else 16 * tiles.bands
-    for one in products:
-        rows, bias = one.weight.shape[0], one.bias
-        pointers = [tensor.data_ptr() for tensor in tensors(one.weight)]
-        pointers += [0 if bias is None else bias.data_ptr(), one.out.data_ptr()]
-        matrices.append(_Matrix(*pointers, rows, one.out.stride(-2), blocks))
-        blocks = -(-rows // height) + (0 if gated else blocks)
+    kernel = compiled(_SOURCES, "packed_linear", defined, x.device.index)
+    matrices, blocks = codes.matrices(products, 8 * tiles.bands if gated else 16 * tiles.bands, gated=gated)
     gain, eps = (x, 0.0) if norm is None else (norm.gain, norm.eps)
     args: list[Argument] = [ctypes.c_void_p(x.data_ptr()), ctypes.c_void_p(gain.data_ptr()), ctypes.c_float(eps)]
-    args.append((_Matrix * len(products))(*matrices))
+    args.append(matrices)
     args += [ctypes.c_int(number) for number in (len(x), weight.shape[1], weight.groups, int(add))]
     shared = defined["SHARED"] if defined["DYNAMIC"] else 0
     launch(kernel, (blocks, tiles.splits, 1), (32 * tiles.warps, 1, 1), args, shared)
@@ -153,28 +146,17 @@ def _launch(
 
 def _tiles_for(x: Tensor, weights: Sequence[Integers | Table]) -> CoreTiles:
     rows, width = sum(weight.shape[0] for weight in weights), weights[0].shape[1]
-    return core_tiles_for(len(x), rows, width, _bits(weights[0]))
+    return core_tiles_for(len(x), rows, width, codes.bits(weights[0]))
 
 
-def _has_clusters(x: Tensor) -> bool:
+def _is_recent(x: Tensor) -> bool:
+    """Whether the device has clusters and launches that overlap."""
     return x.is_cuda and torch.cuda.get_device_capability(x.device) >= (9, 0)
-
-
-def tensors(weight: Integers | Table) -> list[Tensor]:
-    """Codes, scales, zero points, table, and the tables, scales and offset of double quantization, as the kernel takes
-    them; what there is not is the codes, and is not read."""
-    codes = weight.codes
-    if isinstance(weight, Integers):
-        return [codes, weight.scale, codes if weight.zero is None else weight.zero, *[codes] * 4]
-    nested = weight.nested
-    second = [codes] * 3 if nested is None else [nested.table, nested.scale, nested.offset]
-    return [codes, weight.absmax, codes, weight.table, *second]
 
 
 def definitions(x: Tensor, weight: Integers | Table, tiles: CoreTiles) -> dict[str, int]:
     """What the source is compiled for."""
-    bits, scale = _bits(weight), weight.scale if isinstance(weight, Integers) else weight.absmax
-    group, zero = weight.shape[1] // weight.groups, isinstance(weight, Integers) and weight.zero is not None
+    bits, group, scale = codes.bits(weight), codes.group(weight), codes.scale(weight)
     span, mix = _span(weight, tiles)
     step = tiles.run * 512 // bits
     at_once = step // group
@@ -185,18 +167,10 @@ def definitions(x: Tensor, weight: Integers | Table, tiles: CoreTiles) -> dict[s
     stage = 2 * step * columns * 8 // mix
     staged = 1 < x.shape[0] <= _STAGED and tiles.depth == 1
     sums = tiles.warps * 8 * columns * (16 * tiles.bands + 4) * 4
-    shared = max(sums, table * _TABLE + staged * tiles.warps * stage)
-    return {
-        "KIND": int(table),
-        "BITS": bits,
-        "BF16": int(x.dtype is torch.bfloat16),
-        "GROUP": group if weight.groups > 1 else 0,
+    shared = max(sums, table * codes.TABLE_BYTES + staged * tiles.warps * stage)
+    return codes.form(x, weight) | {
         "SPAN": span,
         "MIX": mix,
-        "SCALE": _SCALES[scale.dtype],
-        "ZERO": int(zero),
-        "TWOS": int(isinstance(weight, Integers) and weight.twos_complement),
-        "DIVISOR": weight.divisor if isinstance(weight, Integers) else 1,
         "BANDS": tiles.bands,
         "TILES": columns,
         "WARPS": tiles.warps,
@@ -213,16 +187,12 @@ def definitions(x: Tensor, weight: Integers | Table, tiles: CoreTiles) -> dict[s
 
 def _span(weight: Integers | Table, tiles: CoreTiles) -> tuple[int, int]:
     """Columns that the lanes of a row read side by side, and the groups that these are."""
-    bits, width = _bits(weight), weight.shape[1]
-    group, whole = width // weight.groups, 512 // bits
+    bits, width, group = codes.bits(weight), weight.shape[1], codes.group(weight)
+    whole = 512 // bits
     mix = whole // group
     if tiles.mixed and mix in (2, 4) and whole % group == 0 and width % whole == 0:
         return whole, mix
     return next(span for span in (whole, whole // 2, whole // 4) if group % span == 0), 1
-
-
-def _bits(weight: Integers | Table) -> int:
-    return weight.bits if isinstance(weight, Integers) else 4
 
 
 def fits(x: Tensor, weight: Integers | Table, tiles: CoreTiles) -> bool:

@@ -1,0 +1,341 @@
+// y = Wx for one token and weights of 4 or 8 bits, in tensor cores, with W always on its way. Compiled at run time with
+// ../instructions.cu, codes.cu and these definitions, which streamed.py makes, before it:
+//   MIX       groups that a part of a row holds (see tensor_cores.cu)
+//   DIVISOR   a whole number, of which scales are too many times too large
+//   BANDS     16 rows each, which a block multiplies at once
+//   STAGES    parts of each warp that are on their way
+//   SCALES    bytes of a row's scales that come with a part
+//   NORM      1: x is normalized first: x gain / rms(x)
+//   GATED     1: of two matrices silu(y of the first) · y of the second is written; half of a band is of each
+//   OVERLAP   1: it may be started while the kernel before still runs, which makes x (programmatic dependent launch)
+//
+// In a product that reads 10 MB, memory is at rest for longer than it works: until the first loads arrive, while what has
+// come is multiplied, until the last sums are written and the next kernel has begun. So a processor has one block, which
+// multiplies tile after tile, while each warp copies what it will multiply next into a ring of its own in shared memory,
+// and which fills the ring before it waits for the kernel that makes x. Registers cannot hold as much, and blocks that are
+// several to a processor are put unevenly when they begin early.
+//
+// Then arithmetic is what a product takes. Codes of integers are operands of integer tensor cores as they are, two
+// instructions for eight of four bits. For that x becomes whole numbers of sixteen bits, `UNIT` columns by a scale of
+// their own, and each number two digits, which are two of the eight columns of the second operand, at no instruction more.
+// What that rounds off is at most 2^-16 of the largest of a unit, less than bf16 rounds x gain off.
+
+#define SPAN (512 / BITS)     // columns of a part, of which each of the four lanes of a row has 16 bytes
+#define CHUNKS (SPAN / 32)    // times 8 columns of those of a lane
+#define UNIT (SPAN / MIX)     // columns of a part that share a scale
+#define LARGEST 32512.0f      // of sixteen bits, as 127 times 256 and no more
+#define ROWS (16 * BANDS)
+#define LANES_ROWS ((ROWS + 31) / 32)  // that each lane has the scales of
+#define WRITTEN (GATED ? ROWS / 2 : ROWS)
+#define STAGE (BANDS * 1024 + ROWS * SCALES)
+// -- instructions
+// 4, 8 or 16 bytes to shared memory while other instructions run; lines of 128 bytes in the second cache.
+template <int SIZE>
+__device__ __forceinline__ void copy(u8* to, const void* from) {
+    const u32 there = (u32)__cvta_generic_to_shared(to);
+    if (SIZE == 16) asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(there), "l"(from) : "memory");
+    else asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(there), "l"(from), "n"(SIZE) : "memory");
+}
+
+// The copies since the last mark; and until all but those of the last STAGES - 1 marks are there.
+__device__ __forceinline__ void mark() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+__device__ __forceinline__ void wait_for_oldest() { asm volatile("cp.async.wait_group %0;" ::"n"(STAGES - 1) : "memory"); }
+
+// The kernel behind this one may start now; what the one before wrote is there.
+__device__ __forceinline__ void let_next_start() { asm volatile("griddepcontrol.launch_dependents;"); }
+__device__ __forceinline__ void wait_for_previous() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+
+__device__ __forceinline__ float of_lane(float v, int differing) { return __shfl_xor_sync(0xFFFFFFFF, v, differing); }
+
+// c += codes, which have no sign, times digits, which have one.
+__device__ __forceinline__ void mma_of_codes(int* c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+__device__ __forceinline__ int rounded(float v) { return __float2int_rn(v); }
+// -- end of instructions
+
+struct Words { u32 w[4]; };
+
+// Of `UNIT` columns of x: what one of its whole numbers is, and their sum times the codes' zero point.
+struct Unit { float scale; int too_much; };
+
+extern "C" __global__ void __launch_bounds__(WARPS * 32) packed_stream(
+    const u16* x, const u16* __restrict__ gain, float epsilon, const Matrices matrices, int tiles, int width, int groups,
+    int add) {
+    extern __shared__ __align__(16) u8 shared[];
+    u8* const ring = shared + TABLE_BYTES + threadIdx.x / 32 * (STAGES * STAGE);
+    uint4* const xs = (uint4*)(shared + TABLE_BYTES + WARPS * STAGES * STAGE);
+    Unit* const units = (Unit*)(xs + width / 8);
+    float* const sums = (float*)(units + (KIND == 0 ? width / UNIT : 0));
+    __shared__ float squares[WARPS];
+#if SCALE == 3
+    __shared__ float seconds[MATRICES][256];
+#endif
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
+    const int mix = t / (4 / MIX);
+    const bool mine = mix == g / (8 / MIX);
+    const int parts = width / SPAN, each = (parts + WARPS - 1) / WARPS;
+#if OVERLAP
+    let_next_start();
+#endif
+
+    // Which matrix a row of a tile is of, and which row of that.
+    const auto matrix_of = [&](int tile, int r) -> const Matrix& {
+        int which = GATED ? r / 8 % 2 : 0;
+#pragma unroll
+        for (int i = 1; i < MATRICES; i++) which += !GATED && tile >= matrices.at[i].first;
+        return matrices.at[which];
+    };
+    const auto row_of = [&](const Matrix& w, int tile, int r) {
+        return (tile - (GATED ? 0 : w.first)) * WRITTEN + (GATED ? r / 16 * 8 + r % 8 : r);
+    };
+
+    // The part that is copied next, and where its codes and scales are.
+    int next_tile = blockIdx.x, next_part = warp;
+    const u8 *codes[BANDS][2], *scales[LANES_ROWS];
+    const auto aim = [&]() {
+#pragma unroll
+        for (int b = 0; b < BANDS; b++)
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+                const Matrix& w = matrix_of(next_tile, 16 * b + 8 * h);
+                const int row = min(row_of(w, next_tile, 16 * b + 8 * h + g), w.n - 1);
+                codes[b][h] = w.codes + (size_t)row * (width * BITS / 8) + 16 * t;
+            }
+#if GROUP
+#pragma unroll
+        for (int i = 0; i < LANES_ROWS; i++) {
+            const int r = (lane + 32 * i) % ROWS;
+            const Matrix& w = matrix_of(next_tile, r);
+            scales[i] = (const u8*)(w.scale + (size_t)min(row_of(w, next_tile, r), w.n - 1) * groups);
+        }
+#endif
+    };
+    const auto copy_next = [&](u8* stage) {
+        if (next_tile < tiles) {
+            if (next_part < parts) {
+#pragma unroll
+                for (int b = 0; b < BANDS; b++)
+#pragma unroll
+                    for (int h = 0; h < 2; h++)
+                        copy<16>(stage + (2 * b + h) * 512 + 16 * lane, codes[b][h] + next_part * 64);
+#if GROUP
+                const int first = GROUP_OF(next_part * SPAN) * (int)sizeof(scale_t) & ~3;
+#pragma unroll
+                for (int i = 0; i < LANES_ROWS; i++) {
+                    const int r = lane + 32 * i;
+                    if (r < ROWS) copy<SCALES>(stage + BANDS * 1024 + SCALES * r, scales[i] + first);
+                }
+#endif
+            }
+            if ((next_part += WARPS) >= each * WARPS) {
+                next_part = warp;
+                next_tile += gridDim.x;
+                if (next_tile < tiles) aim();
+            }
+        }
+        mark();
+    };
+    if (next_tile < tiles) aim();
+    for (int s = 0; s < STAGES; s++) copy_next(ring + s * STAGE);
+
+    // While those are on their way, the tables, and x as lanes will read it.
+#if KIND == 1
+    fill((u32*)shared, matrices.at[0].table);
+#endif
+#if SCALE == 3
+    for (int i = threadIdx.x; i < 256 * MATRICES; i += WARPS * 32)
+        seconds[i / 256][i % 256] = matrices.at[i / 256].second_table[i % 256];
+#endif
+#if OVERLAP
+    wait_for_previous();
+#endif
+    float square_sum = 0;
+    for (int first = 0; first < width / 8; first += WARPS * 32) {
+        const int chunk = first + threadIdx.x, part = chunk / (SPAN / 8), within = chunk % (SPAN / 8);
+        const bool there = chunk < width / 8;
+        uint4 read = {};
+        if (there) read = *(const uint4*)(x + 8 * chunk);
+        u32* const pairs = (u32*)&read;
+        float v[8];
+#pragma unroll
+        for (int k = 0; k < 8; k++) v[k] = widened(k % 2 ? pairs[k / 2] >> 16 : pairs[k / 2] & 0xFFFF);
+#if NORM
+        uint4 gains = {};
+        if (there) gains = *(const uint4*)(gain + 8 * chunk);
+        u32* const by = (u32*)&gains;
+#pragma unroll
+        for (int k = 0; k < 8; k++) {
+            square_sum += square(v[k]);
+            v[k] *= widened(k % 2 ? by[k / 2] >> 16 : by[k / 2] & 0xFFFF);
+        }
+#endif
+        // Lane t of a row has the chunks from t CHUNKS on.
+        const int t = within / CHUNKS, c = within % CHUNKS;
+#if KIND == 1
+        u32 q[4];
+#pragma unroll
+        for (int k = 0; k < 4; k++) q[k] = narrow(v[2 * k]) | (u32)narrow(v[2 * k + 1]) << 16;
+        if (there) xs[(part * CHUNKS + c) * 4 + t] = *(uint4*)q;
+#else
+        float largest = 0, unsound = 0;  // where a number is none, the unit's scale is none
+#pragma unroll
+        for (int k = 0; k < 8; k++) largest = fmaxf(largest, fabsf(v[k])), unsound += v[k] * 0;
+#pragma unroll
+        for (int k = 1; k < UNIT / 8; k *= 2) largest = fmaxf(largest, of_lane(largest, k)), unsound += of_lane(unsound, k);
+        const float by_largest = largest > 1e-30f ? LARGEST / largest : 0;  // beyond, this is infinite
+        int sum = 0;
+        u32 digits[2][2] = {};
+#pragma unroll
+        for (int k = 0; k < 8; k++) {
+            const int whole = rounded(v[k] * by_largest), high = whole + 128 >> 8, low = whole - 256 * high;
+            // As bytes of a word: of four bits, those of even and of odd columns.
+            const int word = BITS == 4 ? k % 2 : k / 4, byte = BITS == 4 ? k / 2 : k % 4;
+            digits[0][word] |= (u32)(high & 0xFF) << 8 * byte;
+            digits[1][word] |= (u32)(low & 0xFF) << 8 * byte;
+            sum += whole;
+        }
+#pragma unroll
+        for (int k = 1; k < UNIT / 8; k *= 2) sum += of_lane(sum, k);
+        if (there) {
+#pragma unroll
+            for (int d = 0; d < 2; d++)
+                ((uint2*)xs)[(((part * 2 + d) * (CHUNKS / 2) + c / 2) * 4 + t) * 2 + c % 2] = *(uint2*)digits[d];
+            if (chunk % (UNIT / 8) == 0)
+                units[chunk / (UNIT / 8)] = {largest / LARGEST + unsound, sum * (1 << (BITS - 1))};
+        }
+#endif
+    }
+#if NORM
+    square_sum = sum_of_warp(square_sum);
+    if (lane == 0) squares[warp] = square_sum;
+#endif
+    __syncthreads();
+
+    float total[BANDS][2];
+    const auto multiply = [&](const u8* stage, int tile, int part) {
+#if KIND == 1
+        u32 q[CHUNKS][4] = {};
+        if (mine)
+#pragma unroll
+            for (int c = 0; c < CHUNKS; c++) *(uint4*)q[c] = xs[(part * CHUNKS + c) * 4 + t];
+#else
+        // Digits of even columns of the second operand are the high ones.
+        u32 q[CHUNKS / 2][4] = {};
+        if (mine)
+#pragma unroll
+            for (int c = 0; c < CHUNKS / 2; c++) *(uint4*)q[c] = xs[((part * 2 + g % 2) * (CHUNKS / 2) + c) * 4 + t];
+        const Unit unit = units[part * MIX + mix];
+#endif
+#pragma unroll
+        for (int b = 0; b < BANDS; b++) {
+            Words w[2];
+#pragma unroll
+            for (int h = 0; h < 2; h++) w[h] = *(const Words*)(stage + (2 * b + h) * 512 + 16 * lane);
+#if KIND == 1
+            float y[2][4] = {};  // two, or each product waits for the one before
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                u32 a[2][4];
+#pragma unroll
+                for (int h = 0; h < 2; h++) values_of(shared, w[h].w[i], a[h]);
+#pragma unroll
+                for (int k = 0; k < 4; k += 2) mma(y[k / 2], a[0][k], a[1][k], a[0][k + 1], a[1][k + 1], q[i][k], q[i][k + 1]);
+            }
+#else
+            int y[4] = {};
+#pragma unroll
+            for (int i = 0; i < CHUNKS; i++) {
+                u32 a[2][2];
+#pragma unroll
+                for (int h = 0; h < 2; h++)
+#pragma unroll
+                    for (int k = 0; k < 2; k++) {
+                        const u32 word = w[h].w[BITS == 4 ? i : 2 * i + k], codes = TWOS ? word ^ HIGHEST_BITS : word;
+                        a[h][k] = BITS == 4 ? codes >> 4 * k & 0x0F0F0F0F : codes;
+                    }
+                mma_of_codes(y, a[0][0], a[1][0], a[0][1], a[1][1], q[i / 2][i % 2 * 2], q[i / 2][i % 2 * 2 + 1]);
+            }
+#endif
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+#if KIND == 1
+                const float sum = y[0][2 * h] + y[1][2 * h];
+#else
+                const float sum = (float)(y[2 * h] * 256 + y[2 * h + 1] - unit.too_much) * unit.scale;
+#endif
+#if GROUP
+                const int row = 16 * b + 8 * h + g, group = GROUP_OF(part * SPAN) + mix;
+                const int shift = MIX * (int)sizeof(scale_t) < 4 ? GROUP_OF(part * SPAN) * (int)sizeof(scale_t) & 3 : 0;
+                const scale_t s = *(const scale_t*)(stage + BANDS * 1024 + SCALES * row + shift + mix * sizeof(scale_t));
+#if SCALE == 3
+                const Matrix& m = matrix_of(tile, row);
+                const u32 block = (u32)min(row_of(m, tile, row), m.n - 1) * groups + group;
+                total[b][h] += sum * (seconds[&m - matrices.at][s] * m.second_scale[block / 256] + m.offset[0]);
+#else
+                total[b][h] += sum * as_float(s);
+#endif
+#else
+                total[b][h] += sum;
+#endif
+            }
+        }
+    };
+
+    u8 *stage = ring, *const end = ring + STAGES * STAGE;
+    int turn = 0;
+    for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x, turn++) {
+        // Each turn other warps write the rows, 32 each, and read what goes with them meanwhile.
+        const int first = (warp + turn) % WARPS * 32, r = (first + lane) % ROWS;
+        const Matrix& w = matrix_of(tile, r);
+        const int row = row_of(w, tile, r);
+        const bool inside = first + lane < ROWS && row < w.n, first_half = !GATED || r / 8 % 2 == 0;
+        u16* const out = (u16*)w.out + row;
+        float scale = 1.0f / DIVISOR, bias = 0, before = 0;
+        if (inside) {
+#if !GROUP
+            scale *= as_float(w.scale[row]);
+#endif
+            if (w.bias) bias = widened(w.bias[row]);
+            if (add) before = widened(*out);
+        }
+#pragma unroll
+        for (int b = 0; b < BANDS; b++) total[b][0] = total[b][1] = 0;
+        for (int part = warp; part < each * WARPS; part += WARPS) {
+            wait_for_oldest();
+            __syncwarp();
+            if (part < parts) multiply(stage, tile, part);
+            __syncwarp();
+            copy_next(stage);
+            if ((stage += STAGE) == end) stage = ring;
+        }
+        // A row's groups, then the warps' sums, in their order.
+        float* const all = sums + turn % 2 * (WARPS * ROWS);
+#pragma unroll
+        for (int b = 0; b < BANDS; b++)
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+#pragma unroll
+                for (int k = 4 / MIX; k < 4; k *= 2) total[b][h] += of_lane(total[b][h], k);
+                if (t == 0) all[warp * ROWS + 16 * b + 8 * h + g] = total[b][h];
+            }
+        __syncthreads();
+        if (first >= ROWS) continue;
+        float y = 0;
+        for (int v = 0; v < WARPS; v++) y += all[v * ROWS + r];
+#if NORM
+        float all_squares = 0;
+#pragma unroll
+        for (int v = 0; v < WARPS; v++) all_squares += squares[v];
+        y *= rsqrtf(all_squares / width + epsilon);
+#endif
+        y = y * scale + bias;
+#if GATED
+        y = y / (1 + expf(-y)) * of_lane(y, 8);
+#endif
+        if (inside && first_half) *out = narrow(y + before);
+    }
+}
