@@ -1,7 +1,7 @@
 """Time the candidates of `hayless.kernels.packed.tiles` on this GPU and print the best of each as JSON lines; what is
 printed goes into the tables of that file. Some minutes; with `--seconds` what there is by then:
 
-    python benchmarks/tune_packed.py [--designs tensor_cores,gemv,gemm] [--forms int4,int4/64,int8,nf4]
+    python benchmarks/tune_packed.py [--designs streamed,tensor_cores,gemv,gemm] [--forms int4,int4/64,int8,nf4]
         [--tokens 1,16,64] [--shapes 4096x4096,28672x8192] [--seconds 500]
 
 Weights are random, and enough are multiplied in turn, in a captured graph, that none is found in the L2 cache. A
@@ -24,8 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hayless.kernels.packed import tiles
-from hayless.kernels.packed.formats import Integers, Packed, Palette, Table, dequantize_reference
+from hayless.kernels.packed import streamed, tiles
+from hayless.kernels.packed.formats import Integers, Packed, Palette, Product, Table, dequantize_reference
 from hayless.kernels.packed.gemm import gemm
 from hayless.kernels.packed.gemv import gemv
 from hayless.kernels.packed.tensor_cores import definitions, fits, multiply, unsupported
@@ -40,7 +40,7 @@ _NEAR = 0.02
 def main(arguments: list[str] | None = None) -> int:
     """Sweep and print; 1 without a GPU."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--designs", default="tensor_cores,gemv,gemm")
+    parser.add_argument("--designs", default="streamed,tensor_cores,gemv,gemm")
     parser.add_argument("--forms", default="int4,int4/64,nf4,int8")
     parser.add_argument("--tokens", default="1,16,64")
     parser.add_argument("--shapes", default=SHAPES, help="out x in, separated by commas")
@@ -110,10 +110,19 @@ def _design(name: str, x: Tensor, weight: Packed) -> tuple[Callable[..., Tensor]
         return gemv, tiles.VECTOR_CANDIDATES if tokens == 1 else []
     if name == "gemm":
         return gemm, tiles.MATRIX_CANDIDATES if tokens > 1 else []
+    if name == "streamed":
+        return _streamed, [] if streamed.unsupported(x, weight) else streamed.CANDIDATES
     if unsupported(x, weight) or isinstance(weight, Palette):
         return multiply, []
     different = {tuple(definitions(x, weight, one).items()): one for one in reversed(tiles.CORE_CANDIDATES)}
     return multiply, [one for one in different.values() if fits(x, weight, one)]
+
+
+def _streamed(x: Tensor, weight: Packed, bias: Tensor | None, out: Tensor, *, tiles: streamed.Stream) -> Tensor:
+    """As the other designs are called; each begins while the one before still runs."""
+    assert not isinstance(weight, Palette)
+    streamed.stream(x, [Product(weight, bias, out)], overlap=True, way=tiles)
+    return out
 
 
 def made(form: str, rows: int, width: int) -> Packed:

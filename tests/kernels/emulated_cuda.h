@@ -19,6 +19,8 @@ struct uint2 { unsigned x, y; };
 struct uint4 { unsigned x, y, z, w; };
 struct Index { int x, y, z; };
 static thread_local Index threadIdx, blockIdx;
+static Index gridDim;
+static unsigned char dynamic_shared[227 * 1024] __attribute__((aligned(128)));
 static pthread_barrier_t block_barrier, warp_barriers[WARPS];
 
 static inline int min(int a, int b) { return a < b ? a : b; }
@@ -28,8 +30,8 @@ static inline void __syncwarp() { pthread_barrier_wait(&warp_barriers[threadIdx.
 static inline float rsqrtf(float v) { return 1 / sqrtf(v); }
 static inline float __uint_as_float(unsigned bits) { float v; memcpy(&v, &bits, 4); return v; }
 
-
 static void block_of_threads(void* (*run)(void*)) {
+    memset(dynamic_shared, 0xFF, sizeof dynamic_shared);  // no numbers
     pthread_barrier_init(&block_barrier, 0, 32 * WARPS);
     for (int w = 0; w < WARPS; w++) pthread_barrier_init(&warp_barriers[w], 0, 32);
     pthread_t threads[32 * WARPS];

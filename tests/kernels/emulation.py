@@ -11,7 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -21,19 +21,22 @@ from hayless.kernels import compiled
 
 COMPILER = shutil.which("g++")
 HERE = Path(__file__).parent
+_DYNAMIC = "extern __shared__ __align__(16) u8 shared[];"
 NEEDS = [
     pytest.mark.skipif(COMPILER is None or sys.platform != "linux", reason="needs g++ on Linux"),
     pytest.mark.skipif(torch.cuda.is_available(), reason="the GPU itself runs it"),
 ]
 
 
-def built(folder: Path, source: Path, defined: Mapping[str, int], beside: str) -> ctypes.CDLL:
+def built(folder: Path, sources: Sequence[Path], defined: Mapping[str, int], beside: str) -> ctypes.CDLL:
     """A kernel compiled for the CPU; `beside` has what stands for its own instructions, and `run`."""
     before, shared = re.split(r"//@.*\n", (HERE / "emulated_cuda.h").read_text())
     note, own, launch = re.split(r"//@.*\n", (HERE / beside).read_text())
     defines = "".join(f"#define {name} {value}\n" for name, value in defined.items())
     instructions = Path(compiled.__file__).with_name("instructions.cu")
-    text = defines + before + _with(instructions, shared) + note + _with(source, own) + launch
+    text = defines + before + _with(instructions, shared) + note
+    text += "".join(_with(source, own) for source in sources).replace(_DYNAMIC, "u8* const shared = dynamic_shared;")
+    text += launch
     (folder / "kernel.cpp").write_text(text)
     command = [COMPILER, "-O1", "-w", "-shared", "-fPIC", "-pthread", "kernel.cpp", "-o", "kernel.so"]
     subprocess.run(command, cwd=folder, check=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,8 @@ class _Launch(ctypes.Structure):
     )
 
 
-def _emulated(folder: Path, source: Path, defined: dict[str, int]) -> Callable[..., None]:
-    library = built(folder, source, defined, "emulated_attention.h")
+def _emulated(folder: Path, sources: Sequence[Path], defined: dict[str, int]) -> Callable[..., None]:
+    library = built(folder, sources, defined, "emulated_attention.h")
 
     def kernel(grid: tuple[int, int, int], block: tuple[int, int, int], args: list[Any]) -> None:
         assert block == (32 * defined["WARPS"], 1, 1)
@@ -50,7 +50,7 @@ def test_parts_are_those_of_the_codes(bits, group, channels, heads, dim, splits,
     """Rows without codes, with a few and with many; what must not be read is NaN first."""
     torch.manual_seed(0)
     monkeypatch.setattr(
-        coded_attention, "compiled", lambda source, name, defined, device: _emulated(tmp_path, source, defined)
+        coded_attention, "compiled", lambda sources, name, defined, device: _emulated(tmp_path, sources, defined)
     )
     monkeypatch.setattr(coded_attention, "launch", lambda kernel, grid, block, args: kernel(grid, block, args))
     lengths, kv_heads, residual, shared = [0, 3 * 128 + 5, 128 + 70], 2, 128, min(group, 64)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 pytest.importorskip("triton", reason="triton is not installed")
 
 from hayless.kernels.linear import Norm
-from hayless.kernels.packed import formats, tensor_cores
+from hayless.kernels.packed import formats, streamed, tensor_cores
 from hayless.kernels.packed.tiles import CoreTiles
 from tests.kernels.emulation import NEEDS, built
 from tests.kernels.packed_weights import assert_near, integers, poisoned, table
@@ -30,9 +30,9 @@ class _Launch(ctypes.Structure):
     )
 
 
-def _emulated(folder: Path, source: Path, defined: dict[str, int]) -> Callable[..., None]:
+def _emulated(folder: Path, sources: Sequence[Path], defined: dict[str, int]) -> Callable[..., None]:
     """The kernel compiled for the CPU, to be launched like one of PyTorch's."""
-    library = built(folder, source, defined | {"DYNAMIC": 0}, "emulated_products.h")
+    library = built(folder, sources, defined, "emulated_products.h")
 
     def kernel(grid: tuple[int, int, int], block: tuple[int, int, int], args: list[Any]) -> None:
         assert block == (32 * defined["WARPS"], 1, 1)
@@ -46,8 +46,9 @@ def _emulated(folder: Path, source: Path, defined: dict[str, int]) -> Callable[.
 def emulated(tmp_path, monkeypatch):
     """Products by the kernel compiled for the CPU."""
     monkeypatch.setattr(tensor_cores, "unsupported", lambda x, weight: "")
+    monkeypatch.setattr(streamed, "unsupported", lambda x, weight: "the other kernel is meant")
     monkeypatch.setattr(
-        tensor_cores, "compiled", lambda source, name, defined, device: _emulated(tmp_path, source, defined)
+        tensor_cores, "compiled", lambda sources, name, defined, device: _emulated(tmp_path, sources, defined)
     )
     monkeypatch.setattr(tensor_cores, "launch", lambda kernel, grid, block, args, shared: kernel(grid, block, args))
     # In Triton's interpreter bf16 is wrong.

@@ -13,6 +13,8 @@ from hayless.kernels.linear import Norm
 from hayless.kernels.packed import formats
 from hayless.kernels.packed.gemm import gemm
 from hayless.kernels.packed.linear import kernel_for, linear
+from hayless.kernels.packed.streamed import CANDIDATES, stream
+from hayless.kernels.packed.streamed import unsupported as unsupported_by_stream
 from hayless.kernels.packed.tensor_cores import fits, in_one_launch, multiply, multiply_each, unsupported
 from hayless.kernels.packed.tiles import CORE_CANDIDATES, CoreTiles
 from tests.kernels.packed_weights import assert_near, integers, palette, poisoned, random, table
@@ -114,6 +116,48 @@ def test_candidates(tiles):
         x = x[:3]
     found = multiply(x, weight, None, poisoned(len(x), 150, dtype=torch.bfloat16), tiles=tiles)
     assert_near(found, formats.linear_reference(x.float(), weight))
+
+
+@pytest.mark.parametrize("way", CANDIDATES, ids=str)
+def test_streamed_candidates(way):
+    x, makers = random(1, 1024, dtype=torch.bfloat16), [(4, 16), (8, 1)]
+    weights = [integers(300, 1024, *one, dtype=torch.bfloat16) for one in makers] + [table(300, 1024, 64)]
+    weight = weights[CANDIDATES.index(way) % 3]  # each is compiled for a while
+    assert unsupported_by_stream(x, weight) == ""
+    out = poisoned(1, 300, dtype=torch.bfloat16)
+    stream(x, [formats.Product(weight, None, out)], way=way)
+    assert_near(out, formats.linear_reference(x.float(), weight))
+
+
+@pytest.mark.parametrize("form", ["int4", "int8", "nf4"])
+def test_products_overlap_in_a_graph(form):
+    """Each multiplies what the one before has made, and begins while that still runs."""
+    make = {
+        "int4": lambda: integers(2048, 2048, 4, 32, dtype=torch.bfloat16),
+        "int8": lambda: replace(integers(2048, 2048, 8, 1, twos_complement=True), divisor=127),
+        "nf4": lambda: table(2048, 2048, 64, nested=True),
+    }[form]
+    weights = [make() for _ in range(12)]
+    start, states = random(1, 2048, dtype=torch.bfloat16), [torch.empty(1, 2048).cuda().bfloat16() for _ in range(13)]
+
+    def run(overlap: bool) -> None:
+        states[0].copy_(start)
+        for weight, x, out in zip(weights, states, states[1:], strict=False):
+            multiply_each(x, [formats.Product(weight, None, out)], norm=Norm(gain, 1e-5), overlap=overlap)
+
+    gain = random(2048, dtype=torch.bfloat16)
+    run(False)
+    wanted = states[-1].clone()
+    run(True)
+    assert torch.equal(states[-1], wanted)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run(True)
+    for _ in range(20):
+        for state in states:
+            state.fill_(torch.nan)
+        graph.replay()
+        assert torch.equal(states[-1], wanted)
 
 
 @pytest.mark.parametrize("dtype", NARROW)

@@ -32,8 +32,6 @@ typedef float scale_t;
 typedef u16 scale_t;
 #endif
 
-#define TABLE_BYTES (KIND == 1 ? 256 * 32 * 4 : 0)
-
 // What x is multiplied by, and what comes of it: rows, elements between tokens of `out`, and the first block.
 struct Matrix {
     const u8* codes;
@@ -77,8 +75,8 @@ __device__ __forceinline__ float as_float(scale_t s) {
 }
 
 #if KIND == 1
-// Fill the table of byte → two values, once for each bank; the high half of a byte is its first element.
-__device__ __forceinline__ void fill(u32* pairs, const float* __restrict__ table) {
+// Fill the table of byte → two values, once for each bank, `apart` words apart; a byte's high half is its first element.
+__device__ __forceinline__ void fill(u32* pairs, const float* __restrict__ table, int apart) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     u16 low[16];
 #pragma unroll
@@ -88,16 +86,7 @@ __device__ __forceinline__ void fill(u32* pairs, const float* __restrict__ table
         const int high = warp * (16 / WARPS) + h;
         const u16 opening = narrow(table[high]);
 #pragma unroll
-        for (int i = 0; i < 16; i++) pairs[(high * 16 + i) * 32 + lane] = opening | (u32)low[i] << 16;
+        for (int i = 0; i < 16; i++) pairs[(high * 16 + i) * apart + lane] = opening | (u32)low[i] << 16;
     }
-}
-
-// The eight values of a word, as the table has them.
-__device__ __forceinline__ void values_of(const u8* table, u32 w, u32* to) {
-    const int lane = threadIdx.x % 32;
-    to[0] = *(const u32*)(table + (w << 7 & 0x7F80 | 4 * lane));
-    to[1] = *(const u32*)(table + (w >> 1 & 0x7F80 | 4 * lane));
-    to[2] = *(const u32*)(table + (w >> 9 & 0x7F80 | 4 * lane));
-    to[3] = *(const u32*)(table + (w >> 17 & 0x7F80 | 4 * lane));
 }
 #endif

@@ -10,8 +10,6 @@ from torch import Tensor
 
 from hayless.kernels.packed.formats import Integers, Product, Table
 
-TABLE_BYTES = 32 * 1024
-"""Of shared memory, that the values of a table take."""
 _SCALES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.uint8: 3}
 
 

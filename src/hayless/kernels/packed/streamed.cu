@@ -1,10 +1,12 @@
 // y = Wx for one token and weights of 4 or 8 bits, in tensor cores, with W always on its way. Compiled at run time with
 // ../instructions.cu, codes.cu and these definitions, which streamed.py makes, before it:
+//   WIDTH     columns
 //   MIX       groups that a part of a row holds (see tensor_cores.cu)
 //   DIVISOR   a whole number, of which scales are too many times too large
 //   BANDS     16 rows each, which a block multiplies at once
-//   STAGES    parts of each warp that are on their way
-//   SCALES    bytes of a row's scales that come with a part
+//   RUN       parts of a row, side by side, that a warp multiplies in a step
+//   STAGES    steps of each warp that are on their way
+//   SCALES    bytes of a row's scales that come with a step
 //   NORM      1: x is normalized first: x gain / rms(x)
 //   GATED     1: of two matrices silu(y of the first) · y of the second is written; half of a band is of each
 //   OVERLAP   1: it may be started while the kernel before still runs, which makes x (programmatic dependent launch)
@@ -22,12 +24,26 @@
 
 #define SPAN (512 / BITS)     // columns of a part, of which each of the four lanes of a row has 16 bytes
 #define CHUNKS (SPAN / 32)    // times 8 columns of those of a lane
+#define STEPS (WIDTH / (SPAN * RUN))
 #define UNIT (SPAN / MIX)     // columns of a part that share a scale
 #define LARGEST 32512.0f      // of sixteen bits, as 127 times 256 and no more
 #define ROWS (16 * BANDS)
+#define TABLE_BYTES (KIND == 1 ? 256 * 256 : 0)
 #define LANES_ROWS ((ROWS + 31) / 32)  // that each lane has the scales of
 #define WRITTEN (GATED ? ROWS / 2 : ROWS)
-#define STAGE (BANDS * 1024 + ROWS * SCALES)
+#define PART_BYTES (BANDS * 1024)
+#define STAGE (RUN * PART_BYTES + ROWS * SCALES)
+#define GROUPS (GROUP ? WIDTH / GROUP : 1)
+// Which of a step's scales is that of a part's columns.
+#if GROUP
+#define SCALE_AT(part, mix) (GROUP < RUN * SPAN ? ((part) * SPAN + (mix) * UNIT) / GROUP : 0)
+#endif
+// Times 8 columns of x that a thread prepares.
+#define PREPARED ((WIDTH / 8 + WARPS * 32 - 1) / (WARPS * 32))
+// Bytes of x that lanes read of a part, and as many zeros for lanes whose column is another group's.
+#define PART_OF_X (SPAN * 2)
+#define ZEROS (RUN * PART_OF_X)
+
 // -- instructions
 // 4, 8 or 16 bytes to shared memory while other instructions run; lines of 128 bytes in the second cache.
 template <int SIZE>
@@ -62,14 +78,25 @@ struct Words { u32 w[4]; };
 // Of `UNIT` columns of x: what one of its whole numbers is, and their sum times the codes' zero point.
 struct Unit { float scale; int too_much; };
 
+#if KIND == 1
+// The eight values of a word. Entries are 256 bytes apart, so one instruction makes an address of a byte and the lane.
+__device__ __forceinline__ void far_values_of(const u8* table, u32 w, u32* to) {
+    const u32 lane = 4 * (threadIdx.x % 32);
+    to[0] = *(const u32*)(table + bytes(w, lane, 0x5504));
+    to[1] = *(const u32*)(table + bytes(w, lane, 0x5514));
+    to[2] = *(const u32*)(table + bytes(w, lane, 0x5524));
+    to[3] = *(const u32*)(table + bytes(w, lane, 0x5534));
+}
+#endif
+
 extern "C" __global__ void __launch_bounds__(WARPS * 32) packed_stream(
-    const u16* x, const u16* __restrict__ gain, float epsilon, const Matrices matrices, int tiles, int width, int groups,
-    int add) {
+    const u16* x, const u16* __restrict__ gain, float epsilon, const Matrices matrices, int tiles, int add) {
     extern __shared__ __align__(16) u8 shared[];
     u8* const ring = shared + TABLE_BYTES + threadIdx.x / 32 * (STAGES * STAGE);
-    uint4* const xs = (uint4*)(shared + TABLE_BYTES + WARPS * STAGES * STAGE);
-    Unit* const units = (Unit*)(xs + width / 8);
-    float* const sums = (float*)(units + (KIND == 0 ? width / UNIT : 0));
+    u8* const zeros = shared + TABLE_BYTES + WARPS * STAGES * STAGE;
+    u8* const xs = zeros + ZEROS;
+    Unit* const units = (Unit*)(xs + 2 * WIDTH);
+    float* const sums = (float*)(units + (KIND == 0 ? WIDTH / UNIT : 0));
     __shared__ float squares[WARPS];
 #if SCALE == 3
     __shared__ float seconds[MATRICES][256];
@@ -77,7 +104,6 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) packed_stream(
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
     const int mix = t / (4 / MIX);
     const bool mine = mix == g / (8 / MIX);
-    const int parts = width / SPAN, each = (parts + WARPS - 1) / WARPS;
 #if OVERLAP
     let_next_start();
 #endif
@@ -93,8 +119,8 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) packed_stream(
         return (tile - (GATED ? 0 : w.first)) * WRITTEN + (GATED ? r / 16 * 8 + r % 8 : r);
     };
 
-    // The part that is copied next, and where its codes and scales are.
-    int next_tile = blockIdx.x, next_part = warp;
+    // The step that is copied next, and where its codes and scales are.
+    int next_tile = blockIdx.x, next_step = warp;
     const u8 *codes[BANDS][2], *scales[LANES_ROWS];
     const auto aim = [&]() {
 #pragma unroll
@@ -103,36 +129,40 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) packed_stream(
             for (int h = 0; h < 2; h++) {
                 const Matrix& w = matrix_of(next_tile, 16 * b + 8 * h);
                 const int row = min(row_of(w, next_tile, 16 * b + 8 * h + g), w.n - 1);
-                codes[b][h] = w.codes + (size_t)row * (width * BITS / 8) + 16 * t;
+                codes[b][h] = w.codes + (size_t)row * (WIDTH * BITS / 8) + 16 * t;
             }
 #if GROUP
 #pragma unroll
         for (int i = 0; i < LANES_ROWS; i++) {
             const int r = (lane + 32 * i) % ROWS;
             const Matrix& w = matrix_of(next_tile, r);
-            scales[i] = (const u8*)(w.scale + (size_t)min(row_of(w, next_tile, r), w.n - 1) * groups);
+            scales[i] = (const u8*)(w.scale + (size_t)min(row_of(w, next_tile, r), w.n - 1) * GROUPS);
         }
 #endif
     };
     const auto copy_next = [&](u8* stage) {
         if (next_tile < tiles) {
-            if (next_part < parts) {
+            if (next_step < STEPS) {
 #pragma unroll
                 for (int b = 0; b < BANDS; b++)
 #pragma unroll
-                    for (int h = 0; h < 2; h++)
-                        copy<16>(stage + (2 * b + h) * 512 + 16 * lane, codes[b][h] + next_part * 64);
+                    for (int h = 0; h < 2; h++) {
+                        const u8* const from = codes[b][h] + next_step * (RUN * 64);
+#pragma unroll
+                        for (int u = 0; u < RUN; u++)
+                            copy<16>(stage + u * PART_BYTES + (2 * b + h) * 512 + 16 * lane, from + 64 * u);
+                    }
 #if GROUP
-                const int first = GROUP_OF(next_part * SPAN) * (int)sizeof(scale_t) & ~3;
+                const int first = GROUP_OF(next_step * (RUN * SPAN)) * (int)sizeof(scale_t) & ~3;
 #pragma unroll
                 for (int i = 0; i < LANES_ROWS; i++) {
                     const int r = lane + 32 * i;
-                    if (r < ROWS) copy<SCALES>(stage + BANDS * 1024 + SCALES * r, scales[i] + first);
+                    if (r < ROWS) copy<SCALES>(stage + RUN * PART_BYTES + SCALES * r, scales[i] + first);
                 }
 #endif
             }
-            if ((next_part += WARPS) >= each * WARPS) {
-                next_part = warp;
+            if ((next_step += WARPS) >= (STEPS + WARPS - 1) / WARPS * WARPS) {
+                next_step = warp;
                 next_tile += gridDim.x;
                 if (next_tile < tiles) aim();
             }
@@ -144,29 +174,41 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) packed_stream(
 
     // While those are on their way, the tables, and x as lanes will read it.
 #if KIND == 1
-    fill((u32*)shared, matrices.at[0].table);
+    fill((u32*)shared, matrices.at[0].table, 64);
 #endif
 #if SCALE == 3
     for (int i = threadIdx.x; i < 256 * MATRICES; i += WARPS * 32)
         seconds[i / 256][i % 256] = matrices.at[i / 256].second_table[i % 256];
 #endif
+    if (threadIdx.x < ZEROS / 16) ((uint4*)zeros)[threadIdx.x] = {};
+    uint4 read[PREPARED] = {};
+#if NORM
+    uint4 gains[PREPARED] = {};
+#pragma unroll
+    for (int i = 0; i < PREPARED; i++) {
+        const int chunk = i * WARPS * 32 + threadIdx.x;
+        if (chunk < WIDTH / 8) gains[i] = *(const uint4*)(gain + 8 * chunk);
+    }
+#endif
 #if OVERLAP
     wait_for_previous();
 #endif
+#pragma unroll
+    for (int i = 0; i < PREPARED; i++) {
+        const int chunk = i * WARPS * 32 + threadIdx.x;
+        if (chunk < WIDTH / 8) read[i] = *(const uint4*)(x + 8 * chunk);
+    }
     float square_sum = 0;
-    for (int first = 0; first < width / 8; first += WARPS * 32) {
-        const int chunk = first + threadIdx.x, part = chunk / (SPAN / 8), within = chunk % (SPAN / 8);
-        const bool there = chunk < width / 8;
-        uint4 read = {};
-        if (there) read = *(const uint4*)(x + 8 * chunk);
-        u32* const pairs = (u32*)&read;
+#pragma unroll
+    for (int i = 0; i < PREPARED; i++) {
+        const int chunk = i * WARPS * 32 + threadIdx.x, part = chunk / (SPAN / 8), within = chunk % (SPAN / 8);
+        const bool there = chunk < WIDTH / 8;
+        const u32* const pairs = (const u32*)&read[i];
         float v[8];
 #pragma unroll
         for (int k = 0; k < 8; k++) v[k] = widened(k % 2 ? pairs[k / 2] >> 16 : pairs[k / 2] & 0xFFFF);
 #if NORM
-        uint4 gains = {};
-        if (there) gains = *(const uint4*)(gain + 8 * chunk);
-        u32* const by = (u32*)&gains;
+        const u32* const by = (const u32*)&gains[i];
 #pragma unroll
         for (int k = 0; k < 8; k++) {
             square_sum += square(v[k]);
@@ -179,7 +221,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) packed_stream(
         u32 q[4];
 #pragma unroll
         for (int k = 0; k < 4; k++) q[k] = narrow(v[2 * k]) | (u32)narrow(v[2 * k + 1]) << 16;
-        if (there) xs[(part * CHUNKS + c) * 4 + t] = *(uint4*)q;
+        if (there) ((uint4*)xs)[(part * CHUNKS + c) * 4 + t] = *(uint4*)q;
 #else
         float largest = 0, unsound = 0;  // where a number is none, the unit's scale is none
 #pragma unroll
@@ -216,71 +258,74 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) packed_stream(
     __syncthreads();
 
     float total[BANDS][2];
-    const auto multiply = [&](const u8* stage, int tile, int part) {
-#if KIND == 1
-        u32 q[CHUNKS][4] = {};
-        if (mine)
+    const auto multiply = [&](const u8* stage, int tile, int step) {
+        // Of digits, those of even columns of the second operand are the high ones.
+        const int of_lane_x = KIND == 1 ? 16 * t : g % 2 * (PART_OF_X / 2) + 16 * t;
+        const u8* const x_at = mine ? xs + step * (RUN * PART_OF_X) + of_lane_x : zeros;
 #pragma unroll
-            for (int c = 0; c < CHUNKS; c++) *(uint4*)q[c] = xs[(part * CHUNKS + c) * 4 + t];
-#else
-        // Digits of even columns of the second operand are the high ones.
-        u32 q[CHUNKS / 2][4] = {};
-        if (mine)
+        for (int u = 0; u < RUN; u++) {
+            u32 q[KIND == 1 ? CHUNKS : CHUNKS / 2][4];
 #pragma unroll
-            for (int c = 0; c < CHUNKS / 2; c++) *(uint4*)q[c] = xs[((part * 2 + g % 2) * (CHUNKS / 2) + c) * 4 + t];
-        const Unit unit = units[part * MIX + mix];
+            for (int c = 0; c < sizeof(q) / 16; c++) *(uint4*)q[c] = *(const uint4*)(x_at + u * PART_OF_X + 64 * c);
+#if KIND == 0
+            const Unit unit = units[(step * RUN + u) * MIX + mix];
 #endif
 #pragma unroll
-        for (int b = 0; b < BANDS; b++) {
-            Words w[2];
-#pragma unroll
-            for (int h = 0; h < 2; h++) w[h] = *(const Words*)(stage + (2 * b + h) * 512 + 16 * lane);
-#if KIND == 1
-            float y[2][4] = {};  // two, or each product waits for the one before
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                u32 a[2][4];
-#pragma unroll
-                for (int h = 0; h < 2; h++) values_of(shared, w[h].w[i], a[h]);
-#pragma unroll
-                for (int k = 0; k < 4; k += 2) mma(y[k / 2], a[0][k], a[1][k], a[0][k + 1], a[1][k + 1], q[i][k], q[i][k + 1]);
-            }
-#else
-            int y[4] = {};
-#pragma unroll
-            for (int i = 0; i < CHUNKS; i++) {
-                u32 a[2][2];
+            for (int b = 0; b < BANDS; b++) {
+                Words w[2];
 #pragma unroll
                 for (int h = 0; h < 2; h++)
+                    w[h] = *(const Words*)(stage + u * PART_BYTES + (2 * b + h) * 512 + 16 * lane);
+#if KIND == 1
+                float y[2][4] = {};  // two, or each product waits for the one before
 #pragma unroll
-                    for (int k = 0; k < 2; k++) {
-                        const u32 word = w[h].w[BITS == 4 ? i : 2 * i + k], codes = TWOS ? word ^ HIGHEST_BITS : word;
-                        a[h][k] = BITS == 4 ? codes >> 4 * k & 0x0F0F0F0F : codes;
-                    }
-                mma_of_codes(y, a[0][0], a[1][0], a[0][1], a[1][1], q[i / 2][i % 2 * 2], q[i / 2][i % 2 * 2 + 1]);
-            }
+                for (int i = 0; i < 4; i++) {
+                    u32 a[2][4];
+#pragma unroll
+                    for (int h = 0; h < 2; h++) far_values_of(shared, w[h].w[i], a[h]);
+#pragma unroll
+                    for (int k = 0; k < 4; k += 2)
+                        mma(y[k / 2], a[0][k], a[1][k], a[0][k + 1], a[1][k + 1], q[i][k], q[i][k + 1]);
+                }
+#else
+                int y[4] = {};
+#pragma unroll
+                for (int i = 0; i < CHUNKS; i++) {
+                    u32 a[2][2];
+#pragma unroll
+                    for (int h = 0; h < 2; h++)
+#pragma unroll
+                        for (int k = 0; k < 2; k++) {
+                            const u32 word = w[h].w[BITS == 4 ? i : 2 * i + k];
+                            const u32 codes = TWOS ? word ^ HIGHEST_BITS : word;
+                            a[h][k] = BITS == 4 ? codes >> 4 * k & 0x0F0F0F0F : codes;
+                        }
+                    mma_of_codes(y, a[0][0], a[1][0], a[0][1], a[1][1], q[i / 2][i % 2 * 2], q[i / 2][i % 2 * 2 + 1]);
+                }
 #endif
 #pragma unroll
-            for (int h = 0; h < 2; h++) {
+                for (int h = 0; h < 2; h++) {
 #if KIND == 1
-                const float sum = y[0][2 * h] + y[1][2 * h];
+                    const float sum = y[0][2 * h] + y[1][2 * h];
 #else
-                const float sum = (float)(y[2 * h] * 256 + y[2 * h + 1] - unit.too_much) * unit.scale;
+                    const float sum = (float)(y[2 * h] * 256 + y[2 * h + 1] - unit.too_much) * unit.scale;
 #endif
 #if GROUP
-                const int row = 16 * b + 8 * h + g, group = GROUP_OF(part * SPAN) + mix;
-                const int shift = MIX * (int)sizeof(scale_t) < 4 ? GROUP_OF(part * SPAN) * (int)sizeof(scale_t) & 3 : 0;
-                const scale_t s = *(const scale_t*)(stage + BANDS * 1024 + SCALES * row + shift + mix * sizeof(scale_t));
+                    const int row = 16 * b + 8 * h + g, first = GROUP_OF(step * (RUN * SPAN));
+                    const int shift = SCALE_AT(RUN, 0) * (int)sizeof(scale_t) < 4 ? first * (int)sizeof(scale_t) & 3 : 0;
+                    const u8* const of_row = stage + RUN * PART_BYTES + SCALES * row + shift;
+                    const scale_t s = ((const scale_t*)of_row)[SCALE_AT(u, mix)];
 #if SCALE == 3
-                const Matrix& m = matrix_of(tile, row);
-                const u32 block = (u32)min(row_of(m, tile, row), m.n - 1) * groups + group;
-                total[b][h] += sum * (seconds[&m - matrices.at][s] * m.second_scale[block / 256] + m.offset[0]);
+                    const Matrix& m = matrix_of(tile, row);
+                    const u32 block = (u32)min(row_of(m, tile, row), m.n - 1) * GROUPS + first + SCALE_AT(u, mix);
+                    total[b][h] += sum * (seconds[&m - matrices.at][s] * m.second_scale[block / 256] + m.offset[0]);
 #else
-                total[b][h] += sum * as_float(s);
+                    total[b][h] += sum * as_float(s);
 #endif
 #else
-                total[b][h] += sum;
+                    total[b][h] += sum;
 #endif
+                }
             }
         }
     };
@@ -304,10 +349,10 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) packed_stream(
         }
 #pragma unroll
         for (int b = 0; b < BANDS; b++) total[b][0] = total[b][1] = 0;
-        for (int part = warp; part < each * WARPS; part += WARPS) {
+        for (int step = warp; step < (STEPS + WARPS - 1) / WARPS * WARPS; step += WARPS) {
             wait_for_oldest();
             __syncwarp();
-            if (part < parts) multiply(stage, tile, part);
+            if (step < STEPS) multiply(stage, tile, step);
             __syncwarp();
             copy_next(stage);
             if ((stage += STAGE) == end) stage = ring;
@@ -330,7 +375,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) packed_stream(
         float all_squares = 0;
 #pragma unroll
         for (int v = 0; v < WARPS; v++) all_squares += squares[v];
-        y *= rsqrtf(all_squares / width + epsilon);
+        y *= rsqrtf(all_squares / WIDTH + epsilon);
 #endif
         y = y * scale + bias;
 #if GATED

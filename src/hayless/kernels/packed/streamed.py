@@ -23,22 +23,36 @@ from hayless.kernels.packed.formats import Integers, Packed, Palette, Product, T
 _SOURCES = tuple(Path(__file__).with_name(name) for name in ("codes.cu", "streamed.cu"))
 _SHARED = 200 * 1024
 """Bytes of shared memory of a block. Two blocks of half, one of the next product, made a model's step slower."""
+_OTHER = 4 * 1024
+"""Of these, for small arrays that the source has besides."""
+_TABLE_BYTES = 64 * 1024
 _MOST_STAGES = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """Times 16 rows that a block multiplies at once, its warps, and the bytes of shared memory that it may take."""
+    """Times 16 rows that a block multiplies at once, its warps, and the parts of a row, side by side, that a warp takes
+    in a step where it can."""
 
     bands: int
     warps: int
-    shared: int = _SHARED
+    run: int = 2
 
 
-_FEW = Stream(1, 16)
-_MANY, _MANY_OF_TABLES = Stream(4, 8), Stream(2, 8)
-"""By whether processors have as many times 64 rows; as an H200 has them fastest, or nearly."""
-CANDIDATES = [Stream(bands, warps) for bands in (1, 2, 4) for warps in (8, 16)]
+_FEW, _MANY = Stream(2, 16), Stream(2, 8)
+"""Whether processors have less than 64 rows each, or more."""
+CANDIDATES = [Stream(bands, warps, run) for bands in (1, 2, 4) for warps in (8, 16) for run in (1, 2)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """A block's shared memory: parts of a step, bytes of a row's scales that come with it, steps of each warp that are
+    on their way, and bytes in all."""
+
+    run: int
+    scales: int
+    stages: int
+    shared: int
 
 
 def unsupported(x: Tensor, weight: Packed) -> str:
@@ -58,11 +72,11 @@ def unsupported(x: Tensor, weight: Packed) -> str:
     if width % span or (group % span and group not in (span // 2, span // 4)):
         return f"it does not read groups of {group} of {width} columns"
     scale = codes.scale(weight)
-    if weight.groups > 1 and weight.groups * scale.element_size() % _scale_bytes(weight):
-        return f"{weight.groups} scales a row are not read side by side"
+    if weight.groups > 1 and weight.groups * scale.element_size() % 4:
+        return f"{weight.groups} scales a row are no whole words"
     if any(tensor.data_ptr() % 16 for tensor in (x, weight.codes, scale)):
         return "x, codes and scales must start at multiples of 16 bytes"
-    if min(_stages(weight, way) for way in (_FEW, _MANY_OF_TABLES if isinstance(weight, Table) else _MANY)) < 2:
+    if min(_layout(weight, way, _device(x)[1]).stages for way in (_FEW, _MANY)) < 2:
         return f"{width} columns do not fit into shared memory"
     return why_not(x.device.index)
 
@@ -84,36 +98,68 @@ def stream(
     (sm_90).
     """
     weight, each = products[0].weight, 8 if gated else 16
-    processors = torch.cuda.get_device_properties(x.device).multi_processor_count
-    way = way or _way_for(sum(one.weight.shape[0] for one in products), weight, processors)
-    defined = definitions(x, weight, way) | {"MATRICES": len(products), "NORM": int(norm is not None)}
+    processors, shared = _device(x)
+    way = way or _way_for(sum(one.weight.shape[0] for one in products), processors)
+    layout = _layout(weight, way, shared)
+    defined = _definitions(x, weight, way, layout) | {"MATRICES": len(products), "NORM": int(norm is not None)}
     defined |= {"GATED": int(gated), "OVERLAP": int(overlap)}
     kernel = compiled(_SOURCES, "packed_stream", defined, x.device.index)
     matrices, tiles = codes.matrices(products, each * way.bands, gated=gated)
     gain, eps = (x, 0.0) if norm is None else (norm.gain, norm.eps)
     args: list[Argument] = [ctypes.c_void_p(x.data_ptr()), ctypes.c_void_p(gain.data_ptr()), ctypes.c_float(eps)]
     args.append(matrices)
-    args += [ctypes.c_int(number) for number in (tiles, weight.shape[1], weight.groups, int(add))]
-    shared = _fixed(weight, way) + defined["STAGES"] * way.warps * _stage(weight, way)
-    launch(kernel, (min(tiles, processors), 1, 1), (32 * way.warps, 1, 1), args, shared, overlap=overlap)
+    args += [ctypes.c_int(tiles), ctypes.c_int(add)]
+    launch(kernel, (min(tiles, processors), 1, 1), (32 * way.warps, 1, 1), args, layout.shared, overlap=overlap)
 
 
-def _way_for(rows: int, weight: Integers | Table, processors: int) -> Stream:
+def _way_for(rows: int, processors: int) -> Stream:
     """For so many rows, of all matrices."""
-    if rows < 64 * processors:
-        return _FEW
-    return _MANY_OF_TABLES if isinstance(weight, Table) else _MANY
+    return _FEW if rows < 64 * processors else _MANY
 
 
-def definitions(x: Tensor, weight: Integers | Table, way: Stream) -> dict[str, int]:
+def _device(x: Tensor) -> tuple[int, int]:
+    """Processors, and bytes of shared memory for a block."""
+    properties = torch.cuda.get_device_properties(x.device)
+    return properties.multi_processor_count, min(_SHARED, properties.shared_memory_per_block_optin)
+
+
+def _definitions(x: Tensor, weight: Integers | Table, way: Stream, layout: _Layout) -> dict[str, int]:
     """What the source is compiled for, whatever the products."""
     return codes.form(x, weight) | {
+        "WIDTH": weight.shape[1],
         "MIX": _mix(weight),
         "BANDS": way.bands,
         "WARPS": way.warps,
-        "STAGES": _stages(weight, way),
-        "SCALES": _scale_bytes(weight),
+        "RUN": layout.run,
+        "STAGES": layout.stages,
+        "SCALES": layout.scales,
     }
+
+
+def _layout(weight: Integers | Table, way: Stream, room: int) -> _Layout:
+    """With as many steps on their way as there is room for."""
+    run = way.run if _is_whole(weight, way.run) else 1
+    scales, width, table = _scale_bytes(weight, run), weight.shape[1], isinstance(weight, Table)
+    units = 0 if table else width * _mix(weight) // _span(weight)
+    fixed = table * _TABLE_BYTES + 2 * _span(weight) * run + 2 * width + 8 * units + 2 * 4 * way.warps * 16 * way.bands
+    step = way.warps * way.bands * (1024 * run + 16 * scales)
+    stages = min(_MOST_STAGES, (room - _OTHER - fixed) // step)
+    return _Layout(run, scales, stages, fixed + stages * step)
+
+
+def _is_whole(weight: Integers | Table, run: int) -> bool:
+    """Whether rows are whole times so many parts, these have whole groups or groups whole times these, and their scales
+    are copied at once."""
+    columns, width, group, scales = run * _span(weight), weight.shape[1], codes.group(weight), _scale_bytes(weight, run)
+    if width % columns or (group % columns and columns % group):
+        return False
+    return weight.groups == 1 or (scales <= 16 and weight.groups * codes.scale(weight).element_size() % scales == 0)
+
+
+def _scale_bytes(weight: Integers | Table, run: int) -> int:
+    """That are copied of a row's scales with so many parts: where they have fewer, as much as is copied at once."""
+    scales = max(1, run * _span(weight) // codes.group(weight))
+    return max(4, scales * codes.scale(weight).element_size()) if weight.groups > 1 else 0
 
 
 def _span(weight: Integers | Table) -> int:
@@ -122,25 +168,5 @@ def _span(weight: Integers | Table) -> int:
 
 
 def _mix(weight: Integers | Table) -> int:
+    """Groups of so many columns."""
     return max(1, _span(weight) // codes.group(weight))
-
-
-def _scale_bytes(weight: Integers | Table) -> int:
-    """That are copied of a row's scales with a part: of one that is smaller, as much as is copied at once."""
-    return max(4, _mix(weight) * codes.scale(weight).element_size()) if weight.groups > 1 else 0
-
-
-def _stage(weight: Integers | Table, way: Stream) -> int:
-    return way.bands * (1024 + 16 * _scale_bytes(weight))
-
-
-def _fixed(weight: Integers | Table, way: Stream) -> int:
-    """Bytes of shared memory beside the rings: table, x, its units, and the warps' sums."""
-    width, table = weight.shape[1], isinstance(weight, Table)
-    units = 0 if table else width * _mix(weight) // _span(weight)
-    return table * codes.TABLE_BYTES + 2 * width + 8 * units + 2 * 4 * way.warps * 16 * way.bands
-
-
-def _stages(weight: Integers | Table, way: Stream) -> int:
-    room = (way.shared - 4096 - _fixed(weight, way)) // (way.warps * _stage(weight, way))
-    return min(_MOST_STAGES, room)

@@ -23,6 +23,8 @@
 
 #define WORDS (SPAN * BITS / 128)  // that a lane reads of a row at a time
 
+#define TABLE_BYTES (KIND == 1 ? 256 * 32 * 4 : 0)
+
 struct Words { u32 w[WORDS]; };
 
 // -- instructions
@@ -127,6 +129,17 @@ __device__ __forceinline__ void staged(const u8* stage, u32 token, u32 first, u3
 #pragma unroll
     for (int k = 0; k < PER / 8; k++) ((uint4*)to)[k] = *(const uint4*)(stage + 16 * CHUNK_AT(token, first / 8 + k));
 #endif
+}
+#endif
+
+#if KIND == 1
+// The eight values of a word, as the table has them.
+__device__ __forceinline__ void values_of(const u8* table, u32 w, u32* to) {
+    const int lane = threadIdx.x % 32;
+    to[0] = *(const u32*)(table + (w << 7 & 0x7F80 | 4 * lane));
+    to[1] = *(const u32*)(table + (w >> 1 & 0x7F80 | 4 * lane));
+    to[2] = *(const u32*)(table + (w >> 9 & 0x7F80 | 4 * lane));
+    to[3] = *(const u32*)(table + (w >> 17 & 0x7F80 | 4 * lane));
 }
 #endif
 
@@ -357,7 +370,7 @@ extern "C" __global__ void ONE_CLUSTER __launch_bounds__(WARPS * 32) packed_line
     for (int d = 0; d < DEPTH - 1; d++) load(d, first + d * WARPS);
     // While those are on their way, the tables.
 #if KIND == 1
-    fill((u32*)shared, w.table);
+    fill((u32*)shared, w.table, 32);
 #if SCALE == 3
     for (int i = threadIdx.x; i < 256 * (GATED ? 2 : 1); i += WARPS * 32)
         seconds[i / 256][i % 256] = (GATED ? matrices.at[i / 256] : w).second_table[i % 256];

@@ -28,6 +28,7 @@ from hayless.kernels.packed.tiles import CoreTiles, core_tiles_for
 _SOURCES = tuple(Path(__file__).with_name(name) for name in ("codes.cu", "tensor_cores.cu"))
 _SHARED, _STATIC = 100 * 1024, 40 * 1024
 """Bytes of shared memory that a block may have, and what it has without asking, with room for small arrays."""
+_TABLE_BYTES = 32 * 1024
 _STAGED = 16
 """Tokens whose x is copied to shared memory."""
 MOST = 3
@@ -167,7 +168,7 @@ def definitions(x: Tensor, weight: Integers | Table, tiles: CoreTiles) -> dict[s
     stage = 2 * step * columns * 8 // mix
     staged = 1 < x.shape[0] <= _STAGED and tiles.depth == 1
     sums = tiles.warps * 8 * columns * (16 * tiles.bands + 4) * 4
-    shared = max(sums, table * codes.TABLE_BYTES + staged * tiles.warps * stage)
+    shared = max(sums, table * _TABLE_BYTES + staged * tiles.warps * stage)
     return codes.form(x, weight) | {
         "SPAN": span,
         "MIX": mix,

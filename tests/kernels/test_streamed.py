@@ -1,0 +1,122 @@
+"""The CUDA C++ of one token's packed products on a CPU (see `emulation`; on a GPU `test_packed_gpu.py`)."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="triton is not installed")
+
+from hayless.kernels.linear import Norm
+from hayless.kernels.packed import formats, streamed
+from hayless.kernels.packed.streamed import Stream, stream
+from tests.kernels.emulation import NEEDS, built
+from tests.kernels.packed_weights import assert_near, integers, poisoned, table
+
+pytestmark = NEEDS
+BF16 = torch.bfloat16
+
+
+class _Launch(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("x", "gain", "matrices")),
+        ("epsilon", ctypes.c_float),
+        *((name, ctypes.c_int) for name in ("tiles", "add", "blocks")),
+    )
+
+
+def _emulated(folder: Path, sources: Sequence[Path], defined: dict[str, int]) -> Callable[..., None]:
+    """The kernel compiled for the CPU, to be launched like one of PyTorch's."""
+    library = built(folder, sources, defined, "emulated_streamed.h")
+
+    def kernel(grid: tuple[int, int, int], block: tuple[int, int, int], args: list[Any]) -> None:
+        assert block == (32 * defined["WARPS"], 1, 1)
+        x, gain, epsilon, matrices, *numbers = args
+        library.run(ctypes.byref(_Launch(x, gain, ctypes.addressof(matrices), epsilon, *numbers, grid[0])))
+
+    return kernel
+
+
+@pytest.fixture(autouse=True)
+def _on_a_cpu(tmp_path, monkeypatch):
+    """Three processors, and products by the kernel compiled for the CPU."""
+    torch.manual_seed(0)
+    monkeypatch.setattr(streamed, "_device", lambda x: (3, 200 * 1024))
+    monkeypatch.setattr(
+        streamed, "compiled", lambda sources, name, defined, device: _emulated(tmp_path, sources, defined)
+    )
+    monkeypatch.setattr(
+        streamed, "launch", lambda kernel, grid, block, args, shared, overlap: kernel(grid, block, args)
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "way"),
+    [
+        (lambda: integers(70, 1280, 4, 20, dtype=BF16), Stream(1, 8)),  # steps of two parts, four groups
+        (lambda: integers(150, 640, 4, 10, dtype=BF16), Stream(4, 4)),  # of one
+        (lambda: integers(37, 768, 4, 2, dtype=BF16, twos_complement=True), Stream(2, 4)),  # groups of three parts
+        (lambda: integers(20, 512, 4, 4, dtype=BF16), Stream(1, 8, 1)),  # a scale is half of what is copied
+        (lambda: integers(20, 512, 4, 16), Stream(2, 4)),  # four groups a part, in fp32
+        (lambda: integers(33, 384, 4, 1, dtype=BF16), Stream(1, 4)),
+        (lambda: replace(integers(33, 384, 8, 1, twos_complement=True), divisor=127), Stream(2, 4)),
+        (lambda: integers(18, 512, 8, 8, dtype=BF16), Stream(1, 4)),
+        (lambda: table(37, 640, 64), Stream(2, 4)),
+        (lambda: table(37, 512, 64, nested=True), Stream(1, 8)),
+    ],
+)
+def test_a_product(make, way):
+    weight = make()
+    rows, width = weight.shape
+    x, bias, before = torch.randn(1, width).bfloat16(), torch.randn(rows).bfloat16(), torch.randn(1, rows).bfloat16()
+    x[0, 3], x[0, 130] = 1000, 1e-3
+    out = before.clone()
+    stream(x, [formats.Product(weight, bias, out)], add=True, way=way)
+    wanted = formats.linear_reference(x.float(), weight, bias.float()) + before.float()
+    if isinstance(weight, formats.Table):  # whose values are rounded to bf16
+        assert_near(out, wanted)
+    else:  # x of sixteen bits: only the result is rounded
+        torch.testing.assert_close(out.float(), wanted, rtol=2**-8, atol=1e-4 * float(wanted.abs().max()))
+
+
+@pytest.mark.parametrize(("value", "wanted"), [(torch.nan, torch.nan), (torch.inf, torch.nan), (0, 0), (1e-38, 0)])
+def test_what_is_no_number_is_not_lost(value, wanted):
+    weight = integers(20, 512, 4, 8, dtype=BF16)
+    x, out = torch.full((1, 512), value).bfloat16(), poisoned(1, 20, dtype=BF16)
+    x[0, 1:] = 0
+    stream(x, [formats.Product(weight, None, out)], way=Stream(1, 4))
+    torch.testing.assert_close(out, torch.full_like(out, wanted), equal_nan=True)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda rows: integers(rows, 256, 4, 4, dtype=BF16),
+        lambda rows: replace(integers(rows, 256, 8, 1), divisor=127),
+        lambda rows: table(rows, 256, 64, nested=True),
+    ],
+)
+def test_several_normalized_and_gated(make, gated):
+    weights = [make(37), make(37)] if gated else [make(37), make(16), make(70)]
+    if isinstance(weights[0], formats.Table):
+        weights = [replace(one, table=weights[0].table) for one in weights]
+    x, gain, bias = torch.randn(1, 256).bfloat16(), torch.rand(256).bfloat16(), torch.randn(37).bfloat16()
+    outs = [poisoned(1, one.shape[0], dtype=BF16) for one in weights]
+    biases = [bias, *[None] * (len(weights) - 1)]
+    products = [formats.Product(*one) for one in zip(weights, biases, outs, strict=True)]
+    stream(x, products, norm=Norm(gain, 0.5), gated=gated, way=Stream(2, 4))
+    y = x.float() * torch.rsqrt(x.float().square().mean(1, keepdim=True) + 0.5) * gain.float()
+    wanted = [formats.linear_reference(y, weight) for weight in weights]
+    wanted[0] += bias.float()
+    if gated:
+        wanted = [torch.nn.functional.silu(wanted[0]) * wanted[1]]
+    for found, expected in zip(outs, wanted, strict=False):
+        allowed = {"rtol": 2**-5, "atol": 2**-6 * float(expected.abs().max())}
+        torch.testing.assert_close(found.float(), expected, **allowed)
