@@ -14,6 +14,8 @@ from hayless.kernels.driver import call
 
 _MOST_SHARED = 8
 """CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES."""
+_MOST_SHARED_OF_DEVICE = 97
+"""CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN."""
 _CARVEOUT = 9
 """CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, in percent."""
 _PROGRAMMATIC = 6
@@ -81,6 +83,14 @@ def launch(
     allowed = _Attribute(number=_PROGRAMMATIC, value=1)
     config = _Config(*grid, *block, shared, stream, ctypes.pointer(allowed), 1)
     call("cuLaunchKernelEx", ctypes.byref(config), kernel.func, pointers, None)
+
+
+@cache
+def most_shared(device: int) -> int:
+    """Bytes of shared memory that a block may ask a device for."""
+    found = ctypes.c_int()
+    call("cuDeviceGetAttribute", ctypes.byref(found), _MOST_SHARED_OF_DEVICE, device)
+    return found.value
 
 
 @cache

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hayless.kernels.compiled import Argument, compiled, launch, why_not
+from hayless.kernels.compiled import Argument, compiled, launch, most_shared, why_not
 from hayless.kernels.linear import Norm
 from hayless.kernels.packed import codes
 from hayless.kernels.packed.formats import Integers, Packed, Palette, Product, Table
@@ -39,8 +39,8 @@ class Stream:
     run: int = 2
 
 
-_FEW, _MANY = Stream(2, 16), Stream(2, 8)
-"""Whether processors have less than 64 rows each, or more."""
+_FEW, _FEW_OF_TABLE, _MANY = Stream(2, 16, 1), Stream(1, 16), Stream(2, 8)
+"""Where processors have less than 64 rows each, or more."""
 CANDIDATES = [Stream(bands, warps, run) for bands in (1, 2, 4) for warps in (8, 16) for run in (1, 2)]
 
 
@@ -76,7 +76,7 @@ def unsupported(x: Tensor, weight: Packed) -> str:
         return f"{weight.groups} scales a row are no whole words"
     if any(tensor.data_ptr() % 16 for tensor in (x, weight.codes, scale)):
         return "x, codes and scales must start at multiples of 16 bytes"
-    if min(_layout(weight, way, _device(x)[1]).stages for way in (_FEW, _MANY)) < 2:
+    if min(_layout(weight, _way_for(weight, rows, 1), _device(x)[1]).stages for rows in (1, 64)) < 2:
         return f"{width} columns do not fit into shared memory"
     return why_not(x.device.index)
 
@@ -99,7 +99,7 @@ def stream(
     """
     weight, each = products[0].weight, 8 if gated else 16
     processors, shared = _device(x)
-    way = way or _way_for(sum(one.weight.shape[0] for one in products), processors)
+    way = way or _way_for(weight, sum(one.weight.shape[0] for one in products), processors)
     layout = _layout(weight, way, shared)
     defined = _definitions(x, weight, way, layout) | {"MATRICES": len(products), "NORM": int(norm is not None)}
     defined |= {"GATED": int(gated), "OVERLAP": int(overlap)}
@@ -112,15 +112,16 @@ def stream(
     launch(kernel, (min(tiles, processors), 1, 1), (32 * way.warps, 1, 1), args, layout.shared, overlap=overlap)
 
 
-def _way_for(rows: int, processors: int) -> Stream:
-    """For so many rows, of all matrices."""
-    return _FEW if rows < 64 * processors else _MANY
+def _way_for(weight: Integers | Table, rows: int, processors: int) -> Stream:
+    """For weights of this form and so many rows, of all matrices."""
+    if rows >= 64 * processors:
+        return _MANY
+    return _FEW_OF_TABLE if isinstance(weight, Table) else _FEW
 
 
 def _device(x: Tensor) -> tuple[int, int]:
     """Processors, and bytes of shared memory for a block."""
-    properties = torch.cuda.get_device_properties(x.device)
-    return properties.multi_processor_count, min(_SHARED, properties.shared_memory_per_block_optin)
+    return torch.cuda.get_device_properties(x.device).multi_processor_count, min(_SHARED, most_shared(x.device.index))
 
 
 def _definitions(x: Tensor, weight: Integers | Table, way: Stream, layout: _Layout) -> dict[str, int]:
