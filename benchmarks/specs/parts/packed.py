@@ -66,7 +66,8 @@ def nf4(*, double: bool = False, triton: bool = False) -> Maker:
 def _hayless(packed: Packed, triton: bool) -> Product:
     def multiply(x: Tensor) -> Tensor:
         one: Kernel = "gemv" if x.shape[0] == 1 else "gemm"
-        return linear(x, packed, kernel=one if triton else None)
+        # As the engine has them multiplied: the kernel before writes no weights.
+        return linear(x, packed, kernel=one if triton else None, overlap=not triton)
 
     return Product(multiply, dequantize_reference(packed, torch.float32))
 
