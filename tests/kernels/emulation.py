@@ -21,6 +21,7 @@ from hayless.kernels import compiled
 
 COMPILER = shutil.which("g++")
 HERE = Path(__file__).parent
+_BUILT: dict[str, ctypes.CDLL] = {}
 _DYNAMIC = "extern __shared__ __align__(16) u8 shared[];"
 NEEDS = [
     pytest.mark.skipif(COMPILER is None or sys.platform != "linux", reason="needs g++ on Linux"),
@@ -29,7 +30,7 @@ NEEDS = [
 
 
 def built(folder: Path, sources: Sequence[Path], defined: Mapping[str, int], beside: str) -> ctypes.CDLL:
-    """A kernel compiled for the CPU; `beside` has what stands for its own instructions, and `run`."""
+    """A kernel compiled for the CPU, once; `beside` has what stands for its own instructions, and `run`."""
     before, shared = re.split(r"//@.*\n", (HERE / "emulated_cuda.h").read_text())
     note, own, launch = re.split(r"//@.*\n", (HERE / beside).read_text())
     defines = "".join(f"#define {name} {value}\n" for name, value in defined.items())
@@ -37,10 +38,13 @@ def built(folder: Path, sources: Sequence[Path], defined: Mapping[str, int], bes
     text = defines + before + _with(instructions, shared) + note
     text += "".join(_with(source, own) for source in sources).replace(_DYNAMIC, "u8* const shared = dynamic_shared;")
     text += launch
-    (folder / "kernel.cpp").write_text(text)
-    command = [COMPILER, "-O1", "-w", "-shared", "-fPIC", "-pthread", "kernel.cpp", "-o", "kernel.so"]
-    subprocess.run(command, cwd=folder, check=True)
-    return ctypes.CDLL(str(folder / "kernel.so"))
+    if text not in _BUILT:
+        name = f"kernel{len(_BUILT)}"
+        (folder / f"{name}.cpp").write_text(text)
+        command = [COMPILER, "-O1", "-w", "-shared", "-fPIC", "-pthread", f"{name}.cpp", "-o", f"{name}.so"]
+        subprocess.run(command, cwd=folder, check=True)
+        _BUILT[text] = ctypes.CDLL(str(folder / f"{name}.so"))
+    return _BUILT[text]
 
 
 def _with(source: Path, instructions: str) -> str:
