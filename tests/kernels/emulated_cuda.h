@@ -50,14 +50,20 @@ static u16 narrow(float v) {
     return (bits + 0x7FFF + (bits >> 16 & 1)) >> 16;
 }
 
-// m16n8k16: row r and column k of the first operand are in lane 4 (r % 8) + (k % 8) / 2, register r / 8 + 2 (k / 8), half
-// k % 2; those of the second, k and n, in lane 4 n + (k % 8) / 2, register k / 8.
-static void mma(float* c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+// Shows a warp's operands to all its lanes; they may be changed when all have met again.
+static void show_operands(u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const u32 a[4] = {a0, a1, a2, a3}, b[2] = {b0, b1};
     memcpy(first_operand[warp][lane], a, sizeof a);
     memcpy(second_operand[warp][lane], b, sizeof b);
     pthread_barrier_wait(&warp_barriers[warp]);
+}
+
+// m16n8k16: row r and column k of the first operand are in lane 4 (r % 8) + (k % 8) / 2, register r / 8 + 2 (k / 8), half
+// k % 2; those of the second, k and n, in lane 4 n + (k % 8) / 2, register k / 8.
+static void mma(float* c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    show_operands(a0, a1, a2, a3, b0, b1);
     for (int i = 0; i < 4; i++) {
         const int r = lane / 4 + 8 * (i / 2), n = lane % 4 * 2 + i % 2;
         double sum = c[i];

@@ -45,10 +45,7 @@ static float of_lane(float v, int differing) {
 // k % 4; those of the second, k and n, in lane 4 n + (k % 16) / 4, register k / 16.
 static void mma_of_codes(int* c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const u32 a[4] = {a0, a1, a2, a3}, b[2] = {b0, b1};
-    memcpy(first_operand[warp][lane], a, sizeof a);
-    memcpy(second_operand[warp][lane], b, sizeof b);
-    pthread_barrier_wait(&warp_barriers[warp]);
+    show_operands(a0, a1, a2, a3, b0, b1);
     for (int i = 0; i < 4; i++) {
         const int r = lane / 4 + 8 * (i / 2), n = lane % 4 * 2 + i % 2;
         for (int k = 0; k < 32; k++) {

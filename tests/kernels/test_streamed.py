@@ -15,7 +15,8 @@ pytest.importorskip("triton", reason="triton is not installed")
 
 from hayless.kernels.linear import Norm
 from hayless.kernels.packed import formats, streamed
-from hayless.kernels.packed.streamed import Stream, stream
+from hayless.kernels.packed.streamed import stream
+from hayless.kernels.packed.tiles import StreamTiles
 from tests.kernels.emulation import NEEDS, built
 from tests.kernels.packed_weights import assert_near, integers, poisoned, table
 
@@ -57,27 +58,27 @@ def _on_a_cpu(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("make", "way"),
+    ("make", "tiles"),
     [
-        (lambda: integers(70, 1280, 4, 20, dtype=BF16), Stream(1, 8)),  # steps of two parts, four groups
-        (lambda: integers(150, 640, 4, 10, dtype=BF16), Stream(4, 4)),  # of one
-        (lambda: integers(37, 768, 4, 2, dtype=BF16, twos_complement=True), Stream(2, 4)),  # groups of three parts
-        (lambda: integers(20, 512, 4, 4, dtype=BF16), Stream(1, 8, 1)),  # a scale is half of what is copied
-        (lambda: integers(20, 512, 4, 16), Stream(2, 4)),  # four groups a part, in fp32
-        (lambda: integers(33, 384, 4, 1, dtype=BF16), Stream(1, 4)),
-        (lambda: replace(integers(33, 384, 8, 1, twos_complement=True), divisor=127), Stream(2, 4)),
-        (lambda: integers(18, 512, 8, 8, dtype=BF16), Stream(1, 4)),
-        (lambda: table(37, 640, 64), Stream(2, 4)),
-        (lambda: table(37, 512, 64, nested=True), Stream(1, 8)),
+        (lambda: integers(70, 1280, 4, 20, dtype=BF16), StreamTiles(1, 8)),  # steps of two parts, four groups
+        (lambda: integers(150, 640, 4, 10, dtype=BF16), StreamTiles(4, 4)),  # of one
+        (lambda: integers(37, 768, 4, 2, dtype=BF16, twos_complement=True), StreamTiles(2, 4)),  # groups of three parts
+        (lambda: integers(20, 512, 4, 4, dtype=BF16), StreamTiles(1, 8, 1)),  # a scale is half of what is copied
+        (lambda: integers(20, 512, 4, 16), StreamTiles(2, 4)),  # four groups a part, in fp32
+        (lambda: integers(33, 384, 4, 1, dtype=BF16), StreamTiles(1, 4)),
+        (lambda: replace(integers(33, 384, 8, 1, twos_complement=True), divisor=127), StreamTiles(2, 4)),
+        (lambda: integers(18, 512, 8, 8, dtype=BF16), StreamTiles(1, 4)),
+        (lambda: table(37, 640, 64), StreamTiles(2, 4)),
+        (lambda: table(37, 512, 64, nested=True), StreamTiles(1, 8)),
     ],
 )
-def test_a_product(make, way):
+def test_a_product(make, tiles):
     weight = make()
     rows, width = weight.shape
     x, bias, before = torch.randn(1, width).bfloat16(), torch.randn(rows).bfloat16(), torch.randn(1, rows).bfloat16()
     x[0, 3], x[0, 130] = 1000, 1e-3
     out = before.clone()
-    stream(x, [formats.Product(weight, bias, out)], add=True, way=way)
+    stream(x, [formats.Product(weight, bias, out)], add=True, tiles=tiles)
     wanted = formats.linear_reference(x.float(), weight, bias.float()) + before.float()
     if isinstance(weight, formats.Table):  # whose values are rounded to bf16
         assert_near(out, wanted)
@@ -90,7 +91,7 @@ def test_what_is_no_number_is_not_lost(value, wanted):
     weight = integers(20, 512, 4, 8, dtype=BF16)
     x, out = torch.full((1, 512), value).bfloat16(), poisoned(1, 20, dtype=BF16)
     x[0, 1:] = 0
-    stream(x, [formats.Product(weight, None, out)], way=Stream(1, 4))
+    stream(x, [formats.Product(weight, None, out)], tiles=StreamTiles(1, 4))
     torch.testing.assert_close(out, torch.full_like(out, wanted), equal_nan=True)
 
 
@@ -111,7 +112,7 @@ def test_several_normalized_and_gated(make, gated):
     outs = [poisoned(1, one.shape[0], dtype=BF16) for one in weights]
     biases = [bias, *[None] * (len(weights) - 1)]
     products = [formats.Product(*one) for one in zip(weights, biases, outs, strict=True)]
-    stream(x, products, norm=Norm(gain, 0.5), gated=gated, way=Stream(2, 4))
+    stream(x, products, norm=Norm(gain, 0.5), gated=gated, tiles=StreamTiles(2, 4))
     y = x.float() * torch.rsqrt(x.float().square().mean(1, keepdim=True) + 0.5) * gain.float()
     wanted = [formats.linear_reference(y, weight) for weight in weights]
     wanted[0] += bias.float()

@@ -153,10 +153,11 @@ class KernelPass:
     def _onto(self, part: AnyProduct, out: Tensor, x: Tensor) -> None:
         """out ← out + x·Wᵀ + b."""
         base = base_of(part)
-        if isinstance(base, PackedProduct):
-            base.onto(out, x, overlap=self.overlap)
-        elif self._invariant:
+        if self._invariant:
+            base = _as_it_is(part)
             linear(x, base.weight, out, bias=base.bias, residual=out)
+        elif isinstance(base, PackedProduct):
+            base.onto(out, x, overlap=self.overlap)
         else:
             base.onto(out, x)
         add_beside([part], [out], x)

@@ -72,4 +72,4 @@ def scale(weight: Integers | Table) -> Tensor:
 
 def group(weight: Integers | Table) -> int:
     """Columns that share a scale."""
-    return weight.shape[1] // weight.groups
+    return weight.group_size if isinstance(weight, Integers) else weight.block_size

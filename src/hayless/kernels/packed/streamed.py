@@ -19,6 +19,7 @@ from hayless.kernels.compiled import Argument, compiled, launch, most_shared, wh
 from hayless.kernels.linear import Norm
 from hayless.kernels.packed import codes
 from hayless.kernels.packed.formats import Integers, Packed, Palette, Product, Table
+from hayless.kernels.packed.tiles import StreamTiles, stream_tiles_for
 
 _SOURCES = tuple(Path(__file__).with_name(name) for name in ("codes.cu", "streamed.cu"))
 _SHARED = 200 * 1024
@@ -27,21 +28,6 @@ _OTHER = 4 * 1024
 """Of these, for small arrays that the source has besides."""
 _TABLE_BYTES = 64 * 1024
 _MOST_STAGES = 16
-
-
-@dataclass(frozen=True, slots=True)
-class Stream:
-    """Times 16 rows that a block multiplies at once, its warps, and the parts of a row, side by side, that a warp takes
-    in a step where it can."""
-
-    bands: int
-    warps: int
-    run: int = 2
-
-
-_FEW, _FEW_OF_TABLE, _MANY = Stream(2, 16, 1), Stream(1, 16), Stream(2, 8)
-"""Where processors have less than 64 rows each, or more."""
-CANDIDATES = [Stream(bands, warps, run) for bands in (1, 2, 4) for warps in (8, 16) for run in (1, 2)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +62,7 @@ def unsupported(x: Tensor, weight: Packed) -> str:
         return f"{weight.groups} scales a row are no whole words"
     if any(tensor.data_ptr() % 16 for tensor in (x, weight.codes, scale)):
         return "x, codes and scales must start at multiples of 16 bytes"
-    if min(_layout(weight, _way_for(weight, rows, 1), _device(x)[1]).stages for rows in (1, 64)) < 2:
+    if min(_layout(weight, _tiles_for(weight, rows, 1), _device(x)[1]).stages for rows in (1, 64)) < 2:
         return f"{width} columns do not fit into shared memory"
     return why_not(x.device.index)
 
@@ -89,34 +75,32 @@ def stream(
     gated: bool = False,
     add: bool = False,
     overlap: bool = False,
-    way: Stream | None = None,
+    tiles: StreamTiles | None = None,
 ) -> None:
     """Write x Wᵀ + bias of every product, whose weights have one form (`multiply_each`), of x or of RMSNorm(x).
 
     `gated`: of two products silu(first) · second is written, to the `out` of the first. With `add` it comes on top of
-    what is there. With `overlap` weights are read while the kernel before, which must not write them, still runs
-    (sm_90).
+    what is there. With `overlap` weights are read while the kernel before, which must not write them, still runs, on
+    devices that can (sm_90).
     """
     weight, each = products[0].weight, 8 if gated else 16
     processors, shared = _device(x)
-    way = way or _way_for(weight, sum(one.weight.shape[0] for one in products), processors)
-    layout = _layout(weight, way, shared)
-    defined = _definitions(x, weight, way, layout) | {"MATRICES": len(products), "NORM": int(norm is not None)}
+    tiles = tiles or _tiles_for(weight, sum(one.weight.shape[0] for one in products), processors)
+    layout = _layout(weight, tiles, shared)
+    overlap = overlap and torch.cuda.get_device_capability(x.device) >= (9, 0)
+    defined = _definitions(x, weight, tiles, layout) | {"MATRICES": len(products), "NORM": int(norm is not None)}
     defined |= {"GATED": int(gated), "OVERLAP": int(overlap)}
     kernel = compiled(_SOURCES, "packed_stream", defined, x.device.index)
-    matrices, tiles = codes.matrices(products, each * way.bands, gated=gated)
+    matrices, blocks = codes.matrices(products, each * tiles.bands, gated=gated)
     gain, eps = (x, 0.0) if norm is None else (norm.gain, norm.eps)
     args: list[Argument] = [ctypes.c_void_p(x.data_ptr()), ctypes.c_void_p(gain.data_ptr()), ctypes.c_float(eps)]
     args.append(matrices)
-    args += [ctypes.c_int(tiles), ctypes.c_int(add)]
-    launch(kernel, (min(tiles, processors), 1, 1), (32 * way.warps, 1, 1), args, layout.shared, overlap=overlap)
+    args += [ctypes.c_int(blocks), ctypes.c_int(add)]
+    launch(kernel, (min(blocks, processors), 1, 1), (32 * tiles.warps, 1, 1), args, layout.shared, overlap=overlap)
 
 
-def _way_for(weight: Integers | Table, rows: int, processors: int) -> Stream:
-    """For weights of this form and so many rows, of all matrices."""
-    if rows >= 64 * processors:
-        return _MANY
-    return _FEW_OF_TABLE if isinstance(weight, Table) else _FEW
+def _tiles_for(weight: Integers | Table, rows: int, processors: int) -> StreamTiles:
+    return stream_tiles_for(rows, processors, table=isinstance(weight, Table))
 
 
 def _device(x: Tensor) -> tuple[int, int]:
@@ -124,26 +108,27 @@ def _device(x: Tensor) -> tuple[int, int]:
     return torch.cuda.get_device_properties(x.device).multi_processor_count, min(_SHARED, most_shared(x.device.index))
 
 
-def _definitions(x: Tensor, weight: Integers | Table, way: Stream, layout: _Layout) -> dict[str, int]:
+def _definitions(x: Tensor, weight: Integers | Table, tiles: StreamTiles, layout: _Layout) -> dict[str, int]:
     """What the source is compiled for, whatever the products."""
     return codes.form(x, weight) | {
         "WIDTH": weight.shape[1],
         "MIX": _mix(weight),
-        "BANDS": way.bands,
-        "WARPS": way.warps,
+        "BANDS": tiles.bands,
+        "WARPS": tiles.warps,
         "RUN": layout.run,
         "STAGES": layout.stages,
         "SCALES": layout.scales,
     }
 
 
-def _layout(weight: Integers | Table, way: Stream, room: int) -> _Layout:
+def _layout(weight: Integers | Table, tiles: StreamTiles, room: int) -> _Layout:
     """With as many steps on their way as there is room for."""
-    run = way.run if _is_whole(weight, way.run) else 1
+    run = tiles.run if _is_whole(weight, tiles.run) else 1
     scales, width, table = _scale_bytes(weight, run), weight.shape[1], isinstance(weight, Table)
     units = 0 if table else width * _mix(weight) // _span(weight)
-    fixed = table * _TABLE_BYTES + 2 * _span(weight) * run + 2 * width + 8 * units + 2 * 4 * way.warps * 16 * way.bands
-    step = way.warps * way.bands * (1024 * run + 16 * scales)
+    zeros, sums = 2 * _span(weight) * run, 2 * 4 * tiles.warps * 16 * tiles.bands
+    fixed = table * _TABLE_BYTES + zeros + 2 * width + 8 * units + sums
+    step = tiles.warps * tiles.bands * (1024 * run + 16 * scales)
     stages = min(_MOST_STAGES, (room - _OTHER - fixed) // step)
     return _Layout(run, scales, stages, fixed + stages * step)
 

@@ -45,7 +45,7 @@ def unsupported(x: Tensor, weight: Packed) -> str:
         return f"it multiplies in fp16 and bf16, not {x.dtype}"
     if x.shape[0] > FEW:
         return f"it takes up to {FEW} tokens, not {x.shape[0]}"
-    group, word = weight.shape[1] // weight.groups, 128 // codes.bits(weight)
+    group, word = codes.group(weight), 128 // codes.bits(weight)
     if group % word:
         return f"groups of {group} columns are not whole times {word}, which the lanes of a row read"
     if max(weight.codes.numel(), 2 * x.numel()) >= 2**32:
@@ -77,10 +77,10 @@ def multiply(
     if reason or isinstance(weight, Palette):
         raise NotSupported(f"The kernel for tensor cores cannot do this: {reason}.")
     if tiles is None and not streamed.unsupported(x, weight):
-        streamed.stream(x, [Product(weight, bias, out)], add=add, overlap=overlap and _is_recent(x))
+        streamed.stream(x, [Product(weight, bias, out)], add=add, overlap=overlap)
         return out
     tiles = tiles or _tiles_for(x, [weight])
-    split = tiles.splits > 1 and not _is_recent(x)
+    split = tiles.splits > 1 and not _has_clusters(x)
     if not split:
         _launch(x, [Product(weight, bias, out)], tiles, add=add)
         return out
@@ -103,7 +103,7 @@ def in_one_launch(x: Tensor, weights: Sequence[Integers | Table], *, normed: boo
         return False
     tiles = _tiles_for(x, weights)
     forms = {tuple(definitions(x, weight, tiles).items()) for weight in weights}
-    return len(forms) == 1 and (tiles.splits == 1 or _is_recent(x))
+    return len(forms) == 1 and (tiles.splits == 1 or _has_clusters(x))
 
 
 def multiply_each(
@@ -114,7 +114,7 @@ def multiply_each(
     `gated`: of two products silu(first) · second is written, to the `out` of the first.
     """
     if not any(streamed.unsupported(x, one.weight) for one in products):
-        streamed.stream(x, products, norm=norm, gated=gated, overlap=overlap and _is_recent(x))
+        streamed.stream(x, products, norm=norm, gated=gated, overlap=overlap)
         return
     tiles = _tiles_for(x, [one.weight for one in products])
     if gated and tiles.bands % 2:
@@ -132,7 +132,7 @@ def _launch(
     gated: bool = False,
 ) -> None:
     weight = products[0].weight
-    more = {"CLUSTER": int(tiles.splits > 1 and _is_recent(x)), "MATRICES": len(products)}
+    more = {"CLUSTER": int(tiles.splits > 1 and _has_clusters(x)), "MATRICES": len(products)}
     more |= {"NORM": int(norm is not None), "GATED": int(gated)}
     defined = definitions(x, weight, tiles) | more
     kernel = compiled(_SOURCES, "packed_linear", defined, x.device.index)
@@ -150,8 +150,7 @@ def _tiles_for(x: Tensor, weights: Sequence[Integers | Table]) -> CoreTiles:
     return core_tiles_for(len(x), rows, width, codes.bits(weights[0]))
 
 
-def _is_recent(x: Tensor) -> bool:
-    """Whether the device has clusters and launches that overlap."""
+def _has_clusters(x: Tensor) -> bool:
     return x.is_cuda and torch.cuda.get_device_capability(x.device) >= (9, 0)
 
 

@@ -46,6 +46,16 @@ class CoreTiles:
     mixed: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class StreamTiles:
+    """One token, its weights copied ahead: 16 · `bands` rows that a block multiplies at once, its warps, and the parts
+    of a row, side by side, that a warp takes in a step where it can."""
+
+    bands: int
+    warps: int
+    run: int = 2
+
+
 _VECTOR = {1: VectorTiles(8, 512, 4), 2: VectorTiles(8, 512, 4), 4: VectorTiles(16, 256, 4), 8: VectorTiles(16, 128, 4)}
 """By bits, for one token; 4 and 8 as an H100 has them fastest."""
 _MATRIX = {64: MatrixTiles(64, 16, 4, splits=1)}
@@ -57,6 +67,8 @@ _ONE_WIDE = CoreTiles(2, 8, 1, splits=2, run=2, mixed=True)
 """Up to 8 tokens: many rows; few rows; few, wide ones. As an H200 has them fastest for one token, or nearly."""
 _TALL = CoreTiles(4, 4, 1, splits=2)
 """9 to 16 tokens and a matrix of few bits and many rows."""
+_STREAM_FEW, _STREAM_FEW_OF_TABLE, _STREAM_MANY = StreamTiles(2, 16, 1), StreamTiles(1, 16), StreamTiles(2, 8)
+"""Where processors have less than 64 rows each, or more; the first as an H200 has it fastest, no others swept yet."""
 _ENOUGH = {"matrix": 128, "core": 256}
 """Programs and blocks that fill a device."""
 
@@ -85,6 +97,8 @@ CORE_CANDIDATES = [
     if bands * depth * run <= 4
 ]
 
+STREAM_CANDIDATES = [StreamTiles(bands, warps, run) for bands in (1, 2, 4) for warps in (8, 16) for run in (1, 2)]
+
 
 def vector_tiles_for(bits: int) -> VectorTiles:
     """For one token."""
@@ -105,6 +119,13 @@ def core_tiles_for(tokens: int, rows: int, width: int, bits: int) -> CoreTiles:
         return _TALL
     tiles = _for(_CORE, tokens)
     return replace(tiles, splits=_parts(-(-rows // (16 * tiles.bands)), _ENOUGH["core"], width // 1024))
+
+
+def stream_tiles_for(rows: int, processors: int, *, table: bool) -> StreamTiles:
+    """For so many rows of all matrices; `table`: of sixteen values, which takes shared memory."""
+    if rows >= 64 * processors:
+        return _STREAM_MANY
+    return _STREAM_FEW_OF_TABLE if table else _STREAM_FEW
 
 
 def _for(table: dict[int, T], tokens: int) -> T:
