@@ -1,4 +1,4 @@
-// What streamed.cu needs beside emulated_cuda.h, and its launch. A copy arrives when it is waited for, and until then its
+// What streamed.cu and streamed_few.cu need beside emulated_cuda.h, and its launch. A copy arrives when it is waited for, and until then its
 // place holds no number.
 #include <vector>
 
@@ -32,8 +32,8 @@ static void let_next_start() {}
 static void wait_for_previous() {}
 
 static float of_lane(float v, int differing) {
-    static float all[WARPS][32];
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    static float all[BLOCKS * WARPS][32];
+    const int lane = threadIdx.x % 32, warp = warp_of_all();
     all[warp][lane] = v;
     pthread_barrier_wait(&warp_barriers[warp]);
     v = all[warp][lane ^ differing];
@@ -44,7 +44,7 @@ static float of_lane(float v, int differing) {
 // m16n8k32: row r and column k of the first operand are in lane 4 (r % 8) + (k % 16) / 4, register r / 8 + 2 (k / 16), byte
 // k % 4; those of the second, k and n, in lane 4 n + (k % 16) / 4, register k / 16.
 static void mma_of_codes(int* c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const int lane = threadIdx.x % 32, warp = warp_of_all();
     show_operands(a0, a1, a2, a3, b0, b1);
     for (int i = 0; i < 4; i++) {
         const int r = lane / 4 + 8 * (i / 2), n = lane % 4 * 2 + i % 2;
@@ -64,7 +64,7 @@ struct Launch {
     u16 *x, *gain;
     Matrices* matrices;
     float epsilon;
-    int tiles, add, blocks;
+    int tiles, add, m, blocks;
 };
 
 static const Launch* launch;
@@ -83,14 +83,20 @@ static bool may_be_read(const u8* at, int size) {
 
 static void* thread_of_block(void* index) {
     const Launch& l = *launch;
-    threadIdx.x = (long)index;
-    blockIdx = current_block;
+    const int at = (long)index;
+    rank = at / (32 * WARPS);
+    threadIdx.x = at % (32 * WARPS);
+    blockIdx.x = current_block.x + rank;
+#ifdef TILES
+    packed_stream_few(l.x, l.gain, l.epsilon, *l.matrices, l.tiles, l.add, l.m);
+#else
     packed_stream(l.x, l.gain, l.epsilon, *l.matrices, l.tiles, l.add);
+#endif
     return 0;
 }
 
 extern "C" void run(const Launch* l) {
     launch = l;
     gridDim.x = l->blocks;
-    for (current_block.x = 0; current_block.x < l->blocks; current_block.x++) block_of_threads(thread_of_block);
+    for (current_block.x = 0; current_block.x < l->blocks; current_block.x += BLOCKS) block_of_threads(thread_of_block);
 }

@@ -129,8 +129,9 @@ def test_streamed_candidates(tiles):
     assert_near(out, formats.linear_reference(x.float(), weight))
 
 
+@pytest.mark.parametrize("tokens", [1, 16])
 @pytest.mark.parametrize("form", ["int4", "int8", "nf4"])
-def test_products_overlap_in_a_graph(form):
+def test_products_overlap_in_a_graph(form, tokens):
     """Each multiplies what the one before has made, and begins while that still runs."""
     make = {
         "int4": lambda: integers(2048, 2048, 4, 32, dtype=torch.bfloat16),
@@ -138,7 +139,9 @@ def test_products_overlap_in_a_graph(form):
         "nf4": lambda: table(2048, 2048, 64, nested=True),
     }[form]
     weights = [make() for _ in range(12)]
-    start, states = random(1, 2048, dtype=torch.bfloat16), [torch.empty(1, 2048).cuda().bfloat16() for _ in range(13)]
+    assert unsupported_by_stream(torch.empty(tokens, 2048, dtype=torch.bfloat16, device="cuda"), weights[0]) == ""
+    start = random(tokens, 2048, dtype=torch.bfloat16)
+    states = [torch.empty_like(start) for _ in range(13)]
 
     def run(overlap: bool) -> None:
         states[0].copy_(start)

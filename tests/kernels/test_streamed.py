@@ -28,7 +28,7 @@ class _Launch(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("x", "gain", "matrices")),
         ("epsilon", ctypes.c_float),
-        *((name, ctypes.c_int) for name in ("tiles", "add", "blocks")),
+        *((name, ctypes.c_int) for name in ("tiles", "add", "tokens", "blocks")),
     )
 
 
@@ -38,8 +38,9 @@ def _emulated(folder: Path, sources: Sequence[Path], defined: dict[str, int]) ->
 
     def kernel(grid: tuple[int, int, int], block: tuple[int, int, int], args: list[Any]) -> None:
         assert block == (32 * defined["WARPS"], 1, 1)
-        x, gain, epsilon, matrices, *numbers = args
-        library.run(ctypes.byref(_Launch(x, gain, ctypes.addressof(matrices), epsilon, *numbers, grid[0])))
+        x, gain, epsilon, matrices, tiles, add, *tokens = args
+        numbers = (tiles, add, *(tokens or [1]), grid[0])
+        library.run(ctypes.byref(_Launch(x, gain, ctypes.addressof(matrices), epsilon, *numbers)))
 
     return kernel
 
@@ -95,24 +96,29 @@ def test_what_is_no_number_is_not_lost(value, wanted):
     torch.testing.assert_close(out, torch.full_like(out, wanted), equal_nan=True)
 
 
-@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize(("gated", "tokens"), [(False, 1), (True, 1), (False, 11), (True, 11)])
 @pytest.mark.parametrize(
     "make",
     [
-        lambda rows: integers(rows, 256, 4, 4, dtype=BF16),
-        lambda rows: replace(integers(rows, 256, 8, 1), divisor=127),
-        lambda rows: table(rows, 256, 64, nested=True),
+        lambda rows: integers(rows, 512, 4, 8, dtype=BF16),
+        lambda rows: replace(integers(rows, 512, 8, 1), divisor=127),
+        lambda rows: table(rows, 512, 64, nested=True),
     ],
 )
-def test_several_normalized_and_gated(make, gated):
+def test_several_normalized_and_gated(make, gated, tokens, monkeypatch):
+    """Several tokens by clusters of two blocks."""
+    if tokens > 1:
+        room = (88 if make(16).groups == 1 else 108) * 1024
+        monkeypatch.setattr(streamed, "_device", lambda x: (8, room))
+        assert streamed._layout_of_several(make(16), tokens, StreamTiles(2, 8, 1), room).splits == 2
     weights = [make(37), make(37)] if gated else [make(37), make(16), make(70)]
     if isinstance(weights[0], formats.Table):
         weights = [replace(one, table=weights[0].table) for one in weights]
-    x, gain, bias = torch.randn(1, 256).bfloat16(), torch.rand(256).bfloat16(), torch.randn(37).bfloat16()
-    outs = [poisoned(1, one.shape[0], dtype=BF16) for one in weights]
+    x, gain, bias = torch.randn(tokens, 512).bfloat16(), torch.rand(512).bfloat16(), torch.randn(37).bfloat16()
+    outs = [poisoned(tokens, one.shape[0], dtype=BF16) for one in weights]
     biases = [bias, *[None] * (len(weights) - 1)]
     products = [formats.Product(*one) for one in zip(weights, biases, outs, strict=True)]
-    stream(x, products, norm=Norm(gain, 0.5), gated=gated, tiles=StreamTiles(2, 4))
+    stream(x, products, norm=Norm(gain, 0.5), gated=gated, tiles=StreamTiles(2, 4 if tokens == 1 else 8, 1))
     y = x.float() * torch.rsqrt(x.float().square().mean(1, keepdim=True) + 0.5) * gain.float()
     wanted = [formats.linear_reference(y, weight) for weight in weights]
     wanted[0] += bias.float()
@@ -121,3 +127,29 @@ def test_several_normalized_and_gated(make, gated):
     for found, expected in zip(outs, wanted, strict=False):
         allowed = {"rtol": 2**-5, "atol": 2**-6 * float(expected.abs().max())}
         torch.testing.assert_close(found.float(), expected, **allowed)
+
+
+@pytest.mark.parametrize(
+    ("make", "tokens", "room"),
+    [
+        (lambda: integers(70, 1280, 4, 20, dtype=BF16), 16, 200),
+        (lambda: integers(150, 3328, 4, 26, dtype=BF16, twos_complement=True), 13, 108),  # 26 parts for four blocks
+        (lambda: integers(33, 768, 4, 1, dtype=BF16), 2, 200),
+        (lambda: replace(integers(33, 2048, 8, 1, twos_complement=True), divisor=127), 16, 108),
+        (lambda: integers(40, 1088, 8, 34, dtype=BF16), 9, 108),  # 17 for two
+        (lambda: table(70, 1280, 64), 5, 200),
+        (lambda: table(37, 2048, 64, nested=True), 16, 140),
+    ],
+)
+def test_several_tokens(make, tokens, room, monkeypatch):
+    """Alone, by clusters of two and of four blocks: with little room, rows are cut into as many parts."""
+    monkeypatch.setattr(streamed, "_device", lambda x: (16, room * 1024))
+    weight = make()
+    rows, width = weight.shape
+    x, bias = torch.randn(tokens, width).bfloat16(), torch.randn(rows).bfloat16()
+    before = torch.randn(tokens, rows + 3).bfloat16()
+    out = before.clone()
+    stream(x, [formats.Product(weight, bias, out[:, :rows])], add=True)
+    wanted = formats.linear_reference(x.float(), weight, bias.float()) + before[:, :rows].float()
+    assert_near(out[:, :rows], wanted)
+    assert torch.equal(out[:, rows:], before[:, rows:])

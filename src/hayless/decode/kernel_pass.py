@@ -75,7 +75,7 @@ class KernelPass:
         self.fused = small and program.plain and not invariant
         self._packed = program.packed and tokens <= FEW_PACKED and not invariant
         recent = cuda and torch.cuda.get_device_capability(device) >= (9, 0)
-        self.overlap = recent and (self.fused or (self._packed and tokens == 1))
+        self.overlap = recent and (self.fused or self._packed)
         self._small = small
 
     @torch.inference_mode()

@@ -105,6 +105,25 @@ __device__ __forceinline__ float half_to_float(u16 v) {
     return r;
 }
 
+#if CLUSTER
+// Blocks of a cluster say that they are here, and wait until all have said so; what they wrote to shared memory is seen then.
+__device__ __forceinline__ void arrive_in_cluster() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
+__device__ __forceinline__ void wait_for_cluster() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+
+// What stands at `at` in the shared memory of another block of the cluster, and to put a number there.
+__device__ __forceinline__ float of_block(const float* at, u32 block) {
+    float r;
+    asm volatile("{.reg .u32 there;\n\tmapa.shared::cluster.u32 there, %1, %2;\n\tld.shared::cluster.f32 %0, [there];}"
+                 : "=f"(r) : "r"((u32)__cvta_generic_to_shared(at)), "r"(block) : "memory");
+    return r;
+}
+
+__device__ __forceinline__ void to_block(float* at, u32 block, float v) {
+    asm volatile("{.reg .u32 there;\n\tmapa.shared::cluster.u32 there, %0, %1;\n\tst.shared::cluster.f32 [there], %2;}"
+                 ::"r"((u32)__cvta_generic_to_shared(at)), "r"(block), "f"(v) : "memory");
+}
+#endif
+
 // The largest, and the sum, of lanes that have the same place in a row of four.
 __device__ __forceinline__ float largest_of_rows(float v) {
 #pragma unroll

@@ -89,4 +89,13 @@ __device__ __forceinline__ void fill(u32* pairs, const float* __restrict__ table
         for (int i = 0; i < 16; i++) pairs[(high * 16 + i) * apart + lane] = opening | (u32)low[i] << 16;
     }
 }
+
+// The eight values of a word, as the table has them.
+__device__ __forceinline__ void values_of(const u8* table, u32 w, u32* to) {
+    const int lane = threadIdx.x % 32;
+    to[0] = *(const u32*)(table + (w << 7 & 0x7F80 | 4 * lane));
+    to[1] = *(const u32*)(table + (w >> 1 & 0x7F80 | 4 * lane));
+    to[2] = *(const u32*)(table + (w >> 9 & 0x7F80 | 4 * lane));
+    to[3] = *(const u32*)(table + (w >> 17 & 0x7F80 | 4 * lane));
+}
 #endif

@@ -1,14 +1,7 @@
 // y = Wx for one token and weights of 4 or 8 bits, in tensor cores, with W always on its way. Compiled at run time with
-// ../instructions.cu, codes.cu and these definitions, which streamed.py makes, before it:
-//   WIDTH     columns
-//   MIX       groups that a part of a row holds (see tensor_cores.cu)
+// ../instructions.cu, codes.cu, ring.cu and these definitions, which streamed.py makes, before it:
 //   DIVISOR   a whole number, of which scales are too many times too large
-//   BANDS     16 rows each, which a block multiplies at once
-//   RUN       parts of a row, side by side, that a warp multiplies in a step
-//   STAGES    steps of each warp that are on their way
-//   SCALES    bytes of a row's scales that come with a step
 //   NORM      1: x is normalized first: x gain / rms(x)
-//   GATED     1: of two matrices silu(y of the first) · y of the second is written; half of a band is of each
 //   OVERLAP   1: it may be started while the kernel before still runs, which makes x (programmatic dependent launch)
 //
 // In a product that reads 10 MB, memory is at rest for longer than it works: until the first loads arrive, while what has
@@ -22,56 +15,14 @@
 // their own, and each number two digits, which are two of the eight columns of the second operand, at no instruction more.
 // What that rounds off is at most 2^-16 of the largest of a unit, less than bf16 rounds x gain off.
 
-#define SPAN (512 / BITS)     // columns of a part, of which each of the four lanes of a row has 16 bytes
-#define CHUNKS (SPAN / 32)    // times 8 columns of those of a lane
-#define STEPS (WIDTH / (SPAN * RUN))
-#define UNIT (SPAN / MIX)     // columns of a part that share a scale
+#define CHUNKS (SPAN / 32)    // times 8 columns of a part that a lane multiplies
 #define LARGEST 32512.0f      // of sixteen bits, as 127 times 256 and no more
-#define ROWS (16 * BANDS)
 #define TABLE_BYTES (KIND == 1 ? 256 * 256 : 0)
-#define LANES_ROWS ((ROWS + 31) / 32)  // that each lane has the scales of
-#define WRITTEN (GATED ? ROWS / 2 : ROWS)
-#define PART_BYTES (BANDS * 1024)
-#define STAGE (RUN * PART_BYTES + ROWS * SCALES)
-#define GROUPS (GROUP ? WIDTH / GROUP : 1)
-// Which of a step's scales is that of a part's columns.
-#if GROUP
-#define SCALE_AT(part, mix) (GROUP < RUN * SPAN ? ((part) * SPAN + (mix) * UNIT) / GROUP : 0)
-#endif
 // Times 8 columns of x that a thread prepares.
 #define PREPARED ((WIDTH / 8 + WARPS * 32 - 1) / (WARPS * 32))
 // Bytes of x that lanes read of a part, and as many zeros for lanes whose column is another group's.
 #define PART_OF_X (SPAN * 2)
 #define ZEROS (RUN * PART_OF_X)
-
-// -- instructions
-// 4, 8 or 16 bytes to shared memory while other instructions run; lines of 128 bytes in the second cache.
-template <int SIZE>
-__device__ __forceinline__ void copy(u8* to, const void* from) {
-    const u32 there = (u32)__cvta_generic_to_shared(to);
-    if (SIZE == 16) asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(there), "l"(from) : "memory");
-    else asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(there), "l"(from), "n"(SIZE) : "memory");
-}
-
-// The copies since the last mark; and until all but those of the last STAGES - 1 marks are there.
-__device__ __forceinline__ void mark() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-__device__ __forceinline__ void wait_for_oldest() { asm volatile("cp.async.wait_group %0;" ::"n"(STAGES - 1) : "memory"); }
-
-// The kernel behind this one may start now; what the one before wrote is there.
-__device__ __forceinline__ void let_next_start() { asm volatile("griddepcontrol.launch_dependents;"); }
-__device__ __forceinline__ void wait_for_previous() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-
-__device__ __forceinline__ float of_lane(float v, int differing) { return __shfl_xor_sync(0xFFFFFFFF, v, differing); }
-
-// c += codes, which have no sign, times digits, which have one.
-__device__ __forceinline__ void mma_of_codes(int* c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
-    asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
-        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
-
-__device__ __forceinline__ int rounded(float v) { return __float2int_rn(v); }
-// -- end of instructions
 
 struct Words { u32 w[4]; };
 
@@ -100,6 +51,8 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) packed_stream(
     __shared__ float squares[WARPS];
 #if SCALE == 3
     __shared__ float seconds[MATRICES][256];
+#else
+    const float(*seconds)[256] = 0;
 #endif
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
     const int mix = t / (4 / MIX);
@@ -108,69 +61,8 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) packed_stream(
     let_next_start();
 #endif
 
-    // Which matrix a row of a tile is of, and which row of that.
-    const auto matrix_of = [&](int tile, int r) -> const Matrix& {
-        int which = GATED ? r / 8 % 2 : 0;
-#pragma unroll
-        for (int i = 1; i < MATRICES; i++) which += !GATED && tile >= matrices.at[i].first;
-        return matrices.at[which];
-    };
-    const auto row_of = [&](const Matrix& w, int tile, int r) {
-        return (tile - (GATED ? 0 : w.first)) * WRITTEN + (GATED ? r / 16 * 8 + r % 8 : r);
-    };
-
-    // The step that is copied next, and where its codes and scales are.
-    int next_tile = blockIdx.x, next_step = warp;
-    const u8 *codes[BANDS][2], *scales[LANES_ROWS];
-    const auto aim = [&]() {
-#pragma unroll
-        for (int b = 0; b < BANDS; b++)
-#pragma unroll
-            for (int h = 0; h < 2; h++) {
-                const Matrix& w = matrix_of(next_tile, 16 * b + 8 * h);
-                const int row = min(row_of(w, next_tile, 16 * b + 8 * h + g), w.n - 1);
-                codes[b][h] = w.codes + (size_t)row * (WIDTH * BITS / 8) + 16 * t;
-            }
-#if GROUP
-#pragma unroll
-        for (int i = 0; i < LANES_ROWS; i++) {
-            const int r = (lane + 32 * i) % ROWS;
-            const Matrix& w = matrix_of(next_tile, r);
-            scales[i] = (const u8*)(w.scale + (size_t)min(row_of(w, next_tile, r), w.n - 1) * GROUPS);
-        }
-#endif
-    };
-    const auto copy_next = [&](u8* stage) {
-        if (next_tile < tiles) {
-            if (next_step < STEPS) {
-#pragma unroll
-                for (int b = 0; b < BANDS; b++)
-#pragma unroll
-                    for (int h = 0; h < 2; h++) {
-                        const u8* const from = codes[b][h] + next_step * (RUN * 64);
-#pragma unroll
-                        for (int u = 0; u < RUN; u++)
-                            copy<16>(stage + u * PART_BYTES + (2 * b + h) * 512 + 16 * lane, from + 64 * u);
-                    }
-#if GROUP
-                const int first = GROUP_OF(next_step * (RUN * SPAN)) * (int)sizeof(scale_t) & ~3;
-#pragma unroll
-                for (int i = 0; i < LANES_ROWS; i++) {
-                    const int r = lane + 32 * i;
-                    if (r < ROWS) copy<SCALES>(stage + RUN * PART_BYTES + SCALES * r, scales[i] + first);
-                }
-#endif
-            }
-            if ((next_step += WARPS) >= (STEPS + WARPS - 1) / WARPS * WARPS) {
-                next_step = warp;
-                next_tile += gridDim.x;
-                if (next_tile < tiles) aim();
-            }
-        }
-        mark();
-    };
-    if (next_tile < tiles) aim();
-    for (int s = 0; s < STAGES; s++) copy_next(ring + s * STAGE);
+    Ring next{matrices, tiles, (int)gridDim.x, 0, STEPS, 16 * lane, (int)blockIdx.x, warp};
+    next.fill(ring);
 
     // While those are on their way, the tables, and x as lanes will read it.
 #if KIND == 1
@@ -310,21 +202,8 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) packed_stream(
 #else
                     const float sum = (float)(y[2 * h] * 256 + y[2 * h + 1] - unit.too_much) * unit.scale;
 #endif
-#if GROUP
-                    const int row = 16 * b + 8 * h + g, first = GROUP_OF(step * (RUN * SPAN));
-                    const int shift = SCALE_AT(RUN, 0) * (int)sizeof(scale_t) < 4 ? first * (int)sizeof(scale_t) & 3 : 0;
-                    const u8* const of_row = stage + RUN * PART_BYTES + SCALES * row + shift;
-                    const scale_t s = ((const scale_t*)of_row)[SCALE_AT(u, mix)];
-#if SCALE == 3
-                    const Matrix& m = matrix_of(tile, row);
-                    const u32 block = (u32)min(row_of(m, tile, row), m.n - 1) * GROUPS + first + SCALE_AT(u, mix);
-                    total[b][h] += sum * (seconds[&m - matrices.at][s] * m.second_scale[block / 256] + m.offset[0]);
-#else
-                    total[b][h] += sum * as_float(s);
-#endif
-#else
-                    total[b][h] += sum;
-#endif
+                    const int row = 16 * b + 8 * h + g, group = GROUP_OF(step * (RUN * SPAN));
+                    total[b][h] += sum * scale_of(stage, row, u, mix, group, matrices, tile, seconds);
                 }
             }
         }
@@ -335,7 +214,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) packed_stream(
     for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x, turn++) {
         // Each turn other warps write the rows, 32 each, and read what goes with them meanwhile.
         const int first = (warp + turn) % WARPS * 32, r = (first + lane) % ROWS;
-        const Matrix& w = matrix_of(tile, r);
+        const Matrix& w = matrix_of(matrices, tile, r);
         const int row = row_of(w, tile, r);
         const bool inside = first + lane < ROWS && row < w.n, first_half = !GATED || r / 8 % 2 == 0;
         u16* const out = (u16*)w.out + row;
@@ -349,12 +228,12 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) packed_stream(
         }
 #pragma unroll
         for (int b = 0; b < BANDS; b++) total[b][0] = total[b][1] = 0;
-        for (int step = warp; step < (STEPS + WARPS - 1) / WARPS * WARPS; step += WARPS) {
+        for (int step = warp; step < next.each(); step += WARPS) {
             wait_for_oldest();
             __syncwarp();
             if (step < STEPS) multiply(stage, tile, step);
             __syncwarp();
-            copy_next(stage);
+            next.copy_next(stage);
             if ((stage += STAGE) == end) stage = ring;
         }
         // A row's groups, then the warps' sums, in their order.

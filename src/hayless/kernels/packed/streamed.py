@@ -1,4 +1,4 @@
-"""y = Wx for one token and 4 or 8 bits a weight, in CUDA C++ (streamed.cu), with W always on its way.
+"""y = Wx for 1 to 16 tokens and 4 or 8 bits a weight, in CUDA C++ (streamed*.cu), with W always on its way.
 
 One token's product is over before memory has come up to speed: of 7 µs that 4096 × 4096 took in 4 bits, its 9 MB are
 2. This kernel keeps memory at work across the gaps: what is multiplied next is copied meanwhile, and with `overlap`
@@ -19,34 +19,37 @@ from hayless.kernels.compiled import Argument, compiled, launch, most_shared, wh
 from hayless.kernels.linear import Norm
 from hayless.kernels.packed import codes
 from hayless.kernels.packed.formats import Integers, Packed, Palette, Product, Table
-from hayless.kernels.packed.tiles import StreamTiles, stream_tiles_for
+from hayless.kernels.packed.tiles import STREAM_OF_SEVERAL, StreamTiles, stream_tiles_for
 
-_SOURCES = tuple(Path(__file__).with_name(name) for name in ("codes.cu", "streamed.cu"))
+MOST_TOKENS = 16
+_BEFORE = tuple(Path(__file__).with_name(name) for name in ("codes.cu", "ring.cu"))
+_ONE, _SEVERAL = (Path(__file__).with_name(name) for name in ("streamed.cu", "streamed_few.cu"))
 _SHARED = 200 * 1024
 """Bytes of shared memory of a block. Two blocks of half, one of the next product, made a model's step slower."""
 _OTHER = 4 * 1024
 """Of these, for small arrays that the source has besides."""
-_TABLE_BYTES = 64 * 1024
-_MOST_STAGES = 16
+_TABLE_BYTES, _SMALL_TABLE_BYTES = 64 * 1024, 32 * 1024
+_MOST_STAGES, _ENOUGH_STAGES = 16, 4
 
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
     """A block's shared memory: parts of a step, bytes of a row's scales that come with it, steps of each warp that are
-    on their way, and bytes in all."""
+    on their way, and bytes in all; and the parts of the columns, each of a block."""
 
     run: int
     scales: int
     stages: int
     shared: int
+    splits: int = 1
 
 
 def unsupported(x: Tensor, weight: Packed) -> str:
     """Why the kernel cannot multiply x (tokens, in) and `weight`, in words; empty where it can."""
     if not x.is_cuda or torch.version.cuda is None or torch.cuda.get_device_capability(x.device) < (8, 0):
         return "it needs an NVIDIA GPU of compute capability 8.0 or newer"
-    if x.shape[0] != 1:
-        return f"it takes one token, not {x.shape[0]}"
+    if not 0 < x.shape[0] <= MOST_TOKENS:
+        return f"it takes up to {MOST_TOKENS} tokens, not {x.shape[0]}"
     if x.dtype not in (torch.float16, torch.bfloat16):
         return f"it multiplies in fp16 and bf16, not {x.dtype}"
     if isinstance(weight, Palette) or codes.bits(weight) not in (4, 8):
@@ -55,15 +58,23 @@ def unsupported(x: Tensor, weight: Packed) -> str:
         return "it has no zero points"
     width, group = weight.shape[1], codes.group(weight)
     span = _span(weight)
-    if width % span or (group % span and group not in (span // 2, span // 4)):
+    fewest = span // 4 if len(x) == 1 else span // 2
+    if width % span or (group % span and group not in (span // 2, fewest)):
         return f"it does not read groups of {group} of {width} columns"
     scale = codes.scale(weight)
     if weight.groups > 1 and weight.groups * scale.element_size() % 4:
         return f"{weight.groups} scales a row are no whole words"
     if any(tensor.data_ptr() % 16 for tensor in (x, weight.codes, scale)):
         return "x, codes and scales must start at multiples of 16 bytes"
-    if min(_layout(weight, _tiles_for(weight, rows, 1), _device(x)[1]).stages for rows in (1, 64)) < 2:
+    room = _device(x)[1]
+    if len(x) == 1:
+        found = [_layout(weight, _tiles_for(weight, rows, 1), room) for rows in (1, 64)]
+    else:
+        found = [_layout_of_several(weight, len(x), STREAM_OF_SEVERAL, room)]
+    if min(one.stages for one in found) < 2:
         return f"{width} columns do not fit into shared memory"
+    if found[0].splits > 1 and torch.cuda.get_device_capability(x.device) < (9, 0):
+        return f"{width} columns of {len(x)} tokens need clusters of blocks"
     return why_not(x.device.index)
 
 
@@ -84,19 +95,27 @@ def stream(
     devices that can (sm_90).
     """
     weight, each = products[0].weight, 8 if gated else 16
-    processors, shared = _device(x)
-    tiles = tiles or _tiles_for(weight, sum(one.weight.shape[0] for one in products), processors)
-    layout = _layout(weight, tiles, shared)
+    processors, room = _device(x)
     overlap = overlap and torch.cuda.get_device_capability(x.device) >= (9, 0)
-    defined = _definitions(x, weight, tiles, layout) | {"MATRICES": len(products), "NORM": int(norm is not None)}
-    defined |= {"GATED": int(gated), "OVERLAP": int(overlap)}
-    kernel = compiled(_SOURCES, "packed_stream", defined, x.device.index)
-    matrices, blocks = codes.matrices(products, each * tiles.bands, gated=gated)
+    more = {"MATRICES": len(products), "NORM": int(norm is not None), "GATED": int(gated), "OVERLAP": int(overlap)}
     gain, eps = (x, 0.0) if norm is None else (norm.gain, norm.eps)
     args: list[Argument] = [ctypes.c_void_p(x.data_ptr()), ctypes.c_void_p(gain.data_ptr()), ctypes.c_float(eps)]
-    args.append(matrices)
-    args += [ctypes.c_int(blocks), ctypes.c_int(add)]
-    launch(kernel, (min(blocks, processors), 1, 1), (32 * tiles.warps, 1, 1), args, layout.shared, overlap=overlap)
+    if len(x) == 1:
+        source, name = _ONE, "packed_stream"
+        tiles = tiles or _tiles_for(weight, sum(one.weight.shape[0] for one in products), processors)
+        layout, several = _layout(weight, tiles, room), []
+        more["MIX"] = _mix(weight)
+    else:
+        source, name, tiles = _SEVERAL, "packed_stream_few", tiles or STREAM_OF_SEVERAL
+        layout, several = _layout_of_several(weight, len(x), tiles, room), [ctypes.c_int(len(x))]
+        more |= {"MIX": 2, "TILES": _tiles(x), "SPLITS": layout.splits, "CLUSTER": int(layout.splits > 1)}
+    kernel = compiled((*_BEFORE, source), name, _definitions(x, weight, tiles, layout) | more, x.device.index)
+    matrices, blocks = codes.matrices(products, each * tiles.bands, gated=gated)
+    args += [matrices, ctypes.c_int(blocks), ctypes.c_int(add), *several]
+    # Clusters lie within parts of a device, which have whole times 8 processors, and some more.
+    clusters = min(blocks, processors // layout.splits if layout.splits <= 2 else processors // 8 * 8 // layout.splits)
+    grid = (max(1, clusters) * layout.splits, 1, 1)
+    launch(kernel, grid, (32 * tiles.warps, 1, 1), args, layout.shared, overlap=overlap)
 
 
 def _tiles_for(weight: Integers | Table, rows: int, processors: int) -> StreamTiles:
@@ -112,7 +131,6 @@ def _definitions(x: Tensor, weight: Integers | Table, tiles: StreamTiles, layout
     """What the source is compiled for, whatever the products."""
     return codes.form(x, weight) | {
         "WIDTH": weight.shape[1],
-        "MIX": _mix(weight),
         "BANDS": tiles.bands,
         "WARPS": tiles.warps,
         "RUN": layout.run,
@@ -126,11 +144,32 @@ def _layout(weight: Integers | Table, tiles: StreamTiles, room: int) -> _Layout:
     run = tiles.run if _is_whole(weight, tiles.run) else 1
     scales, width, table = _scale_bytes(weight, run), weight.shape[1], isinstance(weight, Table)
     units = 0 if table else width * _mix(weight) // _span(weight)
-    zeros, sums = 2 * _span(weight) * run, 2 * 4 * tiles.warps * 16 * tiles.bands
-    fixed = table * _TABLE_BYTES + zeros + 2 * width + 8 * units + sums
+    fixed = (
+        table * _TABLE_BYTES + 2 * _span(weight) * run + 2 * width + 8 * units + 2 * 4 * tiles.warps * 16 * tiles.bands
+    )
     step = tiles.warps * tiles.bands * (1024 * run + 16 * scales)
     stages = min(_MOST_STAGES, (room - _OTHER - fixed) // step)
     return _Layout(run, scales, stages, fixed + stages * step)
+
+
+def _layout_of_several(weight: Integers | Table, tokens: int, tiles: StreamTiles, room: int) -> _Layout:
+    """With the fewest parts of the columns that leave room for enough steps on their way, or else the most steps."""
+    rows, padded, steps = 16 * tiles.bands, 8 * -(-tokens // 8), weight.shape[1] // _span(weight)
+    scales, table = _scale_bytes(weight, 1), isinstance(weight, Table)
+    step = tiles.warps * tiles.bands * (1024 + 16 * scales)
+    found = []
+    for splits in (1, 2, 4, 8):
+        x = padded * (-(-steps // splits) * _span(weight) * 2 + 16)
+        fixed = table * _SMALL_TABLE_BYTES + x + 4 * padded * (tiles.warps * (rows + 4) + 2 * splits * rows + 2)
+        stages = min(_MOST_STAGES, (room - _OTHER - fixed) // step)
+        found.append(_Layout(1, scales, stages, fixed + stages * step + _OTHER, splits))
+        if stages >= _ENOUGH_STAGES:
+            return found[-1]
+    return max(found, key=lambda one: one.stages)
+
+
+def _tiles(x: Tensor) -> int:
+    return -(-len(x) // 8)
 
 
 def _is_whole(weight: Integers | Table, run: int) -> bool:

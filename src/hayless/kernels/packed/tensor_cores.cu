@@ -53,21 +53,6 @@ __device__ __forceinline__ void wait_for_copies() {
     __syncwarp();
 }
 #endif
-
-#if CLUSTER
-// Blocks of a cluster wait for each other; what they wrote to shared memory is seen behind it.
-__device__ __forceinline__ void cluster_barrier() {
-    asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::: "memory");
-}
-
-// What stands at `at` in the shared memory of another block of the cluster.
-__device__ __forceinline__ float of_block(const float* at, u32 block) {
-    float r;
-    asm volatile("{.reg .u32 there;\n\tmapa.shared::cluster.u32 there, %1, %2;\n\tld.shared::cluster.f32 %0, [there];}"
-                 : "=f"(r) : "r"((u32)__cvta_generic_to_shared(at)), "r"(block) : "memory");
-    return r;
-}
-#endif
 // -- end of instructions
 
 // Codes as mantissas are too large by 2^7 and their zero point. In bf16 that can be taken off the sums instead, as so many
@@ -129,17 +114,6 @@ __device__ __forceinline__ void staged(const u8* stage, u32 token, u32 first, u3
 #pragma unroll
     for (int k = 0; k < PER / 8; k++) ((uint4*)to)[k] = *(const uint4*)(stage + 16 * CHUNK_AT(token, first / 8 + k));
 #endif
-}
-#endif
-
-#if KIND == 1
-// The eight values of a word, as the table has them.
-__device__ __forceinline__ void values_of(const u8* table, u32 w, u32* to) {
-    const int lane = threadIdx.x % 32;
-    to[0] = *(const u32*)(table + (w << 7 & 0x7F80 | 4 * lane));
-    to[1] = *(const u32*)(table + (w >> 1 & 0x7F80 | 4 * lane));
-    to[2] = *(const u32*)(table + (w >> 9 & 0x7F80 | 4 * lane));
-    to[3] = *(const u32*)(table + (w >> 17 & 0x7F80 | 4 * lane));
 }
 #endif
 
@@ -442,7 +416,8 @@ extern "C" __global__ void ONE_CLUSTER __launch_bounds__(WARPS * 32) packed_line
 #endif
     }
 #if CLUSTER
-    cluster_barrier();
+    arrive_in_cluster();
+    wait_for_cluster();
 #else
     __syncthreads();
 #endif
@@ -471,6 +446,7 @@ extern "C" __global__ void ONE_CLUSTER __launch_bounds__(WARPS * 32) packed_line
     }
 #endif
 #if CLUSTER
-    cluster_barrier();  // a block's shared memory goes with it
+    arrive_in_cluster();  // a block's shared memory goes with it
+    wait_for_cluster();
 #endif
 }

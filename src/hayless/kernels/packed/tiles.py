@@ -69,6 +69,8 @@ _TALL = CoreTiles(4, 4, 1, splits=2)
 """9 to 16 tokens and a matrix of few bits and many rows."""
 _STREAM_FEW, _STREAM_FEW_OF_TABLE, _STREAM_MANY = StreamTiles(2, 16, 1), StreamTiles(1, 16), StreamTiles(2, 8)
 """Where processors have less than 64 rows each, or more; the first as an H200 has it fastest, no others swept yet."""
+STREAM_OF_SEVERAL = StreamTiles(2, 8, 1)
+"""2 to 16 tokens."""
 _ENOUGH = {"matrix": 128, "core": 256}
 """Programs and blocks that fill a device."""
 
