@@ -130,6 +130,21 @@ static u32 times(u32 a, u32 b) {
     return narrow(from_bf16(a) * from_bf16(b)) | (u32)narrow(from_bf16(a >> 16) * from_bf16(b >> 16)) << 16;
 }
 
+static void let_next_start() {}
+static void wait_for_previous() {}
+
+static float at_lane(float v, int lane_of_it) {
+    static float all[BLOCKS * WARPS][32];
+    const int lane = threadIdx.x % 32, warp = warp_of_all();
+    all[warp][lane] = v;
+    pthread_barrier_wait(&warp_barriers[warp]);
+    v = all[warp][lane_of_it];
+    pthread_barrier_wait(&warp_barriers[warp]);
+    return v;
+}
+
+static float of_lane(float v, int differing) { return at_lane(v, threadIdx.x % 32 ^ differing); }
+
 static float sum_of_warp(float v) {
     static float all[BLOCKS * WARPS][32];
     const int lane = threadIdx.x % 32, warp = warp_of_all();

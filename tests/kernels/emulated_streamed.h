@@ -28,19 +28,6 @@ static void wait_for_oldest() {
         for (const Copy& one : marked[0]) memcpy(one.to, one.from, one.size);
 }
 
-static void let_next_start() {}
-static void wait_for_previous() {}
-
-static float of_lane(float v, int differing) {
-    static float all[BLOCKS * WARPS][32];
-    const int lane = threadIdx.x % 32, warp = warp_of_all();
-    all[warp][lane] = v;
-    pthread_barrier_wait(&warp_barriers[warp]);
-    v = all[warp][lane ^ differing];
-    pthread_barrier_wait(&warp_barriers[warp]);
-    return v;
-}
-
 // m16n8k32: row r and column k of the first operand are in lane 4 (r % 8) + (k % 16) / 4, register r / 8 + 2 (k / 16), byte
 // k % 4; those of the second, k and n, in lane 4 n + (k % 16) / 4, register k / 16.
 static void mma_of_codes(int* c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {

@@ -25,6 +25,7 @@ from hayless.decode.products import (
     normed_into_each,
 )
 from hayless.decode.program import Layer, Program
+from hayless.kernels import clustered_attention as clustered
 from hayless.kernels.attention import Scratch, decode_attention, splits_for
 from hayless.kernels.invariant import SPLITS, linear
 from hayless.kernels.linear import FEW, Norm, few, gemv, rms_norm, swiglu
@@ -77,6 +78,11 @@ class KernelPass:
         recent = cuda and torch.cuda.get_device_capability(device) >= (9, 0)
         self.overlap = recent and (self.fused or self._packed)
         self._small = small
+        self._clusters = 0
+        if isinstance(cache, StaticCache) and not invariant:
+            q, first = self._qkv[:, : dims.q_width], cache.k[0]
+            if not clustered.unsupported(q, first, processors):
+                self._clusters = clustered.splits_for(rows, dims.num_kv_heads, cache.capacity, processors)
 
     @torch.inference_mode()
     def launch(self, tokens_n: Tensor, offset: int = 0) -> Tensor:
@@ -178,6 +184,19 @@ class KernelPass:
             cache.attend(index, *new, *out, q_norm=q_norm, k_norm=k_norm, overlap=overlap)
             return
         k_cache, v_cache = cache.k[index], cache.v[index]
+        if self._clusters:
+            clustered.clustered_attention(
+                *new,
+                k_cache,
+                v_cache,
+                self._mixed,
+                splits=self._clusters,
+                q_norm=q_norm,
+                k_norm=k_norm,
+                overlap=overlap,
+                offset=offset,
+            )
+            return
         decode_attention(*new, k_cache, v_cache, *out, q_norm=q_norm, k_norm=k_norm, overlap=overlap, offset=offset)
 
     def _qkv_views(self) -> tuple[Tensor, Tensor, Tensor]:

@@ -62,6 +62,14 @@ __device__ __forceinline__ u32 times(u32 a, u32 b) {
     return r;
 }
 
+// The kernel behind this one may start now; what the one before wrote is there.
+__device__ __forceinline__ void let_next_start() { asm volatile("griddepcontrol.launch_dependents;"); }
+__device__ __forceinline__ void wait_for_previous() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+
+__device__ __forceinline__ float of_lane(float v, int differing) { return __shfl_xor_sync(0xFFFFFFFF, v, differing); }
+
+__device__ __forceinline__ float at_lane(float v, int lane) { return __shfl_sync(0xFFFFFFFF, v, lane); }
+
 __device__ __forceinline__ float sum_of_warp(float v) {
 #pragma unroll
     for (int lanes = 16; lanes; lanes /= 2) v += __shfl_xor_sync(0xFFFFFFFF, v, lanes);

@@ -35,12 +35,6 @@ __device__ __forceinline__ void copy(u8* to, const void* from) {
 __device__ __forceinline__ void mark() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 __device__ __forceinline__ void wait_for_oldest() { asm volatile("cp.async.wait_group %0;" ::"n"(STAGES - 1) : "memory"); }
 
-// The kernel behind this one may start now; what the one before wrote is there.
-__device__ __forceinline__ void let_next_start() { asm volatile("griddepcontrol.launch_dependents;"); }
-__device__ __forceinline__ void wait_for_previous() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-
-__device__ __forceinline__ float of_lane(float v, int differing) { return __shfl_xor_sync(0xFFFFFFFF, v, differing); }
-
 // c += codes, which have no sign, times digits, which have one.
 __device__ __forceinline__ void mma_of_codes(int* c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
     asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
