@@ -25,11 +25,13 @@ MOST_TOKENS = 16
 _BEFORE = tuple(Path(__file__).with_name(name) for name in ("codes.cu", "ring.cu"))
 _ONE, _SEVERAL = (Path(__file__).with_name(name) for name in ("streamed.cu", "streamed_few.cu"))
 _SHARED = 200 * 1024
-"""Bytes of shared memory of a block. Two blocks of half, one of the next product, made a model's step slower."""
+"""Bytes of shared memory of a block."""
 _OTHER = 4 * 1024
 """Of these, for small arrays that the source has besides."""
 _TABLE_BYTES, _SMALL_TABLE_BYTES = 64 * 1024, 32 * 1024
-_MOST_STAGES, _ENOUGH_STAGES = 16, 4
+_ENOUGH_STAGES = 4
+_MOST_SPLITS = 2
+"""Parts of the columns. To add up takes a cluster 3 µs a tile, and with more parts tiles are more turns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,7 @@ def unsupported(x: Tensor, weight: Packed) -> str:
         return "x, codes and scales must start at multiples of 16 bytes"
     room = _device(x)[1]
     if len(x) == 1:
-        found = [_layout(weight, _tiles_for(weight, rows, 1), room) for rows in (1, 64)]
+        found = [_layout(weight, _tiles_for(weight, rows, 1), room) for rows in (1, 32)]
     else:
         found = [_layout_of_several(weight, len(x), STREAM_OF_SEVERAL, room)]
     if min(one.stages for one in found) < 2:
@@ -112,14 +114,13 @@ def stream(
     kernel = compiled((*_BEFORE, source), name, _definitions(x, weight, tiles, layout) | more, x.device.index)
     matrices, blocks = codes.matrices(products, each * tiles.bands, gated=gated)
     args += [matrices, ctypes.c_int(blocks), ctypes.c_int(add), *several]
-    # Clusters lie within parts of a device, which have whole times 8 processors, and some more.
-    clusters = min(blocks, processors // layout.splits if layout.splits <= 2 else processors // 8 * 8 // layout.splits)
+    clusters = min(blocks, processors // layout.splits)
     grid = (max(1, clusters) * layout.splits, 1, 1)
     launch(kernel, grid, (32 * tiles.warps, 1, 1), args, layout.shared, overlap=overlap)
 
 
 def _tiles_for(weight: Integers | Table, rows: int, processors: int) -> StreamTiles:
-    return stream_tiles_for(rows, processors, table=isinstance(weight, Table))
+    return stream_tiles_for(rows, processors, codes.bits(weight), table=isinstance(weight, Table))
 
 
 def _device(x: Tensor) -> tuple[int, int]:
@@ -148,7 +149,7 @@ def _layout(weight: Integers | Table, tiles: StreamTiles, room: int) -> _Layout:
         table * _TABLE_BYTES + 2 * _span(weight) * run + 2 * width + 8 * units + 2 * 4 * tiles.warps * 16 * tiles.bands
     )
     step = tiles.warps * tiles.bands * (1024 * run + 16 * scales)
-    stages = min(_MOST_STAGES, (room - _OTHER - fixed) // step)
+    stages = min(tiles.stages, (room - _OTHER - fixed) // step)
     return _Layout(run, scales, stages, fixed + stages * step)
 
 
@@ -158,10 +159,10 @@ def _layout_of_several(weight: Integers | Table, tokens: int, tiles: StreamTiles
     scales, table = _scale_bytes(weight, 1), isinstance(weight, Table)
     step = tiles.warps * tiles.bands * (1024 + 16 * scales)
     found = []
-    for splits in (1, 2, 4, 8):
+    for splits in range(1, _MOST_SPLITS + 1):
         x = padded * (-(-steps // splits) * _span(weight) * 2 + 16)
         fixed = table * _SMALL_TABLE_BYTES + x + 4 * padded * (tiles.warps * (rows + 4) + 2 * splits * rows + 2)
-        stages = min(_MOST_STAGES, (room - _OTHER - fixed) // step)
+        stages = min(tiles.stages, (room - _OTHER - fixed) // step)
         found.append(_Layout(1, scales, stages, fixed + stages * step + _OTHER, splits))
         if stages >= _ENOUGH_STAGES:
             return found[-1]

@@ -48,12 +48,13 @@ class CoreTiles:
 
 @dataclass(frozen=True, slots=True)
 class StreamTiles:
-    """One token, its weights copied ahead: 16 · `bands` rows that a block multiplies at once, its warps, and the parts
-    of a row, side by side, that a warp takes in a step where it can."""
+    """Up to 16 tokens, weights copied ahead: 16 · `bands` rows that a block multiplies at once, its warps, the parts of
+    a row, side by side, that a warp takes in a step where it can, and the most steps of a warp on their way."""
 
     bands: int
     warps: int
     run: int = 2
+    stages: int = 16
 
 
 _VECTOR = {1: VectorTiles(8, 512, 4), 2: VectorTiles(8, 512, 4), 4: VectorTiles(16, 256, 4), 8: VectorTiles(16, 128, 4)}
@@ -67,10 +68,12 @@ _ONE_WIDE = CoreTiles(2, 8, 1, splits=2, run=2, mixed=True)
 """Up to 8 tokens: many rows; few rows; few, wide ones. As an H200 has them fastest for one token, or nearly."""
 _TALL = CoreTiles(4, 4, 1, splits=2)
 """9 to 16 tokens and a matrix of few bits and many rows."""
-_STREAM_FEW, _STREAM_FEW_OF_TABLE, _STREAM_MANY = StreamTiles(2, 16, 1), StreamTiles(1, 16), StreamTiles(2, 8)
-"""Where processors have less than 64 rows each, or more; the first as an H200 has it fastest, no others swept yet."""
+_STREAM, _STREAM_FEW = StreamTiles(2, 16, 1), StreamTiles(1, 16)
+_STREAM_STAGES, _STREAM_STAGES_OF_TABLE = {4: 3, 8: 4}, 2
+"""One token; the second for 4 bits where processors have less than 32 rows each. A block with more steps on their way
+leaves no room for one of the next product beside it. As an H200 has steps of a model of Llama-7B's shape fastest."""
 STREAM_OF_SEVERAL = StreamTiles(2, 8, 1)
-"""2 to 16 tokens."""
+"""2 to 16 tokens, likewise."""
 _ENOUGH = {"matrix": 128, "core": 256}
 """Programs and blocks that fill a device."""
 
@@ -99,7 +102,13 @@ CORE_CANDIDATES = [
     if bands * depth * run <= 4
 ]
 
-STREAM_CANDIDATES = [StreamTiles(bands, warps, run) for bands in (1, 2, 4) for warps in (8, 16) for run in (1, 2)]
+STREAM_CANDIDATES = [
+    StreamTiles(bands, warps, run)
+    for bands in (1, 2, 4)
+    for warps in (8, 16)
+    for run in (1, 2)
+    if bands * warps * run <= 64
+]
 
 
 def vector_tiles_for(bits: int) -> VectorTiles:
@@ -123,11 +132,10 @@ def core_tiles_for(tokens: int, rows: int, width: int, bits: int) -> CoreTiles:
     return replace(tiles, splits=_parts(-(-rows // (16 * tiles.bands)), _ENOUGH["core"], width // 1024))
 
 
-def stream_tiles_for(rows: int, processors: int, *, table: bool) -> StreamTiles:
+def stream_tiles_for(rows: int, processors: int, bits: int, *, table: bool) -> StreamTiles:
     """For so many rows of all matrices; `table`: of sixteen values, which takes shared memory."""
-    if rows >= 64 * processors:
-        return _STREAM_MANY
-    return _STREAM_FEW_OF_TABLE if table else _STREAM_FEW
+    tiles = _STREAM_FEW if bits == 4 and rows < 32 * processors else _STREAM
+    return replace(tiles, stages=_STREAM_STAGES_OF_TABLE if table else _STREAM_STAGES[bits])
 
 
 def _for(table: dict[int, T], tokens: int) -> T:
