@@ -96,7 +96,8 @@ def product(
     found = quantize(x, threshold, capacity=capacity_of(tokens, width))
     kept = picked(weight, found)
     out = torch.empty(tokens, rows, dtype=x.dtype, device=x.device)
-    tma = tiles.tma and width % 16 == 0
+    recent = not x.is_cuda or torch.cuda.get_device_capability(x.device) >= (9, 0)
+    tma = tiles.tma and recent and width % 16 == 0
     _product[(triton.cdiv(rows, tiles.rows) * triton.cdiv(tokens, tiles.tokens),)](
         found.codes,
         weight,

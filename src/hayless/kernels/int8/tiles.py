@@ -10,8 +10,8 @@ from hayless.kernels.int8.capacity import FEW
 @dataclass(frozen=True, slots=True)
 class Tiles:
     """What a program of the product takes: rows of W, tokens, columns at a time, its warps, how many columns' tiles are
-    on their way, and how many blocks of tokens share rows of W in the L2 cache. `tma`: by Hopper's copy engine, which
-    needs a width that 16 divides."""
+    on their way, and how many blocks of tokens share rows of W in the L2 cache. `tma`: by the copy engine of Hopper, where
+    there is one and 16 divides the width."""
 
     rows: int
     tokens: int
@@ -23,13 +23,14 @@ class Tiles:
 
 
 def tiles_for(tokens: int, rows: int) -> Tiles:
-    """Tiles by shape. No GPU has chosen these yet: `benchmarks/tune_int8.py` measures `candidates` beside them."""
+    """Tiles by shape: of many tokens as an H200 has 4096 fastest, of fewer no GPU has chosen yet.
+    `benchmarks/tune_int8.py` measures `candidates` beside them."""
     if tokens <= FEW:
         # Enough programs for all processors come before long ones.
         return Tiles(64, 16, 256, 4, 4) if rows >= 64 * 132 else Tiles(32, 16, 256, 2, 5)
     if tokens <= 64:
         return Tiles(64, 64, 128, 4, 4)
-    return Tiles(256, 128, 128, 8, 4)
+    return Tiles(128, 256, 128, 8, 4, tma=True)
 
 
 def candidates(tokens: int) -> list[Tiles]:

@@ -31,6 +31,8 @@ _SHARED, _STATIC = 100 * 1024, 40 * 1024
 _TABLE_BYTES = 32 * 1024
 _STAGED = 16
 """Tokens whose x is copied to shared memory."""
+_STREAMED = 8
+"""Tokens whose products are `streamed`. Of more, that is faster only where it saves a norm's kernel or an activation's."""
 MOST = 3
 """Matrices of one launch."""
 
@@ -66,7 +68,7 @@ def multiply(
     overlap: bool = False,
 ) -> Tensor:
     """Write x Wᵀ + bias to `out` (tokens, out) in x's dtype, fp16 or bf16; x contiguous, as are the rows of
-    `out`. Returns `out`. With `add` it comes on top of what is there. One token goes through `streamed`, with its
+    `out`. Returns `out`. With `add` it comes on top of what is there. A few tokens go through `streamed`, with its
     `overlap`, where that can and `tiles` are not given.
 
     With `tiles.splits` the parts are added by the blocks of a cluster; on devices before sm_90, which have none, they
@@ -76,7 +78,7 @@ def multiply(
     reason = unsupported(x, weight)
     if reason or isinstance(weight, Palette):
         raise NotSupported(f"The kernel for tensor cores cannot do this: {reason}.")
-    if tiles is None and not streamed.unsupported(x, weight):
+    if tiles is None and len(x) <= _STREAMED and not streamed.unsupported(x, weight):
         streamed.stream(x, [Product(weight, bias, out)], add=add, overlap=overlap)
         return out
     tiles = tiles or _tiles_for(x, [weight])
@@ -113,7 +115,8 @@ def multiply_each(
 
     `gated`: of two products silu(first) · second is written, to the `out` of the first.
     """
-    if not any(streamed.unsupported(x, one.weight) for one in products):
+    fused = norm is not None or gated
+    if (fused or len(x) <= _STREAMED) and not any(streamed.unsupported(x, one.weight) for one in products):
         streamed.stream(x, products, norm=norm, gated=gated, overlap=overlap)
         return
     tiles = _tiles_for(x, [one.weight for one in products])
