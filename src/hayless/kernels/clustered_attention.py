@@ -17,6 +17,8 @@ from hayless.kernels.linear import Norm
 
 _SOURCES = (Path(__file__).with_name("clustered_attention.cu"),)
 _WARPS, _MOST_SPLITS, _QUERIES = 4, 8, 8
+_LITTLE, _ALONE = 2048, 2
+"""Tokens, and queries of a key head, that blocks have done with soon, though they do not fill the processors."""
 _KEYS = 64
 """Of a block at least, where several share a row's key head."""
 
@@ -31,9 +33,11 @@ def unsupported(q: Tensor, k_cache: Tensor, processors: int) -> str:
         return f"it reads fp16 and bf16, not {q.dtype} and {k_cache.dtype}"
     if q.shape[0] != rows:
         return "it takes one new token of each row"
-    if dim not in (64, 128, 256) or q.shape[1] // (kv_heads * dim) > _QUERIES:
-        return f"it has no heads of {dim} channels, {q.shape[1] // (kv_heads * dim)} of which share a key head"
-    if capacity > 2048 and rows * kv_heads * splits_for(rows, kv_heads, capacity, processors) < processors:
+    queries = q.shape[1] // (kv_heads * dim)
+    if dim not in (64, 128, 256) or queries > _QUERIES:
+        return f"it has no heads of {dim} channels, {queries} of which share a key head"
+    blocks = rows * kv_heads * splits_for(rows, kv_heads, capacity, processors)
+    if blocks < processors and (capacity > _LITTLE or queries > _ALONE):
         return f"{rows} × {kv_heads} key heads of {capacity} tokens are for more blocks than a cluster has"
     return why_not(q.device.index)
 

@@ -10,7 +10,7 @@ from hayless.kernels.int8.capacity import FEW
 @dataclass(frozen=True, slots=True)
 class Tiles:
     """What a program of the product takes: rows of W, tokens, columns at a time, its warps, how many columns' tiles are
-    on their way, and how many blocks of tokens share rows of W in the L2 cache. `tma`: by the copy engine of Hopper, where
+    on their way, and how many blocks of tokens share rows of W in the L2 cache. `tma`: by Hopper's copy engine, where
     there is one and 16 divides the width."""
 
     rows: int
@@ -30,6 +30,8 @@ def tiles_for(tokens: int, rows: int) -> Tiles:
         return Tiles(64, 16, 256, 4, 4) if rows >= 64 * 132 else Tiles(32, 16, 256, 2, 5)
     if tokens <= 64:
         return Tiles(64, 64, 128, 4, 4)
+    if rows <= 16384:
+        return Tiles(128, 128, 128, 4, 3, group=16, tma=True)
     return Tiles(128, 256, 128, 8, 4, tma=True)
 
 

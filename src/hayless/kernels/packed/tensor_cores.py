@@ -32,7 +32,7 @@ _TABLE_BYTES = 32 * 1024
 _STAGED = 16
 """Tokens whose x is copied to shared memory."""
 _STREAMED = 8
-"""Tokens whose products are `streamed`. Of more, that is faster only where it saves a norm's kernel or an activation's."""
+"""Tokens whose products with integers are `streamed`: more only where that saves a kernel for a norm or an activation."""
 MOST = 3
 """Matrices of one launch."""
 
@@ -78,7 +78,7 @@ def multiply(
     reason = unsupported(x, weight)
     if reason or isinstance(weight, Palette):
         raise NotSupported(f"The kernel for tensor cores cannot do this: {reason}.")
-    if tiles is None and len(x) <= _STREAMED and not streamed.unsupported(x, weight):
+    if tiles is None and _is_streamed(x, [weight]):
         streamed.stream(x, [Product(weight, bias, out)], add=add, overlap=overlap)
         return out
     tiles = tiles or _tiles_for(x, [weight])
@@ -115,14 +115,19 @@ def multiply_each(
 
     `gated`: of two products silu(first) · second is written, to the `out` of the first.
     """
-    fused = norm is not None or gated
-    if (fused or len(x) <= _STREAMED) and not any(streamed.unsupported(x, one.weight) for one in products):
+    if _is_streamed(x, [one.weight for one in products], fused=norm is not None or gated):
         streamed.stream(x, products, norm=norm, gated=gated, overlap=overlap)
         return
     tiles = _tiles_for(x, [one.weight for one in products])
     if gated and tiles.bands % 2:
         tiles = replace(tiles, bands=2)
     _launch(x, products, tiles, norm=norm, gated=gated)
+
+
+def _is_streamed(x: Tensor, weights: Sequence[Packed], *, fused: bool = False) -> bool:
+    if not fused and len(x) > _STREAMED and any(isinstance(weight, Integers) for weight in weights):
+        return False
+    return not any(streamed.unsupported(x, weight) for weight in weights)
 
 
 def _launch(
