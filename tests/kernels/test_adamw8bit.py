@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
 
 from hayless.kernels.adamw8bit import Moment, Step, move_reference
 from hayless.kernels.blockwise import map_on, quantize
@@ -28,15 +27,8 @@ def zeros(elements: int, block: int, coded: bool, signed: bool) -> Moment:
     return Moment(codes, torch.zeros(-(-elements // block), device=DEVICE))
 
 
-def moved(move, dtype: torch.dtype, gradients: list[Tensor], block: int, coded: bool) -> tuple[Tensor, list[Moment]]:
-    """Weight and moments after an update by each gradient."""
-    torch.manual_seed(1)
-    elements = len(gradients[0])
-    weight = torch.randn(elements).to(DEVICE, dtype)
-    moments = [zeros(elements, block, coded, signed) for signed in (True, False)]
-    for number, gradient in enumerate(gradients, 1):
-        move(weight, gradient.to(DEVICE, dtype), *moments, Step(number, 0.1, 0.2, (0.8, 0.9), 1e-3), block)
-    return weight, moments
+def copy(moment: Moment) -> Moment:
+    return Moment(moment.values.clone(), None if moment.scales is None else moment.scales.clone())
 
 
 @pytest.mark.parametrize("coded", [True, False])
@@ -46,19 +38,25 @@ def test_the_kernel_moves_as_plain_pytorch_does(kernels, elements, block, dtype,
     torch.manual_seed(0)
     gradients = [torch.randn(elements) ** 3 for _ in range(3)]
     gradients[0][: elements // 3] = 0
-    weight, found = moved(kernels.move, dtype, gradients, block, coded)
-    expected, wanted = moved(move_reference, dtype, gradients, block, coded)
-    # A quotient between two values may fall to either side, and moves a weight by another step then.
+    expected = torch.randn(elements).to(DEVICE, dtype)
+    wanted = [zeros(elements, block, coded, signed) for signed in (True, False)]
+    # A quotient between two values may fall to either side, and moves a weight by another step then; both begin each
+    # update with the same moments, or what is a step now would be several after the next one.
     few = 1 + 1e-3 * elements * coded
-    off = (weight - expected).abs() > TOLERANCE[dtype] * (1 + expected.abs())
-    assert weight.isfinite().all() and off.sum() < few
-    for one, other in zip(found, wanted, strict=True):
-        if not coded:
-            torch.testing.assert_close(one.values, other.values, rtol=1e-5, atol=1e-6)
-            continue
-        torch.testing.assert_close(one.scales, other.scales, rtol=1e-5, atol=0)
-        steps = (one.values.int() - other.values.int()).abs()
-        assert steps.max() <= 1 and (steps != 0).sum() <= few
+    for number, gradient in enumerate(gradients, 1):
+        weight, found = expected.clone(), [copy(one) for one in wanted]
+        step = Step(number, 0.1, 0.2, (0.8, 0.9), 1e-3)
+        kernels.move(weight, gradient.to(DEVICE, dtype), *found, step, block)
+        move_reference(expected, gradient.to(DEVICE, dtype), *wanted, step, block)
+        off = (weight - expected).abs() > TOLERANCE[dtype] * (1 + expected.abs())
+        assert weight.isfinite().all() and off.sum() < few
+        for one, other in zip(found, wanted, strict=True):
+            if not coded:
+                torch.testing.assert_close(one.values, other.values, rtol=1e-5, atol=1e-6)
+                continue
+            torch.testing.assert_close(one.scales, other.scales, rtol=1e-5, atol=0)
+            steps = (one.values.int() - other.values.int()).abs()
+            assert steps.max() <= 1 and (steps != 0).sum() <= few
 
 
 @pytest.mark.parametrize("signed", [True, False])

@@ -32,7 +32,7 @@ _TABLE_BYTES = 32 * 1024
 _STAGED = 16
 """Tokens whose x is copied to shared memory."""
 _STREAMED = 8
-"""Tokens whose products with integers are `streamed`: more only where that saves a kernel for a norm or an activation."""
+"""Tokens whose products with integers are `streamed`; more only where that saves a kernel, a norm's or a gate's."""
 MOST = 3
 """Matrices of one launch."""
 
