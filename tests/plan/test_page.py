@@ -363,10 +363,9 @@ class TestInBrowser:
         settled(view)
         assert "lora.rank = 99999 is not possible; allowed: 1 to" in view.locator("[id='lora.rank-error']").inner_text()
 
-    @pytest.mark.parametrize("scheme", ["light", "dark"])
-    @pytest.mark.parametrize(("width", "height"), [(1280, 900), (390, 844)])
+    @pytest.mark.parametrize(("width", "height", "scheme"), [(1280, 900, "light"), (390, 844, "dark")])
     def test_nothing_overflows_and_axe_finds_nothing(
-        self, browser: Browser, address: str, scheme: str, width: int, height: int
+        self, browser: Browser, address: str, width: int, height: int, scheme: str
     ) -> None:
         size = {"width": width, "height": height}
         with browsers.opened(browser, address, viewport=size, color_scheme=scheme) as view:

@@ -237,10 +237,9 @@ def test_a_phone_sorts_without_heads_and_its_tables_stay_tables(view: Page) -> N
         assert table.get_by_role("rowheader").count() == table.locator("tbody tr").count()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize(("width", "height"), [(1280, 900), (390, 844)])
+@pytest.mark.parametrize(("width", "height", "scheme"), [(1280, 900, "light"), (390, 844, "dark")])
 def test_nothing_overflows_and_axe_finds_nothing(
-    browser: Browser, address: str, scheme: str, width: int, height: int
+    browser: Browser, address: str, width: int, height: int, scheme: str
 ) -> None:
     context = browser.new_context(
         viewport={"width": width, "height": height}, color_scheme="dark" if scheme == "dark" else "light"
