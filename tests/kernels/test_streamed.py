@@ -13,6 +13,7 @@ import torch
 
 pytest.importorskip("triton", reason="triton is not installed")
 
+from hayless.core.errors import NotSupported
 from hayless.kernels.linear import Norm
 from hayless.kernels.packed import formats, streamed
 from hayless.kernels.packed.streamed import stream
@@ -85,6 +86,15 @@ def test_a_product(make, tiles):
         assert_near(out, wanted)
     else:  # x of sixteen bits: only the result is rounded
         torch.testing.assert_close(out.float(), wanted, rtol=2**-8, atol=1e-4 * float(wanted.abs().max()))
+
+
+@pytest.mark.parametrize("tokens", [1, 9])
+def test_tiles_that_leave_no_room_are_refused(tokens, monkeypatch):
+    monkeypatch.setattr(streamed, "_device", lambda x: (8, 100 * 1024))
+    weight, out = integers(20, 512, 4, 8, dtype=BF16), poisoned(tokens, 20, dtype=BF16)
+    x = torch.randn(tokens, 512).bfloat16()
+    with pytest.raises(NotSupported, match="no room in shared memory"):
+        stream(x, [formats.Product(weight, None, out)], tiles=StreamTiles(4, 16, 2))
 
 
 @pytest.mark.parametrize(("value", "wanted"), [(torch.nan, torch.nan), (torch.inf, torch.nan), (0, 0), (1e-38, 0)])

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from hayless.core.errors import NotSupported
 from hayless.kernels.compiled import Argument, compiled, launch, most_shared, why_not
 from hayless.kernels.linear import Norm
 from hayless.kernels.packed import codes
@@ -94,7 +95,7 @@ def stream(
 
     `gated`: of two products silu(first) · second is written, to the `out` of the first. With `add` it comes on top of
     what is there. With `overlap` weights are read while the kernel before, which must not write them, still runs, on
-    devices that can (sm_90).
+    devices that can (sm_90). NotSupported where `tiles` leave no room in shared memory.
     """
     weight, each = products[0].weight, 8 if gated else 16
     processors, room = _device(x)
@@ -111,6 +112,8 @@ def stream(
         source, name, tiles = _SEVERAL, "packed_stream_few", tiles or STREAM_OF_SEVERAL
         layout, several = _layout_of_several(weight, len(x), tiles, room), [ctypes.c_int(len(x))]
         more |= {"MIX": 2, "TILES": _tiles(x), "SPLITS": layout.splits, "CLUSTER": int(layout.splits > 1)}
+    if layout.stages < 1:
+        raise NotSupported(f"{tiles} leave no room in shared memory for weights on their way.")
     kernel = compiled((*_BEFORE, source), name, _definitions(x, weight, tiles, layout) | more, x.device.index)
     matrices, blocks = codes.matrices(products, each * tiles.bands, gated=gated)
     args += [matrices, ctypes.c_int(blocks), ctypes.c_int(add), *several]
