@@ -10,11 +10,6 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slow tests come first, or one worker has the slowest left when the others are done."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
-
-
 @pytest.fixture
 def exact_float32() -> Iterator[None]:
     """Matrix products of float32 on a GPU in float32, not in TF32."""
