@@ -1,4 +1,4 @@
-"""The CUDA C++ of one token's packed products on a CPU (see `emulation`; on a GPU `test_packed_gpu.py`)."""
+"""The CUDA C++ of packed products of up to 16 tokens on a CPU (see `emulation`; on a GPU `test_packed_gpu.py`)."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_several_normalized_and_gated(make, gated, tokens, monkeypatch):
     ("make", "tokens", "room"),
     [
         (lambda: integers(70, 1280, 4, 20, dtype=BF16), 16, 200),
-        (lambda: integers(150, 3328, 4, 26, dtype=BF16, twos_complement=True), 13, 108),  # 26 parts for four blocks
+        (lambda: integers(150, 3328, 4, 26, dtype=BF16, twos_complement=True), 13, 108),
         (lambda: integers(33, 768, 4, 1, dtype=BF16), 2, 200),
         (lambda: replace(integers(33, 2048, 8, 1, twos_complement=True), divisor=127), 16, 108),
         (lambda: integers(40, 1088, 8, 34, dtype=BF16), 9, 108),  # 17 for two
@@ -152,7 +152,7 @@ def test_several_normalized_and_gated(make, gated, tokens, monkeypatch):
     ],
 )
 def test_several_tokens(make, tokens, room, monkeypatch):
-    """Alone, by clusters of two and of four blocks: with little room, rows are cut into as many parts."""
+    """By one block and by clusters of two: with little room, columns are cut into as many parts."""
     monkeypatch.setattr(streamed, "_device", lambda x: (16, room * 1024))
     weight = make()
     rows, width = weight.shape

@@ -27,6 +27,7 @@ from hayless.decode.products import (
 from hayless.decode.program import Layer, Program
 from hayless.kernels import clustered_attention as clustered
 from hayless.kernels.attention import Scratch, decode_attention, splits_for
+from hayless.kernels.compiled import is_recent
 from hayless.kernels.invariant import SPLITS, linear
 from hayless.kernels.linear import FEW, Norm, few, gemv, rms_norm, swiglu
 
@@ -75,8 +76,7 @@ class KernelPass:
         self._invariant = invariant
         self.fused = small and program.plain and not invariant
         self._packed = program.packed and tokens <= FEW_PACKED and not invariant
-        recent = cuda and torch.cuda.get_device_capability(device) >= (9, 0)
-        self.overlap = recent and (self.fused or self._packed)
+        self.overlap = is_recent(self.x) and (self.fused or self._packed)
         self._small = small
         self._clusters = 0
         if isinstance(cache, StaticCache) and not invariant:

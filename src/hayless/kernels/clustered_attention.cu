@@ -215,12 +215,7 @@ extern "C" __global__ void ONE_CLUSTER __launch_bounds__(WARPS * 32) clustered_a
             if (lane == 0) put(slot + DIM, f.top), put(slot + DIM + 1, f.total);
         }
     }
-#if CLUSTER
-    arrive_in_cluster();
-    wait_for_cluster();
-#else
-    __syncthreads();
-#endif
+    wait_for_all();
     for (int j = split; j < QUERIES; j += SPLITS) {
         const float* const first = parts + j / SPLITS * (DIM + 2);
         const int apart = JOINED * (DIM + 2);

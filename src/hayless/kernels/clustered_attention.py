@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hayless.kernels.compiled import Argument, compiled, launch, why_not
+from hayless.kernels.compiled import Argument, compiled, is_recent, launch, why_not
 from hayless.kernels.linear import Norm
 
 _SOURCES = (Path(__file__).with_name("clustered_attention.cu"),)
@@ -27,7 +27,7 @@ def unsupported(q: Tensor, k_cache: Tensor, processors: int) -> str:
     """Why the kernel cannot or should not attend queries (rows, heads·dim) to a cache (rows, kv_heads, capacity, dim),
     in words; empty where it can, and its blocks fill the processors or have little to read."""
     rows, kv_heads, capacity, dim = k_cache.shape
-    if not q.is_cuda or torch.version.cuda is None or torch.cuda.get_device_capability(q.device) < (9, 0):
+    if torch.version.cuda is None or not is_recent(q):
         return "it needs an NVIDIA GPU of compute capability 9.0 or newer"
     if q.dtype not in (torch.float16, torch.bfloat16) or k_cache.dtype is not q.dtype:
         return f"it reads fp16 and bf16, not {q.dtype} and {k_cache.dtype}"

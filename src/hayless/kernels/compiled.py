@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from hayless.kernels.driver import call
 
@@ -51,6 +52,11 @@ class _Config(ctypes.Structure):
         ("attributes", ctypes.POINTER(_Attribute)),
         ("count", ctypes.c_uint),
     )
+
+
+def is_recent(x: Tensor) -> bool:
+    """Whether x is on a device that has clusters of blocks, launches that overlap and a copy engine (sm_90)."""
+    return x.is_cuda and torch.cuda.get_device_capability(x.device) >= (9, 0)
 
 
 @cache

@@ -146,6 +146,16 @@ __device__ __forceinline__ float sum_of_rows(float v) {
 }
 // -- end of instructions
 
+// All threads of the cluster, or of the block where that is alone, wait for each other.
+__device__ __forceinline__ void wait_for_all() {
+#if CLUSTER
+    arrive_in_cluster();
+    wait_for_cluster();
+#else
+    __syncthreads();
+#endif
+}
+
 __device__ __forceinline__ float brain_to_float(u16 v) { return __uint_as_float((u32)v << 16); }
 
 __device__ __forceinline__ float widened(u16 v) {

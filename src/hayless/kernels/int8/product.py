@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from hayless.kernels.compiled import is_recent
 from hayless.kernels.int8.capacity import capacity_of
 from hayless.kernels.int8.rows import picked, quantize
 from hayless.kernels.int8.tiles import Tiles, tiles_for
@@ -96,8 +97,7 @@ def product(
     found = quantize(x, threshold, capacity=capacity_of(tokens, width))
     kept = picked(weight, found)
     out = torch.empty(tokens, rows, dtype=x.dtype, device=x.device)
-    recent = not x.is_cuda or torch.cuda.get_device_capability(x.device) >= (9, 0)
-    tma = tiles.tma and recent and width % 16 == 0
+    tma = tiles.tma and (is_recent(x) or not x.is_cuda) and width % 16 == 0
     _product[(triton.cdiv(rows, tiles.rows) * triton.cdiv(tokens, tiles.tokens),)](
         found.codes,
         weight,

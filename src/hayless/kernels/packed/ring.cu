@@ -124,6 +124,14 @@ struct Ring {
     }
 };
 
+#if SCALE == 3
+// What scales' codes stand for, of each matrix.
+__device__ __forceinline__ void fill(float (*seconds)[256], const Matrices& matrices) {
+    for (int i = threadIdx.x; i < 256 * MATRICES; i += WARPS * 32)
+        seconds[i / 256][i % 256] = matrices.at[i / 256].second_table[i % 256];
+}
+#endif
+
 // The scale of a sum of a step's part, of a row of a tile: `stage` has what was copied, `group` is the first of the step.
 __device__ __forceinline__ float scale_of(
     const u8* stage, int row, int part, int mix, int group, const Matrices& matrices, int tile, const float (*seconds)[256]) {

@@ -69,8 +69,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) packed_stream(
     fill((u32*)shared, matrices.at[0].table, 64);
 #endif
 #if SCALE == 3
-    for (int i = threadIdx.x; i < 256 * MATRICES; i += WARPS * 32)
-        seconds[i / 256][i % 256] = matrices.at[i / 256].second_table[i % 256];
+    fill(seconds, matrices);
 #endif
     if (threadIdx.x < ZEROS / 16) ((uint4*)zeros)[threadIdx.x] = {};
     uint4 read[PREPARED] = {};

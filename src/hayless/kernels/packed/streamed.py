@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hayless.core.errors import NotSupported
-from hayless.kernels.compiled import Argument, compiled, launch, most_shared, why_not
+from hayless.kernels.compiled import Argument, compiled, is_recent, launch, most_shared, why_not
 from hayless.kernels.linear import Norm
 from hayless.kernels.packed import codes
 from hayless.kernels.packed.formats import Integers, Packed, Palette, Product, Table
@@ -76,7 +76,7 @@ def unsupported(x: Tensor, weight: Packed) -> str:
         found = [_layout_of_several(weight, len(x), STREAM_OF_SEVERAL, room)]
     if min(one.stages for one in found) < 2:
         return f"{width} columns do not fit into shared memory"
-    if found[0].splits > 1 and torch.cuda.get_device_capability(x.device) < (9, 0):
+    if found[0].splits > 1 and not is_recent(x):
         return f"{width} columns of {len(x)} tokens need clusters of blocks"
     return why_not(x.device.index)
 
@@ -99,7 +99,7 @@ def stream(
     """
     weight, each = products[0].weight, 8 if gated else 16
     processors, room = _device(x)
-    overlap = overlap and torch.cuda.get_device_capability(x.device) >= (9, 0)
+    overlap = overlap and is_recent(x)
     more = {"MATRICES": len(products), "NORM": int(norm is not None), "GATED": int(gated), "OVERLAP": int(overlap)}
     gain, eps = (x, 0.0) if norm is None else (norm.gain, norm.eps)
     args: list[Argument] = [ctypes.c_void_p(x.data_ptr()), ctypes.c_void_p(gain.data_ptr()), ctypes.c_float(eps)]
@@ -111,7 +111,7 @@ def stream(
     else:
         source, name, tiles = _SEVERAL, "packed_stream_few", tiles or STREAM_OF_SEVERAL
         layout, several = _layout_of_several(weight, len(x), tiles, room), [ctypes.c_int(len(x))]
-        more |= {"MIX": 2, "TILES": _tiles(x), "SPLITS": layout.splits, "CLUSTER": int(layout.splits > 1)}
+        more |= {"MIX": 2, "TILES": -(-len(x) // 8), "SPLITS": layout.splits, "CLUSTER": int(layout.splits > 1)}
     if layout.stages < 1:
         raise NotSupported(f"{tiles} leave no room in shared memory for weights on their way.")
     kernel = compiled((*_BEFORE, source), name, _definitions(x, weight, tiles, layout) | more, x.device.index)
@@ -170,10 +170,6 @@ def _layout_of_several(weight: Integers | Table, tokens: int, tiles: StreamTiles
         if stages >= _ENOUGH_STAGES:
             return found[-1]
     return max(found, key=lambda one: one.stages)
-
-
-def _tiles(x: Tensor) -> int:
-    return -(-len(x) // 8)
 
 
 def _is_whole(weight: Integers | Table, run: int) -> bool:

@@ -56,8 +56,7 @@ extern "C" __global__ void ONE_CLUSTER __launch_bounds__(WARPS * 32) packed_stre
     fill((u32*)shared, matrices.at[0].table, 32);
 #endif
 #if SCALE == 3
-    for (int i = threadIdx.x; i < 256 * MATRICES; i += WARPS * 32)
-        seconds[i / 256][i % 256] = matrices.at[i / 256].second_table[i % 256];
+    fill(seconds, matrices);
 #endif
 #if OVERLAP
     wait_for_previous();
@@ -96,8 +95,7 @@ extern "C" __global__ void ONE_CLUSTER __launch_bounds__(WARPS * 32) packed_stre
     __syncthreads();
 #if NORM
 #if CLUSTER
-    arrive_in_cluster();
-    wait_for_cluster();
+    wait_for_all();
 #endif
     if (threadIdx.x < TOKENS) {
 #if CLUSTER

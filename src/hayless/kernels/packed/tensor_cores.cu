@@ -415,12 +415,7 @@ extern "C" __global__ void ONE_CLUSTER __launch_bounds__(WARPS * 32) packed_line
         *sum = y;
 #endif
     }
-#if CLUSTER
-    arrive_in_cluster();
-    wait_for_cluster();
-#else
-    __syncthreads();
-#endif
+    wait_for_all();
 #if CLUSTER || SPLITS == 1
     // Of a cluster, the blocks' sums in their order, each block a part of them.
     const auto result = [&](int token, int row) {
@@ -446,7 +441,6 @@ extern "C" __global__ void ONE_CLUSTER __launch_bounds__(WARPS * 32) packed_line
     }
 #endif
 #if CLUSTER
-    arrive_in_cluster();  // a block's shared memory goes with it
-    wait_for_cluster();
+    wait_for_all();  // a block's shared memory goes with it
 #endif
 }

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from hayless.core.errors import NotSupported
 from hayless.core.packing import FEW
-from hayless.kernels.compiled import Argument, compiled, launch, why_not
+from hayless.kernels.compiled import Argument, compiled, is_recent, launch, why_not
 from hayless.kernels.linear import Norm
 from hayless.kernels.packed import codes, streamed
 from hayless.kernels.packed.formats import Integers, Packed, Palette, Product, Table
@@ -82,7 +82,7 @@ def multiply(
         streamed.stream(x, [Product(weight, bias, out)], add=add, overlap=overlap)
         return out
     tiles = tiles or _tiles_for(x, [weight])
-    split = tiles.splits > 1 and not _has_clusters(x)
+    split = tiles.splits > 1 and not is_recent(x)
     if not split:
         _launch(x, [Product(weight, bias, out)], tiles, add=add)
         return out
@@ -105,7 +105,7 @@ def in_one_launch(x: Tensor, weights: Sequence[Integers | Table], *, normed: boo
         return False
     tiles = _tiles_for(x, weights)
     forms = {tuple(definitions(x, weight, tiles).items()) for weight in weights}
-    return len(forms) == 1 and (tiles.splits == 1 or _has_clusters(x))
+    return len(forms) == 1 and (tiles.splits == 1 or is_recent(x))
 
 
 def multiply_each(
@@ -140,7 +140,7 @@ def _launch(
     gated: bool = False,
 ) -> None:
     weight = products[0].weight
-    more = {"CLUSTER": int(tiles.splits > 1 and _has_clusters(x)), "MATRICES": len(products)}
+    more = {"CLUSTER": int(tiles.splits > 1 and is_recent(x)), "MATRICES": len(products)}
     more |= {"NORM": int(norm is not None), "GATED": int(gated)}
     defined = definitions(x, weight, tiles) | more
     kernel = compiled(_SOURCES, "packed_linear", defined, x.device.index)
@@ -156,10 +156,6 @@ def _launch(
 def _tiles_for(x: Tensor, weights: Sequence[Integers | Table]) -> CoreTiles:
     rows, width = sum(weight.shape[0] for weight in weights), weights[0].shape[1]
     return core_tiles_for(len(x), rows, width, codes.bits(weights[0]))
-
-
-def _has_clusters(x: Tensor) -> bool:
-    return x.is_cuda and torch.cuda.get_device_capability(x.device) >= (9, 0)
 
 
 def definitions(x: Tensor, weight: Integers | Table, tiles: CoreTiles) -> dict[str, int]:
