@@ -71,6 +71,11 @@ SPEC = Spec(
                     "hayless, 8-bit floats, compiled by block",
                     partial(_hayless, compile=True, memory=["float8_linears"]),
                 ),
+                Contender(
+                    "hayless, 8-bit floats, fused kernels, chunked loss",
+                    partial(_hayless, memory=["float8_linears", "fused_kernels", "chunked_loss"]),
+                    needs=("triton",),
+                ),
             ],
             # Products keep 3 bits of mantissa: gradient norms differ by more than those of 16 bits do.
             off=0.1,

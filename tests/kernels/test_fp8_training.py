@@ -7,6 +7,7 @@ import torch
 
 from hayless.core.errors import NotSupported
 from hayless.core.registry import configure, method_of
+from hayless.kernels import fp8_training
 from hayless.kernels.fp8 import rows_quantized
 from hayless.kernels.fp8_training import fp8_linear, fp8_linear_reference
 from hayless.methods.memory import eight_bits
@@ -66,6 +67,33 @@ def test_models(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = model.eval()(ids).logits
     with method_of(FLOAT8).load().install(model, FLOAT8):
         assert torch.equal(model(ids).logits, expected)
+
+
+def test_checkpointing_that_keeps_products_keeps_these(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then what runs again multiplies no 8-bit floats, and gradients keep their bits."""
+    monkeypatch.setattr(eight_bits, "check_device", lambda device: None)
+    model = tiny.model("llama")
+    expected = gradients(model, [FLOAT8])
+    multiplied: list[int] = []
+    real = fp8_training.product
+    monkeypatch.setattr(fp8_training, "product", lambda *each: multiplied.append(1) or real(*each))
+    counts = []
+    for memory in ([FLOAT8], [FLOAT8, configure("checkpointing", keep="products")]):
+        multiplied.clear()
+        found = gradients(model, memory)
+        assert all(torch.equal(found[name], gradient) for name, gradient in expected.items())
+        counts.append(len(multiplied))
+    assert counts[0] == counts[1] > 0
+
+
+def test_compiled_layers_have_the_same_gradients() -> None:
+    torch.manual_seed(0)
+    leaves = [each.to(DEVICE).requires_grad_() for each in (torch.randn(6, 32), torch.randn(48, 32) / 6)]
+    slope = torch.randn(6, 48, device=DEVICE)
+    expected = torch.autograd.grad(fp8_linear(*leaves, None), leaves, slope)
+    found = torch.autograd.grad(torch.compile(fp8_linear)(*leaves, None), leaves, slope)
+    for each, plain in zip(found, expected, strict=True):
+        assert (each - plain).norm() <= 1e-5 * plain.norm()
 
 
 def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,10 +53,11 @@ def test_a_run_ends_near_the_plain_one(names: tuple[str, ...], precision: str, c
     assert losses[1] == pytest.approx(losses[0], rel=1e-4 if precision == "fp32" else 1e-2)
 
 
-def test_float8_learns(tmp_path: Any) -> None:
+@pytest.mark.parametrize("compile", [False, True])
+def test_float8_learns(compile: bool, tmp_path: Any) -> None:
     """One batch again and again, by products of 8-bit floats."""
     model = tiny.model("llama").cuda()
-    options = {"precision": "bf16", "steps": 30, "log_every": 1, "batches": source.Random(period=1)}
+    options = {"precision": "bf16", "steps": 30, "log_every": 1, "batches": source.Random(period=1), "compile": compile}
     run = source.trainer(tmp_path, model=model, memory=[configure("float8_linears")], **options)
     result, lines = run.run(), source.lines(tmp_path, "train")
     assert result.loss < 0.5 * lines[0]["loss"]

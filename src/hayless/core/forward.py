@@ -85,10 +85,11 @@ class Run:
         return self._scaled(self._beside.add(self, x, out, module, layer), module, SCALE_OUT, layer)
 
     def _float8(self, x: Tensor, weight: Tensor, bias: Tensor | None, tokens: int, shape: tuple[int, int]) -> Tensor:
-        """A product of 8-bit floats: codes of both factors, forward and backward, where W is transposed before."""
+        """A product of 8-bit floats: codes of both factors, forward and backward, where hosts transpose W before."""
         tape, (out, width) = self.tape, shape
         forward = tokens * width + out * width + 4 * (tokens + out)
-        backward = tokens * out + out * width + 4 * (tokens + width) + weight.bytes
+        backward = tokens * out + out * width + 4 * (tokens + width)
+        backward += 0 if self.shape.device == "cuda" else weight.bytes
         x = tape.cast(x, self.shape.arithmetic or x.dtype)
         with tape.unfused():
             return tape.linear(x, weight, bias, tokens, shape, Packed(forward, backward, numbers="float8_e4m3fn"))

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 from transformers import PreTrainedModel
 
 from hayless.core.tape import Kept
+from hayless.kernels import fp8_training
 from hayless.methods.memory.checkpointing import CheckpointingConfig
 from hayless.train.blocks import Forward, blocks, mark_recomputed, wrapped
 
@@ -27,7 +28,7 @@ _ATTENTION = (
     "torch_attn::_varlen_attn",
 )
 """What fused attention comes to, by device, dtype and kind of mask."""
-_PRODUCTS = ("aten::mm", "aten::addmm", "aten::_grouped_mm", "aten::_scaled_mm")
+_PRODUCTS = ("aten::mm", "aten::addmm", "aten::_grouped_mm", "aten::_scaled_mm", fp8_training.PRODUCT)
 """What a product with a weight comes to. (Scores that are written down are `bmm`: too large to keep.)"""
 
 
