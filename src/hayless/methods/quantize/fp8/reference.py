@@ -22,12 +22,13 @@ def nearest(value: float) -> float:
 
 
 def quantized(x: Tensor) -> Tensor:
-    """Each row of x (rows, width) in units of its largest magnitude over 448, rounded to e4m3, and back."""
+    """Each row of x (rows, width) times one over its scale, rounded to e4m3, and back. A row's scale is its largest
+    magnitude over 448. All of that is float32, so that what lies between two numbers goes where it goes elsewhere."""
     rows = []
-    for row in x:
-        scale = float(row.abs().max()) / 448 or 1.0
-        rows.append(torch.tensor([nearest(float(value) / scale) * scale for value in row], dtype=x.dtype))
-    return torch.stack(rows)
+    for row in x.float():
+        scale = row.abs().max() / 448 if row.any() else torch.ones(())
+        rows.append([nearest(float(value)) * float(scale) for value in row * (1 / scale)])
+    return torch.tensor(rows, dtype=x.dtype)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
