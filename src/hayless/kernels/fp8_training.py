@@ -5,9 +5,8 @@ The weight stays as it is. Each product quantizes both factors anew, with a scal
 own gradient gᵀ·x, which is summed over many updates, is computed in x's dtype, as torchao's recipe
 `rowwise_with_gw_hp` does. Shapes: n tokens, i in, o out.
 
-Both products are operators of PyTorch's library, which torch.compile takes whole. As a `torch.autograd.Function` they
-had no gradient when compiled: PyTorch says of its kernel that its result has none, and the compiler (2.11) believes it
-of all that the function returns.
+Both products are operators with gradients of their own, which torch.compile takes whole: code that PyTorch 2.11 compiled
+of a `torch.autograd.Function` around them had no gradient on a GPU.
 """
 
 from __future__ import annotations
