@@ -22,7 +22,7 @@ _EXACT = {"enable_fp_fusion": False}
 
 @triton.jit
 def _codes(x, scale):
-    """Bytes of e4m3 nearest to x / scale, of two the even one; what is no number stays none."""
+    """Bytes of the e4m3 nearest to x · (1 / scale), of two the even one; what is no number stays none."""
     quotient = x * tl.div_rn(1.0, scale)
     sign = (quotient.to(tl.int32, bitcast=True) >> 24) & 0x80
     size = tl.abs(quotient)

@@ -5,8 +5,8 @@ The weight stays as it is. Each product quantizes both factors anew, with a scal
 own gradient gᵀ·x, which is summed over many updates, is computed in x's dtype, as torchao's recipe
 `rowwise_with_gw_hp` does. Shapes: n tokens, i in, o out.
 
-Both products are operators with gradients of their own, which torch.compile takes whole: code that PyTorch 2.11 compiled
-of a `torch.autograd.Function` around them had no gradient on a GPU.
+Both products are operators with gradients of their own, which torch.compile takes whole: of a `torch.autograd.Function`
+around them PyTorch 2.11 compiled no gradient on a GPU.
 """
 
 from __future__ import annotations
