@@ -111,8 +111,10 @@ def test_seconds_are_a_budget_over_all_attempts(tmp_path: Path) -> None:
 def test_stopping_a_study_ends_its_rows_and_it_goes_on_later(tmp_path: Path, number: signal.Signals) -> None:
     found = study(tmp_path, ("quick", recipe("works")), ("slow", recipe("sleeps")))
     (tmp_path / "study.yaml").write_text(yaml.write(found.model_dump(mode="json", exclude_none=True)), encoding="utf-8")
+    # What a shell starts in the background is deaf to SIGINT, and so would be what it starts.
     code = (
-        "import sys; from pathlib import Path; from hayless.study import process, runner, schema;"
+        "import signal; from pathlib import Path; from hayless.study import process, runner, schema;"
+        "signal.signal(signal.SIGINT, signal.default_int_handler);"
         f"process.COMMAND = {STAND_IN!r};"
         f"runner.run(schema.load(Path({str(tmp_path / 'study.yaml')!r})))"
     )
