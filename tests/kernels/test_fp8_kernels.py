@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 
@@ -16,18 +14,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPES = [torch.float32, torch.bfloat16] if DEVICE.type == "cuda" else [torch.float32, torch.float16]
 SHAPES = [(1, 1), (3, 7), (5, 64), (70, 33), (64, 129)]
 
-
-@pytest.fixture(autouse=True)
-def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory that kernels get is full of what nobody should read."""
-    empty = torch.empty
-
-    def full(*shape: Any, **options: Any) -> torch.Tensor:
-        found = empty(*shape, **options)
-        return found.fill_(torch.nan if found.is_floating_point() else 77)
-
-    monkeypatch.setattr(torch, "empty", full)
-    torch.manual_seed(0)
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 
 def _agree(x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor) -> None:

@@ -5,8 +5,6 @@ In Triton's interpreter on a CPU, on a GPU also in bf16. What they must write is
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 
@@ -31,18 +29,7 @@ CASES = [
 ]
 """Tokens, width, rows of W, outlying columns: with few tokens, with many, and with more columns than have room."""
 
-
-@pytest.fixture(autouse=True)
-def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory that kernels get is full of NaN, or of numbers that nobody should read."""
-    empty = torch.empty
-
-    def full(*shape: Any, **options: Any) -> torch.Tensor:
-        found = empty(*shape, **options)
-        return found.fill_(torch.nan if found.is_floating_point() else 77)
-
-    monkeypatch.setattr(torch, "empty", full)
-    torch.manual_seed(0)
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 
 def _input(tokens: int, width: int, outliers: int, dtype: torch.dtype) -> torch.Tensor:
