@@ -18,9 +18,9 @@ LARGEST = 448.0
 CAPABILITY = (8, 9)
 """The compute capability from which on tensor cores multiply e4m3."""
 
-_EVEN = 16
+EVEN = 16
 """Both widths of W must be a multiple of this for the kernel."""
-_LEAST = 2.0**-120
+LEAST = 2.0**-120
 """No scale is smaller, so that one over it is a number; rows below 10⁻³³ get fewer bits."""
 _SHRINK = 1 / 512
 """A power of two that keeps products of codes within the range of float16."""
@@ -33,7 +33,7 @@ def rows_quantized(x: Tensor) -> tuple[Tensor, Tensor]:
     if kernels is None or not 0 < width <= kernels.WIDEST:
         scale = _scale(x, -1)
         return _plain(x, scale[..., None]), scale
-    codes, scale = kernels.rows_quantized(x.reshape(-1, width).contiguous(), _LEAST)
+    codes, scale = kernels.rows_quantized(x.reshape(-1, width).contiguous())
     return codes.view(DTYPE).view(x.shape), scale.view(x.shape[:-1])
 
 
@@ -51,7 +51,7 @@ def _scale(x: Tensor, dim: int) -> Tensor:
     if not x.shape[dim]:
         return torch.ones_like(x.sum(dim), dtype=torch.float32)
     largest = torch.linalg.vector_norm(x, float("inf"), dim=dim).float()
-    return torch.where(largest == 0, 1.0, (largest / LARGEST).clamp_min(_LEAST))
+    return torch.where(largest == 0, 1.0, (largest / LARGEST).clamp_min(LEAST))
 
 
 def _plain(x: Tensor, scale: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ def has_kernel(x: Tensor, weight: Tensor) -> bool:
     """Whether PyTorch's kernel multiplies these: 16 bits, whose results are rounded to bf16, on a GPU that has e4m3."""
     if not (x.is_cuda and x.numel() and x.dtype in (torch.bfloat16, torch.float16)) or torch.version.hip is not None:
         return False
-    even = all(width % _EVEN == 0 for width in weight.shape)
+    even = all(width % EVEN == 0 for width in weight.shape)
     return even and torch.cuda.get_device_capability(x.device) >= CAPABILITY
 
 

@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hayless.kernels.fp8 import LARGEST, LEAST
+
 WIDEST = 65536
 """Rows up to this width fit into one program."""
 
@@ -21,9 +23,8 @@ _EXACT = {"enable_fp_fusion": False}
 
 
 @triton.jit
-def _codes(x, scale):
-    """Bytes of the e4m3 nearest to x · (1 / scale), of two the even one; what is no number stays none."""
-    quotient = x * tl.div_rn(1.0, scale)
+def _codes(quotient):
+    """Bytes of the nearest e4m3, of two the even one; what is no number stays none."""
     sign = (quotient.to(tl.int32, bitcast=True) >> 24) & 0x80
     size = tl.abs(quotient)
     bits = size.to(tl.int32, bitcast=True)
@@ -36,18 +37,18 @@ def _codes(x, scale):
 
 
 @triton.jit
-def _rows(x_ptr, codes_ptr, scale_ptr, width, LEAST: tl.constexpr, WIDTH: tl.constexpr):
+def _rows(x_ptr, codes_ptr, scale_ptr, width, LARGEST: tl.constexpr, LEAST: tl.constexpr, WIDTH: tl.constexpr):
     """One program a row."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, WIDTH)
     inside = column < width
     x = tl.load(x_ptr + row * width + column, mask=inside, other=0.0).to(tl.float32)
     largest = tl.max(tl.abs(x), 0)
-    scale = tl.where(largest == 0.0, 1.0, tl.maximum(tl.div_rn(largest, 448.0), LEAST))
+    scale = tl.where(largest == 0.0, 1.0, tl.maximum(tl.div_rn(largest, LARGEST), LEAST))
     # The largest of numbers passes over what is none.
     scale = tl.where(tl.max((x != x).to(tl.int32), 0) > 0, float("nan"), scale)
     tl.store(scale_ptr + row, scale)
-    tl.store(codes_ptr + row * width + column, _codes(x, scale), mask=inside)
+    tl.store(codes_ptr + row * width + column, _codes(x * tl.div_rn(1.0, scale)), mask=inside)
 
 
 @triton.jit
@@ -58,20 +59,19 @@ def _columns(w_ptr, scale_ptr, codes_ptr, rows, columns, TILE: tl.constexpr):
     inside = (row < rows)[:, None] & (column < columns)[None, :]
     w = tl.load(w_ptr + row[:, None] * columns + column[None, :], mask=inside, other=0.0).to(tl.float32)
     scale = tl.load(scale_ptr + column, mask=column < columns, other=1.0)
-    codes = tl.trans(_codes(w, tl.broadcast_to(scale[None, :], (TILE, TILE))))
+    codes = tl.trans(_codes(w * tl.div_rn(1.0, scale)[None, :]))
     tl.store(codes_ptr + column[:, None] * rows + row[None, :], codes, mask=tl.trans(inside))
 
 
-def rows_quantized(x: Tensor, least: float) -> tuple[Tensor, Tensor]:
-    """Codes of x (n, width), contiguous and up to `WIDEST` wide, as bytes, and each row's scale (n,) float32, at
-    `least` so large unless a row is 0."""
+def rows_quantized(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes of x (n, width), contiguous and up to `WIDEST` wide, as bytes, and each row's scale (n,) float32."""
     rows, width = x.shape
     codes = torch.empty((rows, width), dtype=torch.uint8, device=x.device)
     scale = torch.empty((rows,), dtype=torch.float32, device=x.device)
     if rows:
         padded = triton.next_power_of_2(width)
         warps = min(16, max(1, padded // 1024))
-        _rows[(rows,)](x, codes, scale, width, LEAST=least, WIDTH=padded, num_warps=warps, **_EXACT)
+        _rows[(rows,)](x, codes, scale, width, LARGEST=LARGEST, LEAST=LEAST, WIDTH=padded, num_warps=warps, **_EXACT)
     return codes, scale
 
 

@@ -10,12 +10,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hayless.core.errors import NotSupported
-from hayless.kernels.fp8 import CAPABILITY
+from hayless.kernels.fp8 import CAPABILITY, EVEN
 from hayless.kernels.fp8_training import fp8_linear
 from hayless.methods.memory.float8_linears import Float8LinearsConfig
 from hayless.train.blocks import Forward, blocks, wrapped
-
-_EVEN = 16
 
 
 class Float8Linears:
@@ -37,10 +35,10 @@ class Float8Linears:
                 f"The blocks of {type(model).__name__} have no linear layers that float8_linears serves."
             )
         for layer in chosen:
-            if layer.in_features % _EVEN or layer.out_features % _EVEN:
+            if layer.in_features % EVEN or layer.out_features % EVEN:
                 raise NotSupported(
                     f"{names[layer]} is {layer.out_features} × {layer.in_features}; 8-bit products take multiples of"
-                    f" {_EVEN}.",
+                    f" {EVEN}.",
                     hint="Take float8_linears out of memory.",
                 )
         return wrapped([*chosen], _eight_bits)
