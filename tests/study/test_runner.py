@@ -149,13 +149,13 @@ def _sleeper(folder: Path) -> int:
 
 def test_rows_run_at_once_only_where_memory_allows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [(f"row-{number}", {**recipe("works", number), "device": "cpu"}) for number in range(3)]
+    monkeypatch.setattr(runner.machine, "free_memory_bytes", lambda: 10**12)
     quietly(study(tmp_path / "roomy", *rows, parallel=3))
     roomy = [outcome.at_once for outcome in read_outcomes(tmp_path / "roomy").rows]
     assert roomy == [1, 2, 2]  # the first shows what a row needs
     remark = read_study(tmp_path / "roomy").records[1].remark
     assert remark == "Times were disturbed: up to 2 rows ran at once."
-    little = type("Memory", (), {"available": 1})
-    monkeypatch.setattr(runner.psutil, "virtual_memory", lambda: little)
+    monkeypatch.setattr(runner.machine, "free_memory_bytes", lambda: 1)
     quietly(study(tmp_path / "tight", *rows, parallel=3))
     assert [outcome.at_once for outcome in read_outcomes(tmp_path / "tight").rows] == [1, 1, 1]
 

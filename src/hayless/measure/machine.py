@@ -89,17 +89,22 @@ def memory_bytes() -> int:
     return min(total, limit) if limit else total
 
 
-def resources() -> Resources:
-    """What is free now, for whoever starts processes. CUDA devices are asked, which makes a context on each."""
+def free_memory_bytes() -> int:
+    """Bytes of memory this process may still take: what the machine has free, and its control group allows."""
     free = int(psutil.virtual_memory().available)
     limit, used = _group_number("memory.max"), _group_number("memory.current")
     if limit and used is not None:
         free = min(free, max(0, limit - used + _reclaimable()))
+    return free
+
+
+def resources() -> Resources:
+    """What is free now, for whoever starts processes. CUDA devices are asked, which makes a context on each."""
     accelerators = {}
     for number in range(torch.cuda.device_count()):
         with contextlib.suppress(RuntimeError):  # a device that is full or lost has nothing to give
             accelerators[number] = int(torch.cuda.mem_get_info(number)[0])
-    return Resources(free, accelerators, cores())
+    return Resources(free_memory_bytes(), accelerators, cores())
 
 
 def version(package: str) -> str | None:
@@ -148,7 +153,7 @@ def _measure_copy(device: torch.device) -> float:
     if device.type == "cuda":
         size = min(size, torch.cuda.mem_get_info(device)[0] // 8)
     else:
-        size = min(size, resources().memory_bytes // 8)
+        size = min(size, free_memory_bytes() // 8)
     source = torch.ones(max(1, size // 4), dtype=torch.float32, device=device)
     target = torch.empty_like(source)
     return 2 * source.nbytes / _median_seconds(lambda: target.copy_(source), device)

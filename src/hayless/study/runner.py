@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-import psutil
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
@@ -26,6 +25,7 @@ from rich.text import Text
 from hayless.core import atomic
 from hayless.core.errors import FileDamaged, HaylessError
 from hayless.core.units import format_seconds
+from hayless.measure import machine
 from hayless.recipe import yaml
 from hayless.recipe.folder import RunFolder, digest
 from hayless.recipe.load import load as load_recipe
@@ -206,7 +206,7 @@ class _Runner:
             max(0, max(other.floor_bytes, self.largest) - process.resident_bytes())
             for other, process in self.running.values()
         )
-        return psutil.virtual_memory().available > _HEADROOM * (expected + growing)
+        return machine.free_memory_bytes() > _HEADROOM * (expected + growing)
 
     def _collect(self) -> None:
         for slug, (job, process) in list(self.running.items()):

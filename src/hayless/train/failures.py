@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import psutil
 import torch
 from transformers import PreTrainedModel
 
 from hayless.core.errors import RequestError, WorkError
 from hayless.core.units import format_bytes
+from hayless.measure.machine import memory_bytes
 from hayless.measure.memory import ran_out
 from hayless.train.settings import TrainSettings
 
@@ -50,7 +50,7 @@ def _out_of_memory(
         there = torch.cuda.get_device_properties(model.device).total_memory
         peak = f", of which {format_bytes(torch.cuda.max_memory_allocated(model.device))} were in use"
     else:
-        there, peak = psutil.virtual_memory().total, ""
+        there, peak = memory_bytes(), ""
     weights = sum(parameter.nbytes for parameter in model.parameters())
     gradients = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
     predicted = f" {format_bytes(predicted_bytes)} were predicted." if predicted_bytes is not None else ""
