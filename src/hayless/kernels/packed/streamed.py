@@ -29,7 +29,7 @@ _SHARED = 200 * 1024
 """Bytes of shared memory of a block."""
 _OTHER = 4 * 1024
 """Of these, for small arrays that the source has besides."""
-_TABLE_BYTES, _SMALL_TABLE_BYTES = 64 * 1024, 32 * 1024
+_TABLE_BYTES = 32 * 1024
 _ENOUGH_STAGES = 4
 _MOST_SPLITS = 2
 """Parts of the columns. To add up takes a cluster 3 µs a tile, and with more parts tiles are more turns."""
@@ -146,11 +146,9 @@ def _definitions(x: Tensor, weight: Integers | Table, tiles: StreamTiles, layout
 def _layout(weight: Integers | Table, tiles: StreamTiles, room: int) -> _Layout:
     """With as many steps on their way as there is room for."""
     run = tiles.run if _is_whole(weight, tiles.run) else 1
-    scales, width, table = _scale_bytes(weight, run), weight.shape[1], isinstance(weight, Table)
-    units = 0 if table else width * _mix(weight) // _span(weight)
-    fixed = (
-        table * _TABLE_BYTES + 2 * _span(weight) * run + 2 * width + 8 * units + 2 * 4 * tiles.warps * 16 * tiles.bands
-    )
+    scales, width = _scale_bytes(weight, run), weight.shape[1]
+    units = width * _mix(weight) // _span(weight)
+    fixed = 2 * _span(weight) * run + 2 * width + 8 * units + 2 * 4 * tiles.warps * 16 * tiles.bands
     step = tiles.warps * tiles.bands * (1024 * run + 16 * scales)
     stages = min(tiles.stages, (room - _OTHER - fixed) // step)
     return _Layout(run, scales, stages, fixed + stages * step)
@@ -164,7 +162,7 @@ def _layout_of_several(weight: Integers | Table, tokens: int, tiles: StreamTiles
     found = []
     for splits in range(1, _MOST_SPLITS + 1):
         x = padded * (-(-steps // splits) * _span(weight) * 2 + 16)
-        fixed = table * _SMALL_TABLE_BYTES + x + 4 * padded * (tiles.warps * (rows + 4) + 2 * splits * rows + 2)
+        fixed = table * _TABLE_BYTES + x + 4 * padded * (tiles.warps * (rows + 4) + 2 * splits * rows + 2)
         stages = min(tiles.stages, (room - _OTHER - fixed) // step)
         found.append(_Layout(1, scales, stages, fixed + stages * step + _OTHER, splits))
         if stages >= _ENOUGH_STAGES:
