@@ -29,7 +29,7 @@ from hayless.kernels.packed.formats import Integers, Packed, Palette, Product, T
 from hayless.kernels.packed.gemm import gemm
 from hayless.kernels.packed.gemv import gemv
 from hayless.kernels.packed.tensor_cores import definitions, fits, multiply, unsupported
-from hayless.kernels.packed.tiles import StreamTiles
+from hayless.kernels.packed.tiles import RowTiles, StreamTiles
 
 SHAPES = "12288x4096,4096x4096,22016x4096,4096x11008,28672x8192"
 _CACHE = 120e6
@@ -112,14 +112,15 @@ def _design(name: str, x: Tensor, weight: Packed) -> tuple[Callable[..., Tensor]
     if name == "gemm":
         return gemm, tiles.MATRIX_CANDIDATES if tokens > 1 else []
     if name == "streamed":
-        return _streamed, [] if streamed.unsupported(x, weight) else tiles.STREAM_CANDIDATES
+        candidates = tiles.STREAM_CANDIDATES if tokens == 1 else tiles.ROW_CANDIDATES
+        return _streamed, [] if streamed.unsupported(x, weight) else candidates
     if unsupported(x, weight) or isinstance(weight, Palette):
         return multiply, []
     different = {tuple(definitions(x, weight, one).items()): one for one in reversed(tiles.CORE_CANDIDATES)}
     return multiply, [one for one in different.values() if fits(x, weight, one)]
 
 
-def _streamed(x: Tensor, weight: Packed, bias: Tensor | None, out: Tensor, *, tiles: StreamTiles) -> Tensor:
+def _streamed(x: Tensor, weight: Packed, bias: Tensor | None, out: Tensor, *, tiles: StreamTiles | RowTiles) -> Tensor:
     """As the other designs are called; each begins while the one before still runs."""
     assert not isinstance(weight, Palette)
     streamed.stream(x, [Product(weight, bias, out)], overlap=True, tiles=tiles)

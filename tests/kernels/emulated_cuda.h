@@ -18,6 +18,7 @@
 
 struct uint2 { unsigned x, y; };
 struct uint4 { unsigned x, y, z, w; };
+struct float4 { float x, y, z, w; };
 struct Index { int x, y, z; };
 static thread_local Index threadIdx, blockIdx;
 static Index gridDim;

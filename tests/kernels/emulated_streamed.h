@@ -50,8 +50,8 @@ static int rounded(float v) { return lrintf(v); }
 struct Launch {
     u16 *x, *gain;
     Matrices* matrices;
-    float epsilon;
-    int tiles, add, m, blocks;
+    float *sums, *squares, epsilon;
+    int tiles, add, tokens, blocks;
 };
 
 static const Launch* launch;
@@ -75,7 +75,7 @@ static void* thread_of_block(void* index) {
     threadIdx.x = at % (32 * WARPS);
     blockIdx.x = current_block.x + rank;
 #ifdef TILES
-    packed_stream_few(l.x, l.gain, l.epsilon, *l.matrices, l.tiles, l.add, l.m);
+    packed_stream_few(l.x, l.gain, *l.matrices, l.tiles, l.tokens, l.sums, l.squares);
 #else
     packed_stream(l.x, l.gain, l.epsilon, *l.matrices, l.tiles, l.add);
 #endif

@@ -16,7 +16,7 @@ from hayless.kernels.packed.linear import kernel_for, linear
 from hayless.kernels.packed.streamed import stream
 from hayless.kernels.packed.streamed import unsupported as unsupported_by_stream
 from hayless.kernels.packed.tensor_cores import fits, in_one_launch, multiply, multiply_each, unsupported
-from hayless.kernels.packed.tiles import CORE_CANDIDATES, STREAM_CANDIDATES, CoreTiles
+from hayless.kernels.packed.tiles import CORE_CANDIDATES, ROW_CANDIDATES, STREAM_CANDIDATES, CoreTiles, StreamTiles
 from tests.kernels.packed_weights import assert_near, integers, palette, poisoned, random, table
 
 pytestmark = [
@@ -118,13 +118,14 @@ def test_candidates(tiles):
     assert_near(found, formats.linear_reference(x.float(), weight))
 
 
-@pytest.mark.parametrize("tiles", STREAM_CANDIDATES, ids=str)
+@pytest.mark.parametrize("tiles", STREAM_CANDIDATES + ROW_CANDIDATES, ids=str)
 def test_streamed_candidates(tiles):
-    x, makers = random(1, 1024, dtype=torch.bfloat16), [(4, 16), (8, 1)]
+    candidates, tokens = (STREAM_CANDIDATES, 1) if isinstance(tiles, StreamTiles) else (ROW_CANDIDATES, 11)
+    x, makers = random(tokens, 1024, dtype=torch.bfloat16), [(4, 16), (8, 1)]
     weights = [integers(300, 1024, *one, dtype=torch.bfloat16) for one in makers] + [table(300, 1024, 64)]
-    weight = weights[STREAM_CANDIDATES.index(tiles) % 3]  # each is compiled for a while
+    weight = weights[candidates.index(tiles) % 3]  # each is compiled for a while
     assert unsupported_by_stream(x, weight) == ""
-    out = poisoned(1, 300, dtype=torch.bfloat16)
+    out = poisoned(tokens, 300, dtype=torch.bfloat16)
     stream(x, [formats.Product(weight, None, out)], tiles=tiles)
     assert_near(out, formats.linear_reference(x.float(), weight))
 

@@ -17,7 +17,7 @@ from hayless.core.errors import NotSupported
 from hayless.kernels.linear import Norm
 from hayless.kernels.packed import formats, streamed
 from hayless.kernels.packed.streamed import stream
-from hayless.kernels.packed.tiles import StreamTiles
+from hayless.kernels.packed.tiles import RowTiles, StreamTiles
 from tests.kernels.emulation import NEEDS, built
 from tests.kernels.packed_weights import assert_near, integers, poisoned, table
 
@@ -26,36 +26,55 @@ BF16 = torch.bfloat16
 
 
 class _Launch(ctypes.Structure):
+    """Of streamed.cu and streamed_few.cu."""
+
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("x", "gain", "matrices")),
+        *((name, ctypes.c_void_p) for name in ("x", "gain", "matrices", "sums", "squares")),
         ("epsilon", ctypes.c_float),
         *((name, ctypes.c_int) for name in ("tiles", "add", "tokens", "blocks")),
     )
 
 
-def _emulated(folder: Path, sources: Sequence[Path], defined: dict[str, int]) -> Callable[..., None]:
+class _Sums(ctypes.Structure):
+    """Of streamed_sums.cu."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("sums", "squares")),
+        ("epsilon", ctypes.c_float),
+        ("matrices", ctypes.c_void_p),
+        *((name, ctypes.c_int) for name in ("width", "tiles", "add", "tokens", "blocks")),
+    )
+
+
+def _emulated(folder: Path, sources: Sequence[Path], name: str, defined: dict[str, int]) -> Callable[..., None]:
     """The kernel compiled for the CPU, to be launched like one of PyTorch's."""
-    library = built(folder, sources, defined, "emulated_streamed.h")
+    library = built(folder, sources, defined, "emulated_sums.h" if name == "packed_sums" else "emulated_streamed.h")
 
     def kernel(grid: tuple[int, int, int], block: tuple[int, int, int], args: list[Any]) -> None:
         assert block == (32 * defined["WARPS"], 1, 1)
-        x, gain, epsilon, matrices, tiles, add, *tokens = args
-        numbers = (tiles, add, *(tokens or [1]), grid[0])
-        library.run(ctypes.byref(_Launch(x, gain, ctypes.addressof(matrices), epsilon, *numbers)))
+        if name == "packed_stream":
+            x, gain, epsilon, matrices, tiles, add = args
+            launched = _Launch(x, gain, ctypes.addressof(matrices), None, None, epsilon, tiles, add, 1, grid[0])
+        elif name == "packed_stream_few":
+            x, gain, matrices, tiles, tokens, sums, squares = args
+            launched = _Launch(x, gain, ctypes.addressof(matrices), sums, squares, 0, tiles, 0, tokens, grid[0])
+        else:
+            sums, squares, epsilon, width, matrices, *numbers = args
+            launched = _Sums(sums, squares, epsilon, ctypes.addressof(matrices), width, *numbers, grid[0])
+        library.run(ctypes.byref(launched))
 
     return kernel
 
 
 @pytest.fixture(autouse=True)
-def _on_a_cpu(tmp_path, monkeypatch):
+def _on_a_cpu(tmp_path, monkeypatch, poisoned_memory):
     """Three processors, and products by the kernel compiled for the CPU."""
-    torch.manual_seed(0)
     monkeypatch.setattr(streamed, "_device", lambda x: (3, 200 * 1024))
     monkeypatch.setattr(
-        streamed, "compiled", lambda sources, name, defined, device: _emulated(tmp_path, sources, defined)
+        streamed, "compiled", lambda sources, name, defined, device: _emulated(tmp_path, sources, name, defined)
     )
     monkeypatch.setattr(
-        streamed, "launch", lambda kernel, grid, block, args, shared, overlap: kernel(grid, block, args)
+        streamed, "launch", lambda kernel, grid, block, args, shared=0, overlap=False: kernel(grid, block, args)
     )
 
 
@@ -91,8 +110,9 @@ def test_tiles_that_leave_no_room_are_refused(tokens, monkeypatch):
     monkeypatch.setattr(streamed, "_device", lambda x: (8, 100 * 1024))
     weight, out = integers(20, 512, 4, 8, dtype=BF16), poisoned(tokens, 20, dtype=BF16)
     x = torch.randn(tokens, 512).bfloat16()
+    tiles = StreamTiles(4, 16, 2) if tokens == 1 else RowTiles(8, 16)
     with pytest.raises(NotSupported, match="no room in shared memory"):
-        stream(x, [formats.Product(weight, None, out)], tiles=StreamTiles(4, 16, 2))
+        stream(x, [formats.Product(weight, None, out)], tiles=tiles)
 
 
 @pytest.mark.parametrize(("value", "wanted"), [(torch.nan, torch.nan), (torch.inf, torch.nan), (0, 0), (1e-38, 0)])
@@ -113,12 +133,7 @@ def test_what_is_no_number_is_not_lost(value, wanted):
         lambda rows: table(rows, 512, 64, nested=True),
     ],
 )
-def test_several_normalized_and_gated(make, gated, tokens, monkeypatch):
-    """Several tokens by clusters of two blocks."""
-    if tokens > 1:
-        room = (88 if make(16).groups == 1 else 108) * 1024
-        monkeypatch.setattr(streamed, "_device", lambda x: (8, room))
-        assert streamed._layout_of_several(make(16), tokens, StreamTiles(2, 8, 1), room).splits == 2
+def test_several_normalized_and_gated(make, gated, tokens):
     weights = [make(37), make(37)] if gated else [make(37), make(16), make(70)]
     if isinstance(weights[0], formats.Table):
         weights = [replace(one, table=weights[0].table) for one in weights]
@@ -126,7 +141,8 @@ def test_several_normalized_and_gated(make, gated, tokens, monkeypatch):
     outs = [poisoned(tokens, one.shape[0], dtype=BF16) for one in weights]
     biases = [bias, *[None] * (len(weights) - 1)]
     products = [formats.Product(*one) for one in zip(weights, biases, outs, strict=True)]
-    stream(x, products, norm=Norm(gain, 0.5), gated=gated, tiles=StreamTiles(2, 4 if tokens == 1 else 8, 1))
+    tiles = StreamTiles(2, 4, 1) if tokens == 1 else RowTiles(2, 4, 3)
+    stream(x, products, norm=Norm(gain, 0.5), gated=gated, tiles=tiles)
     y = x.float() * torch.rsqrt(x.float().square().mean(1, keepdim=True) + 0.5) * gain.float()
     wanted = [formats.linear_reference(y, weight) for weight in weights]
     wanted[0] += bias.float()
@@ -138,26 +154,25 @@ def test_several_normalized_and_gated(make, gated, tokens, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("make", "tokens", "room"),
+    ("make", "tokens", "tiles"),
     [
-        (lambda: integers(70, 1280, 4, 20, dtype=BF16), 16, 200),
-        (lambda: integers(150, 3328, 4, 26, dtype=BF16, twos_complement=True), 13, 108),
-        (lambda: integers(33, 768, 4, 1, dtype=BF16), 2, 200),
-        (lambda: replace(integers(33, 2048, 8, 1, twos_complement=True), divisor=127), 16, 108),
-        (lambda: integers(40, 1088, 8, 34, dtype=BF16), 9, 108),  # 17 for two
-        (lambda: table(70, 1280, 64), 5, 200),
-        (lambda: table(37, 2048, 64, nested=True), 16, 140),
+        (lambda: integers(70, 1280, 4, 20, dtype=BF16), 16, RowTiles(2, 4)),
+        (lambda: integers(150, 3328, 4, 26, dtype=BF16, twos_complement=True), 13, RowTiles(1, 4, 3, 4)),
+        (lambda: integers(33, 768, 4, 1, dtype=BF16), 2, RowTiles(1, 8, 2)),
+        (lambda: replace(integers(33, 2048, 8, 1, twos_complement=True), divisor=127), 16, RowTiles(2, 4, 8, 3)),
+        (lambda: integers(40, 1088, 8, 34, dtype=BF16), 9, RowTiles(1, 4, 2, 2)),  # parts of 8 steps and 9
+        (lambda: integers(40, 1088, 8, 34, dtype=BF16), 9, RowTiles(1, 4, 2, 1)),
+        (lambda: table(70, 1280, 64), 5, RowTiles(2, 4)),
+        (lambda: table(37, 2048, 64, nested=True), 16, RowTiles(2, 8)),
     ],
 )
-def test_several_tokens(make, tokens, room, monkeypatch):
-    """By one block and by clusters of two: with little room, columns are cut into as many parts."""
-    monkeypatch.setattr(streamed, "_device", lambda x: (16, room * 1024))
+def test_several_tokens(make, tokens, tiles):
     weight = make()
     rows, width = weight.shape
     x, bias = torch.randn(tokens, width).bfloat16(), torch.randn(rows).bfloat16()
     before = torch.randn(tokens, rows + 3).bfloat16()
     out = before.clone()
-    stream(x, [formats.Product(weight, bias, out[:, :rows])], add=True)
+    stream(x, [formats.Product(weight, bias, out[:, :rows])], add=True, tiles=tiles)
     wanted = formats.linear_reference(x.float(), weight, bias.float()) + before[:, :rows].float()
     assert_near(out[:, :rows], wanted)
     assert torch.equal(out[:, rows:], before[:, rows:])

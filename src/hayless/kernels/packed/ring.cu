@@ -1,19 +1,15 @@
 // Weights on their way to kernels that keep memory at work (streamed.cu, streamed_few.cu): each warp copies what it will
-// multiply next into a ring of its own in shared memory. Behind codes.cu, with these definitions before it:
+// multiply next into a ring of its own in shared memory. Behind codes.cu and tiles.cu, with these definitions before it:
 //   WIDTH     columns
 //   MIX       sums of a part, of columns that share a scale
-//   BANDS     16 rows each, which a block multiplies at once
 //   RUN       parts of a row, side by side, that a warp multiplies in a step
 //   STAGES    steps of each warp that are on their way
 //   SCALES    bytes of a row's scales that come with a step
-//   GATED     1: of two matrices silu(y of the first) · y of the second is written; half of a band is of each
 
 #define SPAN (512 / BITS)      // columns of a part, of which each of the four lanes of a row copies 16 bytes
 #define UNIT (SPAN / MIX)
 #define STEPS (WIDTH / (SPAN * RUN))
-#define ROWS (16 * BANDS)
 #define LANES_ROWS ((ROWS + 31) / 32)  // that each lane copies the scales of
-#define WRITTEN (GATED ? ROWS / 2 : ROWS)
 #define PART_BYTES (BANDS * 1024)
 #define STAGE (RUN * PART_BYTES + ROWS * SCALES)
 #define GROUPS (GROUP ? WIDTH / GROUP : 1)
@@ -45,23 +41,13 @@ __device__ __forceinline__ void mma_of_codes(int* c, u32 a0, u32 a1, u32 a2, u32
 __device__ __forceinline__ int rounded(float v) { return __float2int_rn(v); }
 // -- end of instructions
 
-// Which matrix a row of a tile is of, and which row of that.
-__device__ __forceinline__ const Matrix& matrix_of(const Matrices& matrices, int tile, int r) {
-    int which = GATED ? r / 8 % 2 : 0;
-#pragma unroll
-    for (int i = 1; i < MATRICES; i++) which += !GATED && tile >= matrices.at[i].first;
-    return matrices.at[which];
-}
-
-__device__ __forceinline__ int row_of(const Matrix& w, int tile, int r) {
-    return (tile - (GATED ? 0 : w.first)) * WRITTEN + (GATED ? r / 16 * 8 + r % 8 : r);
-}
-
 struct Ring {
     const Matrices& matrices;
-    const int tiles, apart, first, end;  // tiles in all and from one to the next of this block; its steps of a row
-    const int place;                     // where a lane's 16 bytes go, of 512
-    int tile, step;                      // that are copied next
+    const int tiles, apart;         // in all, and from one to the next of this warp
+    const int first, end, stride;   // steps of a row that warps share, of which each takes every so many
+    const int place;                // where a lane's 16 bytes go, of 512
+    const int own;                  // the warp's first step
+    int tile, step;                 // that are copied next
     const u8 *codes[BANDS][2], *scales[LANES_ROWS];
 
     __device__ __forceinline__ void aim() {
@@ -106,8 +92,8 @@ struct Ring {
                 }
 #endif
             }
-            if ((step += WARPS) >= first + each()) {
-                step = first + threadIdx.x / 32;
+            if ((step += stride) >= first + each()) {
+                step = own;
                 tile += apart;
                 if (tile < tiles) aim();
             }
@@ -116,7 +102,7 @@ struct Ring {
     }
 
     // Steps of a row that warps take in turn: as many for each, of which some may be beyond the end.
-    __device__ __forceinline__ int each() const { return (end - first + WARPS - 1) / WARPS * WARPS; }
+    __device__ __forceinline__ int each() const { return (end - first + stride - 1) / stride * stride; }
 
     __device__ __forceinline__ void fill(u8* stages) {
         if (tile < tiles) aim();

@@ -1,5 +1,5 @@
 // y = Wx for one token and weights of 4 or 8 bits, in tensor cores, with W always on its way. Compiled at run time with
-// ../instructions.cu, codes.cu, ring.cu and these definitions, which streamed.py makes, before it:
+// ../instructions.cu, codes.cu, tiles.cu, ring.cu and these definitions, which streamed.py makes, before it:
 //   DIVISOR   a whole number, of which scales are too many times too large
 //   NORM      1: x is normalized first: x gain / rms(x)
 //   OVERLAP   1: it may be started while the kernel before still runs, which makes x (programmatic dependent launch)
@@ -83,7 +83,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) packed_stream(
     let_next_start();
 #endif
 
-    Ring next{matrices, tiles, (int)gridDim.x, 0, STEPS, 16 * lane, (int)blockIdx.x, warp};
+    Ring next{matrices, tiles, (int)gridDim.x, 0, STEPS, WARPS, 16 * lane, warp, (int)blockIdx.x, warp};
     next.fill(ring);
 
     // While those are on their way, the tables, and x as lanes will read it.
