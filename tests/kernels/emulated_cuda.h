@@ -112,11 +112,7 @@ static void read(const void* at, int size, u32* to) {
 static u32 bytes(u32 a, u32 b, u32 chosen) {
     const uint64_t both = a | (uint64_t)b << 32;
     u32 r = 0;
-    for (int i = 0; i < 4; i++) {
-        u32 byte = both >> 8 * (chosen >> 4 * i & 7) & 255;
-        if (chosen >> 4 * i & 8) byte = byte & 128 ? 255 : 0;  // its highest bit alone
-        r |= byte << 8 * i;
-    }
+    for (int i = 0; i < 4; i++) r |= (u32)(both >> 8 * (chosen >> 4 * i & 7) & 255) << 8 * i;
     return r;
 }
 

@@ -1,4 +1,4 @@
-// What streamed.cu and streamed_few.cu need beside emulated_cuda.h, and their launch. A copy arrives when it is waited for,
+// What streamed.cu, streamed_few.cu and streamed_rows.cu need beside emulated_cuda.h, and their launch. A copy arrives when it is waited for,
 // and until then its place holds no number.
 #include <vector>
 
@@ -74,8 +74,10 @@ static void* thread_of_block(void* index) {
     rank = at / (32 * WARPS);
     threadIdx.x = at % (32 * WARPS);
     blockIdx.x = current_block.x + rank;
-#ifdef TILES
-    packed_stream_few(l.x, l.gain, *l.matrices, l.tiles, l.tokens, l.sums, l.squares);
+#if defined TILES
+    packed_stream_rows(l.x, l.gain, *l.matrices, l.tiles, l.tokens, l.sums, l.squares);
+#elif defined TOKENS
+    packed_stream_few(l.x, l.gain, l.epsilon, *l.matrices, l.tiles, l.add, l.tokens);
 #else
     packed_stream(l.x, l.gain, l.epsilon, *l.matrices, l.tiles, l.add);
 #endif

@@ -75,8 +75,8 @@ __device__ __forceinline__ float as_float(scale_t s) {
 }
 
 #if KIND == 1
-// Fill the table of byte → two values, once for each bank; a byte's high half is its first element.
-__device__ __forceinline__ void fill(u32* pairs, const float* __restrict__ table) {
+// Fill the table of byte → two values, once for each bank, `apart` words apart; a byte's high half is its first element.
+__device__ __forceinline__ void fill(u32* pairs, const float* __restrict__ table, int apart) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     u16 low[16];
 #pragma unroll
@@ -86,7 +86,7 @@ __device__ __forceinline__ void fill(u32* pairs, const float* __restrict__ table
         const int high = warp * (16 / WARPS) + h;
         const u16 opening = narrow(table[high]);
 #pragma unroll
-        for (int i = 0; i < 16; i++) pairs[(high * 16 + i) * 32 + lane] = opening | (u32)low[i] << 16;
+        for (int i = 0; i < 16; i++) pairs[(high * 16 + i) * apart + lane] = opening | (u32)low[i] << 16;
     }
 }
 

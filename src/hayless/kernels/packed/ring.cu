@@ -1,4 +1,4 @@
-// Weights on their way to kernels that keep memory at work (streamed.cu, streamed_few.cu): each warp copies what it will
+// Weights on their way to kernels that keep memory at work (streamed*.cu): each warp copies what it will
 // multiply next into a ring of its own in shared memory. Behind codes.cu and tiles.cu, with these definitions before it:
 //   WIDTH     columns
 //   MIX       sums of a part, of columns that share a scale

@@ -14,23 +14,15 @@
 // instructions for eight of four bits. For that x becomes whole numbers of sixteen bits, `UNIT` columns by a scale of
 // their own, and each number two digits, which are two of the eight columns of the second operand, at no instruction more.
 // What that rounds off is at most 2^-16 of the largest of a unit, less than bf16 rounds x gain off.
-//
-// The sixteen values of a table become whole numbers of fourteen bits, two digits of seven, whose tables are eight
-// registers: an instruction chooses four bytes of eight. Of a code of four bits its highest says which eight; where it is
-// set, the instruction repeats the highest bit of what the others choose, which is 0 in a digit of seven. So what the
-// lower eight values give for the codes of the upper ones is 0, the other way round too, and both are added up. A table in
-// shared memory would take an access for two weights, and with all that also goes through there it would be the limit.
 
 #define CHUNKS (SPAN / 32)    // times 8 columns of a part that a lane multiplies
 #define LARGEST 32512.0f      // of sixteen bits, as 127 times 256 and no more
+#define TABLE_BYTES (KIND == 1 ? 256 * 256 : 0)
 // Times 8 columns of x that a thread prepares.
 #define PREPARED ((WIDTH / 8 + WARPS * 32 - 1) / (WARPS * 32))
 // Bytes of x that lanes read of a part, and as many zeros for lanes whose column is another group's.
 #define PART_OF_X (SPAN * 2)
 #define ZEROS (RUN * PART_OF_X)
-// A weight's digits, and what stands for no weight in the first.
-#define DIGITS (KIND == 1 ? 2 : 1)
-#define ZERO_DIGIT (KIND == 1 ? 64 : 1 << (BITS - 1))
 
 struct Words { u32 w[4]; };
 
@@ -38,43 +30,29 @@ struct Words { u32 w[4]; };
 struct Unit { float scale; int too_much; };
 
 #if KIND == 1
-#define MOST 8191.0f  // a whole number of fourteen bits, of either sign
-
-// Digits of the sixteen values: 128 (first - 64) + second is the value times MOST over the largest. One warp does it.
-__device__ __forceinline__ void digits_of(const float* __restrict__ table, u8 (*digits)[16], float* one) {
-    const int lane = threadIdx.x % 32;
-    const float v = table[lane % 16];
-    float largest = fabsf(v);
-#pragma unroll
-    for (int k = 1; k < 16; k *= 2) largest = fmaxf(largest, of_lane(largest, k));
-    const int whole = largest > 0 ? rounded(v * (MOST / largest)) : 0;
-    if (lane < 16) digits[0][lane] = (whole >> 7) + 64, digits[1][lane] = whole & 127;
-    if (lane == 0) *one = largest / MOST;
-}
-
-// A digit of four weights, whose codes are the lower half of `code`; `other` has their highest bits the other way round.
-__device__ __forceinline__ u32 digits_at(const u32* of, u32 code, u32 other) {
-    return bytes(of[0], of[1], code) + bytes(of[2], of[3], other);
+// The eight values of a word. Entries are 256 bytes apart, so one instruction makes an address of a byte and the lane.
+__device__ __forceinline__ void far_values_of(const u8* table, u32 w, u32* to) {
+    const u32 lane = 4 * (threadIdx.x % 32);
+    to[0] = *(const u32*)(table + bytes(w, lane, 0x5504));
+    to[1] = *(const u32*)(table + bytes(w, lane, 0x5514));
+    to[2] = *(const u32*)(table + bytes(w, lane, 0x5524));
+    to[3] = *(const u32*)(table + bytes(w, lane, 0x5534));
 }
 #endif
 
 extern "C" __global__ void __launch_bounds__(WARPS * 32) packed_stream(
     const u16* x, const u16* __restrict__ gain, float epsilon, const Matrices matrices, int tiles, int add) {
     extern __shared__ __align__(16) u8 shared[];
-    u8* const ring = shared + threadIdx.x / 32 * (STAGES * STAGE);
-    u8* const zeros = shared + WARPS * STAGES * STAGE;
+    u8* const ring = shared + TABLE_BYTES + threadIdx.x / 32 * (STAGES * STAGE);
+    u8* const zeros = shared + TABLE_BYTES + WARPS * STAGES * STAGE;
     u8* const xs = zeros + ZEROS;
     Unit* const units = (Unit*)(xs + 2 * WIDTH);
-    float* const sums = (float*)(units + WIDTH / UNIT);
+    float* const sums = (float*)(units + (KIND == 0 ? WIDTH / UNIT : 0));
     __shared__ float squares[WARPS];
 #if SCALE == 3
     __shared__ float seconds[MATRICES][256];
 #else
     const float(*seconds)[256] = 0;
-#endif
-#if KIND == 1
-    __shared__ __align__(16) u8 digits[2][16];
-    __shared__ float one;
 #endif
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
     const int mix = t / (4 / MIX);
@@ -88,7 +66,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) packed_stream(
 
     // While those are on their way, the tables, and x as lanes will read it.
 #if KIND == 1
-    if (warp == 0) digits_of(matrices.at[0].table, digits, &one);
+    fill((u32*)shared, matrices.at[0].table, 64);
 #endif
 #if SCALE == 3
     fill(seconds, matrices);
@@ -130,6 +108,12 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) packed_stream(
 #endif
         // Lane t of a row has the chunks from t CHUNKS on.
         const int t = within / CHUNKS, c = within % CHUNKS;
+#if KIND == 1
+        u32 q[4];
+#pragma unroll
+        for (int k = 0; k < 4; k++) q[k] = narrow(v[2 * k]) | (u32)narrow(v[2 * k + 1]) << 16;
+        if (there) ((uint4*)xs)[(part * CHUNKS + c) * 4 + t] = *(uint4*)q;
+#else
         float largest = 0, unsound = 0;  // where a number is none, the unit's scale is none
 #pragma unroll
         for (int k = 0; k < 8; k++) largest = fmaxf(largest, fabsf(v[k])), unsound += v[k] * 0;
@@ -137,15 +121,14 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) packed_stream(
         for (int k = 1; k < UNIT / 8; k *= 2) largest = fmaxf(largest, of_lane(largest, k)), unsound += of_lane(unsound, k);
         const float by_largest = largest > 1e-30f ? LARGEST / largest : 0;  // beyond, this is infinite
         int sum = 0;
-        u32 q[2][2] = {};
+        u32 digits[2][2] = {};
 #pragma unroll
         for (int k = 0; k < 8; k++) {
             const int whole = rounded(v[k] * by_largest), high = whole + 128 >> 8, low = whole - 256 * high;
-            // As bytes of a word, in which codes of four bits are those of even and of odd columns, and values of a
-            // table in the order of their codes, each byte's low half first.
-            const int word = BITS == 8 || KIND == 1 ? k / 4 : k % 2, byte = KIND == 1 ? k % 4 ^ 1 : BITS == 4 ? k / 2 : k % 4;
-            q[0][word] |= (u32)(high & 0xFF) << 8 * byte;
-            q[1][word] |= (u32)(low & 0xFF) << 8 * byte;
+            // As bytes of a word: of four bits, those of even and of odd columns.
+            const int word = BITS == 4 ? k % 2 : k / 4, byte = BITS == 4 ? k / 2 : k % 4;
+            digits[0][word] |= (u32)(high & 0xFF) << 8 * byte;
+            digits[1][word] |= (u32)(low & 0xFF) << 8 * byte;
             sum += whole;
         }
 #pragma unroll
@@ -153,10 +136,11 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) packed_stream(
         if (there) {
 #pragma unroll
             for (int d = 0; d < 2; d++)
-                ((uint2*)xs)[(((part * 2 + d) * (CHUNKS / 2) + c / 2) * 4 + t) * 2 + c % 2] = *(uint2*)q[d];
+                ((uint2*)xs)[(((part * 2 + d) * (CHUNKS / 2) + c / 2) * 4 + t) * 2 + c % 2] = *(uint2*)digits[d];
             if (chunk % (UNIT / 8) == 0)
-                units[chunk / (UNIT / 8)] = {largest / LARGEST + unsound, sum * ZERO_DIGIT};
+                units[chunk / (UNIT / 8)] = {largest / LARGEST + unsound, sum * (1 << (BITS - 1))};
         }
+#endif
     }
 #if NORM
     square_sum = sum_of_warp(square_sum);
@@ -165,57 +149,60 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) packed_stream(
     __syncthreads();
 
     float total[BANDS][2];
-#if KIND == 1
-    u32 digit[2][4];
-#pragma unroll
-    for (int d = 0; d < 2; d++) *(uint4*)digit[d] = *(const uint4*)digits[d];
-#endif
     const auto multiply = [&](const u8* stage, int tile, int step) {
-        // Of x's digits, those of even columns of the second operand are the high ones.
-        const u8* const x_at = mine ? xs + step * (RUN * PART_OF_X) + g % 2 * (PART_OF_X / 2) + 16 * t : zeros;
+        // Of digits, those of even columns of the second operand are the high ones.
+        const int of_lane_x = KIND == 1 ? 16 * t : g % 2 * (PART_OF_X / 2) + 16 * t;
+        const u8* const x_at = mine ? xs + step * (RUN * PART_OF_X) + of_lane_x : zeros;
 #pragma unroll
         for (int u = 0; u < RUN; u++) {
-            u32 q[CHUNKS / 2][4];
+            u32 q[KIND == 1 ? CHUNKS : CHUNKS / 2][4];
 #pragma unroll
-            for (int c = 0; c < CHUNKS / 2; c++) *(uint4*)q[c] = *(const uint4*)(x_at + u * PART_OF_X + 64 * c);
+            for (int c = 0; c < sizeof(q) / 16; c++) *(uint4*)q[c] = *(const uint4*)(x_at + u * PART_OF_X + 64 * c);
+#if KIND == 0
             const Unit unit = units[(step * RUN + u) * MIX + mix];
+#endif
 #pragma unroll
             for (int b = 0; b < BANDS; b++) {
                 Words w[2];
 #pragma unroll
                 for (int h = 0; h < 2; h++)
                     w[h] = *(const Words*)(stage + u * PART_BYTES + (2 * b + h) * 512 + 16 * lane);
-                int y[DIGITS][4] = {};
+#if KIND == 1
+                float y[2][4] = {};  // two, or each product waits for the one before
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    u32 a[2][4];
+#pragma unroll
+                    for (int h = 0; h < 2; h++) far_values_of(shared, w[h].w[i], a[h]);
+#pragma unroll
+                    for (int k = 0; k < 4; k += 2)
+                        mma(y[k / 2], a[0][k], a[1][k], a[0][k + 1], a[1][k + 1], q[i][k], q[i][k + 1]);
+                }
+#else
+                int y[4] = {};
 #pragma unroll
                 for (int i = 0; i < CHUNKS; i++) {
-                    u32 a[DIGITS][2][2];
+                    u32 a[2][2];
 #pragma unroll
                     for (int h = 0; h < 2; h++)
 #pragma unroll
                         for (int k = 0; k < 2; k++) {
                             const u32 word = w[h].w[BITS == 4 ? i : 2 * i + k];
-#if KIND == 1
-                            const u32 code = word >> 16 * k, other = (word ^ HIGHEST_BITS) >> 16 * k;
-#pragma unroll
-                            for (int d = 0; d < 2; d++) a[d][h][k] = digits_at(digit[d], code, other);
-#else
                             const u32 codes = TWOS ? word ^ HIGHEST_BITS : word;
-                            a[0][h][k] = BITS == 4 ? codes >> 4 * k & 0x0F0F0F0F : codes;
-#endif
+                            a[h][k] = BITS == 4 ? codes >> 4 * k & 0x0F0F0F0F : codes;
                         }
-#pragma unroll
-                    for (int d = 0; d < DIGITS; d++)
-                        mma_of_codes(y[d], a[d][0][0], a[d][1][0], a[d][0][1], a[d][1][1], q[i / 2][i % 2 * 2],
-                                     q[i / 2][i % 2 * 2 + 1]);
+                    mma_of_codes(y, a[0][0], a[1][0], a[0][1], a[1][1], q[i / 2][i % 2 * 2], q[i / 2][i % 2 * 2 + 1]);
                 }
+#endif
 #pragma unroll
                 for (int h = 0; h < 2; h++) {
-                    float sum = (float)(y[0][2 * h] * 256 + y[0][2 * h + 1] - unit.too_much);
 #if KIND == 1
-                    sum = sum * 128 + (float)(y[1][2 * h] * 256 + y[1][2 * h + 1]);
+                    const float sum = y[0][2 * h] + y[1][2 * h];
+#else
+                    const float sum = (float)(y[2 * h] * 256 + y[2 * h + 1] - unit.too_much) * unit.scale;
 #endif
                     const int row = 16 * b + 8 * h + g, group = GROUP_OF(step * (RUN * SPAN));
-                    total[b][h] += sum * unit.scale * scale_of(stage, row, u, mix, group, matrices, tile, seconds);
+                    total[b][h] += sum * scale_of(stage, row, u, mix, group, matrices, tile, seconds);
                 }
             }
         }
@@ -230,12 +217,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) packed_stream(
         const int row = row_of(w, tile, r);
         const bool inside = first + lane < ROWS && row < w.n, first_half = !GATED || r / 8 % 2 == 0;
         u16* const out = (u16*)w.out + row;
-#if KIND == 1
-        float scale = one;
-#else
-        float scale = 1.0f / DIVISOR;
-#endif
-        float bias = 0, before = 0;
+        float scale = 1.0f / DIVISOR, bias = 0, before = 0;
         if (inside) {
 #if !GROUP
             scale *= as_float(w.scale[row]);

@@ -9,43 +9,26 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from hayless.core.errors import NotSupported
-from hayless.kernels.compiled import Argument, compiled, is_recent, launch, most_shared, why_not
+from hayless.kernels.compiled import Argument, compiled, is_recent, launch, why_not
 from hayless.kernels.linear import Norm
-from hayless.kernels.packed import codes
+from hayless.kernels.packed import codes, ring, streamed_rows
 from hayless.kernels.packed.formats import Integers, Packed, Palette, Product, Table
-from hayless.kernels.packed.tiles import RowTiles, StreamTiles, row_splits_for, row_tiles_for, stream_tiles_for
+from hayless.kernels.packed.ring import Layout
+from hayless.kernels.packed.tiles import STREAM_OF_SEVERAL, RowTiles, StreamTiles, stream_tiles_for
 
 MOST_TOKENS = 16
-_BEFORE = tuple(Path(__file__).with_name(name) for name in ("codes.cu", "tiles.cu"))
-_RING, _ONE, _SEVERAL, _SUMS = (
-    Path(__file__).with_name(name) for name in ("ring.cu", "streamed.cu", "streamed_few.cu", "streamed_sums.cu")
-)
-_SHARED = 200 * 1024
-"""Bytes of shared memory of a block."""
-_OTHER = 4 * 1024
-"""Of these, for small arrays that the source has besides."""
-_TABLE_BYTES = 32 * 1024
-_SUM_WARPS = 4
-"""Of a block that adds up what parts give, four rows of a token by each thread."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Layout:
-    """A block's shared memory: parts of a step, bytes of a row's scales that come with it, steps of each warp that are
-    on their way, and bytes in all; and the parts of the columns, each of a block."""
-
-    run: int
-    scales: int
-    stages: int
-    shared: int
-    splits: int = 1
+_FEW = 8
+"""Tokens whose x a block has whole; more go by `streamed_rows`."""
+_ONE, _SEVERAL = (Path(__file__).with_name(name) for name in ("streamed.cu", "streamed_few.cu"))
+_TABLE_BYTES, _SMALL_TABLE_BYTES = 64 * 1024, 32 * 1024
+_ENOUGH_STAGES = 4
+_MOST_SPLITS = 2
+"""Parts of the columns. To add up takes a cluster 3 µs a tile, and with more parts tiles are more turns."""
 
 
 def unsupported(x: Tensor, weight: Packed) -> str:
@@ -60,8 +43,7 @@ def unsupported(x: Tensor, weight: Packed) -> str:
         return "it reads integers of 4 and 8 bits and tables of sixteen values"
     if isinstance(weight, Integers) and weight.zero is not None:
         return "it has no zero points"
-    width, group = weight.shape[1], codes.group(weight)
-    span = _span(weight)
+    width, group, span = weight.shape[1], codes.group(weight), ring.span(weight)
     fewest = span // 4 if len(x) == 1 else span // 2
     if width % span or (group % span and group not in (span // 2, fewest)):
         return f"it does not read groups of {group} of {width} columns"
@@ -70,13 +52,11 @@ def unsupported(x: Tensor, weight: Packed) -> str:
         return f"{weight.groups} scales a row are no whole words"
     if any(tensor.data_ptr() % 16 for tensor in (x, weight.codes, scale)):
         return "x, codes and scales must start at multiples of 16 bytes"
-    processors, room = _device(x)
-    if len(x) == 1:
-        stages = min(_layout(weight, _tiles_for(weight, rows, 1), room).stages for rows in (1, 32))
-    else:
-        stages = _layout_of_several(weight, weight.shape[0], len(x), row_tiles_for(len(x)), processors, room).stages
+    stages, splits = _stages(x, weight)
     if stages < 2:
         return f"{width} columns do not fit into shared memory"
+    if splits > 1 and len(x) <= _FEW and not is_recent(x):
+        return f"{width} columns of {len(x)} tokens need clusters of blocks"
     return why_not(x.device.index)
 
 
@@ -94,147 +74,91 @@ def stream(
 
     `gated`: of two products silu(first) · second is written, to the `out` of the first. With `add` it comes on top of
     what is there. With `overlap` weights are read while the kernel before, which must not write them, still runs, on
-    devices that can (sm_90). What parts of the columns give for several tokens, (splits, tokens, out) in float32, is
-    taken from PyTorch's allocator. NotSupported where `tiles` (`RowTiles` for several tokens) leave no room in shared
-    memory.
+    devices that can (sm_90). `tiles` of 9 tokens and more are `RowTiles`. NotSupported where they leave no room in
+    shared memory.
     """
-    more = {"MATRICES": len(products), "NORM": int(norm is not None), "GATED": int(gated)}
-    more["OVERLAP"] = int(overlap and is_recent(x))
+    if len(x) > _FEW:
+        assert tiles is None or isinstance(tiles, RowTiles)
+        streamed_rows.multiply(x, products, norm=norm, gated=gated, add=add, overlap=overlap, tiles=tiles)
+        return
+    assert tiles is None or isinstance(tiles, StreamTiles)
+    weight, each = products[0].weight, 8 if gated else 16
+    processors, room = ring.device(x)
+    overlap = overlap and is_recent(x)
+    more = {"MATRICES": len(products), "NORM": int(norm is not None), "GATED": int(gated), "OVERLAP": int(overlap)}
+    gain, eps = (x, 0.0) if norm is None else (norm.gain, norm.eps)
+    args: list[Argument] = [ctypes.c_void_p(x.data_ptr()), ctypes.c_void_p(gain.data_ptr()), ctypes.c_float(eps)]
     if len(x) == 1:
-        chosen = tiles or _tiles_for(products[0].weight, _rows(products), _device(x)[0])
-        assert isinstance(chosen, StreamTiles)
-        _stream_one(x, products, norm, add, chosen, more)
+        source, name = _ONE, "packed_stream"
+        tiles = tiles or _tiles_for(weight, sum(one.weight.shape[0] for one in products), processors)
+        layout, several = _layout(weight, tiles, room), []
+        more["MIX"] = _mix(weight)
     else:
-        several = tiles or row_tiles_for(len(x))
-        assert isinstance(several, RowTiles)
-        _stream_several(x, products, norm, add, several, more)
+        source, name, tiles = _SEVERAL, "packed_stream_few", tiles or STREAM_OF_SEVERAL
+        layout, several = _layout_of_several(weight, tiles, room), [ctypes.c_int(len(x))]
+        more |= {"MIX": 2, "SPLITS": layout.splits, "CLUSTER": int(layout.splits > 1)}
+    kernel = compiled((*ring.SOURCES, source), name, ring.definitions(x, weight, tiles, layout, more), x.device.index)
+    matrices, blocks = codes.matrices(products, each * tiles.bands, gated=gated)
+    args += [matrices, ctypes.c_int(blocks), ctypes.c_int(add), *several]
+    clusters = min(blocks, processors // layout.splits)
+    grid = (max(1, clusters) * layout.splits, 1, 1)
+    launch(kernel, grid, (32 * tiles.warps, 1, 1), args, layout.shared, overlap=overlap)
 
 
-def _stream_one(
-    x: Tensor, products: Sequence[Product], norm: Norm | None, add: bool, tiles: StreamTiles, more: dict[str, int]
-) -> None:
-    weight, (processors, room) = products[0].weight, _device(x)
-    layout = _with_room(_layout(weight, tiles, room), tiles)
-    defined = _definitions(x, weight, tiles, layout) | more | {"MIX": _mix(weight)}
-    kernel = compiled((*_BEFORE, _RING, _ONE), "packed_stream", defined, x.device.index)
-    matrices, count = codes.matrices(products, (8 if more["GATED"] else 16) * tiles.bands, gated=bool(more["GATED"]))
-    gain, eps = (x, 0.0) if norm is None else (norm.gain, norm.eps)
-    args = [*_pointers(x, gain), ctypes.c_float(eps), matrices, ctypes.c_int(count), ctypes.c_int(add)]
-    grid, block = (min(count, processors), 1, 1), (32 * tiles.warps, 1, 1)
-    launch(kernel, grid, block, args, layout.shared, overlap=bool(more["OVERLAP"]))
-
-
-def _stream_several(
-    x: Tensor, products: Sequence[Product], norm: Norm | None, add: bool, tiles: RowTiles, more: dict[str, int]
-) -> None:
-    """Parts of the columns by some blocks each, then their sum by another kernel."""
-    weight, tokens, (processors, room) = products[0].weight, len(x), _device(x)
-    matrices, count = codes.matrices(products, (8 if more["GATED"] else 16) * tiles.bands, gated=bool(more["GATED"]))
-    layout = _with_room(_layout_of_several(weight, _rows(products), tokens, tiles, processors, room), tiles)
-    more |= {"MIX": 2, "TILES": -(-tokens // 8), "SPLITS": layout.splits}
-    defined = _definitions(x, weight, tiles, layout) | more
-    rows, padded, overlap = 16 * tiles.bands * count, 8 * more["TILES"], bool(more["OVERLAP"])
-    sums = torch.empty(layout.splits, padded, rows, dtype=torch.float32, device=x.device)
-    squares = sums if norm is None else torch.empty(layout.splits, padded, dtype=torch.float32, device=x.device)
-    gain, eps = (x, 0.0) if norm is None else (norm.gain, norm.eps)
-    kernel = compiled((*_BEFORE, _RING, _SEVERAL), "packed_stream_few", defined, x.device.index)
-    args = [*_pointers(x, gain), matrices, ctypes.c_int(count), ctypes.c_int(tokens), *_pointers(sums, squares)]
-    grid, block = (max(1, processors // layout.splits) * layout.splits, 1, 1), (32 * tiles.warps, 1, 1)
-    launch(kernel, grid, block, args, layout.shared, overlap=overlap)
-
-    defined = codes.form(x, weight) | more | {"BANDS": tiles.bands, "WARPS": _SUM_WARPS}
-    kernel = compiled((*_BEFORE, _SUMS), "packed_sums", defined, x.device.index)
-    numbers = [ctypes.c_int(number) for number in (count, add, tokens)]
-    args = [*_pointers(sums, squares), ctypes.c_float(eps), ctypes.c_int(x.shape[1]), matrices, *numbers]
-    threads = tokens * rows // (8 if more["GATED"] else 4)
-    launch(kernel, (-(-threads // (32 * _SUM_WARPS)), 1, 1), (32 * _SUM_WARPS, 1, 1), args, overlap=overlap)
-
-
-def _with_room(layout: _Layout, tiles: StreamTiles | RowTiles) -> _Layout:
-    if layout.stages < 1:
-        raise NotSupported(f"{tiles} leave no room in shared memory for weights on their way.")
-    return layout
-
-
-def _pointers(*tensors: Tensor) -> list[Argument]:
-    return [ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors]
-
-
-def _rows(products: Sequence[Product]) -> int:
-    return sum(one.weight.shape[0] for one in products)
+def _stages(x: Tensor, weight: Integers | Table) -> tuple[int, int]:
+    """Steps of a warp that fit into shared memory, and the parts into which columns are cut for that."""
+    processors, room = ring.device(x)
+    if len(x) == 1:
+        return min(_layout(weight, _tiles_for(weight, rows, 1), room).stages for rows in (1, 32)), 1
+    if len(x) <= _FEW:
+        layout = _layout_of_several(weight, STREAM_OF_SEVERAL, room)
+    else:
+        layout = streamed_rows.layout(weight, weight.shape[0], None, processors, room)
+    return layout.stages, layout.splits
 
 
 def _tiles_for(weight: Integers | Table, rows: int, processors: int) -> StreamTiles:
     return stream_tiles_for(rows, processors, codes.bits(weight), table=isinstance(weight, Table))
 
 
-def _device(x: Tensor) -> tuple[int, int]:
-    """Processors, and bytes of shared memory for a block."""
-    return torch.cuda.get_device_properties(x.device).multi_processor_count, min(_SHARED, most_shared(x.device.index))
-
-
-def _definitions(x: Tensor, weight: Integers | Table, tiles: StreamTiles | RowTiles, layout: _Layout) -> dict[str, int]:
-    """What the source is compiled for, whatever the products."""
-    return codes.form(x, weight) | {
-        "WIDTH": weight.shape[1],
-        "BANDS": tiles.bands,
-        "WARPS": tiles.warps,
-        "RUN": layout.run,
-        "STAGES": layout.stages,
-        "SCALES": layout.scales,
-    }
-
-
-def _layout(weight: Integers | Table, tiles: StreamTiles, room: int) -> _Layout:
+def _layout(weight: Integers | Table, tiles: StreamTiles, room: int) -> Layout:
     """With as many steps on their way as there is room for."""
     run = tiles.run if _is_whole(weight, tiles.run) else 1
-    scales, width = _scale_bytes(weight, run), weight.shape[1]
-    units = width * _mix(weight) // _span(weight)
-    fixed = 2 * _span(weight) * run + 2 * width + 8 * units + 2 * 4 * tiles.warps * 16 * tiles.bands
-    step = tiles.warps * tiles.bands * (1024 * run + 16 * scales)
-    stages = min(tiles.stages, (room - _OTHER - fixed) // step)
-    return _Layout(run, scales, stages, fixed + stages * step)
+    scales, width, table = ring.scale_bytes(weight, run), weight.shape[1], isinstance(weight, Table)
+    span = ring.span(weight)
+    units = 0 if table else width * _mix(weight) // span
+    fixed = table * _TABLE_BYTES + 2 * span * run + 2 * width + 8 * units + 2 * 4 * tiles.warps * 16 * tiles.bands
+    step = ring.step_bytes(tiles, run, scales)
+    stages = min(tiles.stages, (room - ring.OTHER - fixed) // step)
+    return Layout(run, scales, stages, fixed + stages * step)
 
 
-def _layout_of_several(
-    weight: Integers | Table, rows: int, tokens: int, tiles: RowTiles, processors: int, room: int
-) -> _Layout:
-    """With the parts of the columns that take the least time, or more where x would leave no room for two steps."""
-    scales, steps, padded = _scale_bytes(weight, 1), weight.shape[1] // _span(weight), 8 * -(-tokens // 8)
-    step = tiles.warps * tiles.bands * (1024 + 16 * scales)
-
-    def layout(splits: int) -> _Layout:
-        x = padded * (-(-steps // splits) * _span(weight) * 2 + 16)
-        fixed = isinstance(weight, Table) * _TABLE_BYTES + x
-        stages = min(tiles.stages, (room - _OTHER - fixed) // step)
-        return _Layout(1, scales, stages, fixed + stages * step, splits)
-
-    if tiles.splits:
-        return layout(tiles.splits)
-    fewest = next((splits for splits in range(1, steps) if layout(splits).stages >= 2), steps)
-    return layout(row_splits_for(tokens, -(-rows // (16 * tiles.bands)), steps, processors, fewest))
+def _layout_of_several(weight: Integers | Table, tiles: StreamTiles, room: int) -> Layout:
+    """With the fewest parts of the columns that leave room for enough steps on their way, or else the most steps."""
+    rows, span, scales = 16 * tiles.bands, ring.span(weight), ring.scale_bytes(weight, 1)
+    steps, step = weight.shape[1] // span, ring.step_bytes(tiles, 1, scales)
+    found = []
+    for splits in range(1, _MOST_SPLITS + 1):
+        x = _FEW * (-(-steps // splits) * span * 2 + 16)
+        sums = 4 * _FEW * (tiles.warps * (rows + 4) + 2 * splits * rows + 2)
+        fixed = isinstance(weight, Table) * _SMALL_TABLE_BYTES + x + sums
+        stages = min(tiles.stages, (room - ring.OTHER - fixed) // step)
+        found.append(Layout(1, scales, stages, fixed + stages * step + ring.OTHER, splits))
+        if stages >= _ENOUGH_STAGES:
+            return found[-1]
+    return max(found, key=lambda one: one.stages)
 
 
 def _is_whole(weight: Integers | Table, run: int) -> bool:
     """Whether rows are whole times so many parts, these have whole groups or groups whole times these, and their scales
     are copied at once."""
-    columns, width, group, scales = run * _span(weight), weight.shape[1], codes.group(weight), _scale_bytes(weight, run)
+    columns, width, group = run * ring.span(weight), weight.shape[1], codes.group(weight)
     if width % columns or (group % columns and columns % group):
         return False
+    scales = ring.scale_bytes(weight, run)
     return weight.groups == 1 or (scales <= 16 and weight.groups * codes.scale(weight).element_size() % scales == 0)
-
-
-def _scale_bytes(weight: Integers | Table, run: int) -> int:
-    """That are copied of a row's scales with so many parts: where they have fewer, as much as is copied at once."""
-    scales = max(1, run * _span(weight) // codes.group(weight))
-    return max(4, scales * codes.scale(weight).element_size()) if weight.groups > 1 else 0
-
-
-def _span(weight: Integers | Table) -> int:
-    """Columns of a row that its four lanes hold, 16 bytes each."""
-    return 512 // codes.bits(weight)
 
 
 def _mix(weight: Integers | Table) -> int:
     """Groups of so many columns."""
-    return max(1, _span(weight) // codes.group(weight))
+    return max(1, ring.span(weight) // codes.group(weight))

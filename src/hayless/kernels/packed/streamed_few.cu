@@ -1,46 +1,59 @@
-// y = Wx for 2 to 16 tokens and weights of 4 or 8 bits, in tensor cores, with W always on its way. Compiled at run time with
+// y = Wx for 2 to 8 tokens and weights of 4 or 8 bits, in tensor cores, with W always on its way. Compiled at run time with
 // ../instructions.cu, codes.cu, tiles.cu, ring.cu and these definitions, which streamed.py makes, before it:
-//   TILES     8 tokens each
-//   SPLITS    parts of the columns, each of a block
-//   NORM      1: x is normalized: x gain here, and the squares of each part of x, for streamed_sums.cu
+//   DIVISOR   a whole number, of which scales are too many times too large
+//   SPLITS    parts of the columns, each of a block; as many blocks are a cluster where there are several
+//   CLUSTER   1: there are
+//   NORM      1: x is normalized first: x gain / rms(x)
 //   OVERLAP   1: it may be started while the kernel before still runs, which makes x (programmatic dependent launch)
 //
-// As streamed.cu, but for x: of 16 tokens and 4096 columns it is 128 kB, of which blocks have the part that they multiply
-// in shared memory from the beginning on. Warps have rows of their own, and nothing to tell each other once x is there:
-// where warps shared rows, adding up their sums for 16 tokens took as long as a tile did. A block has few columns then, so
-// that all processors have some; what parts give is added up by the kernel behind this one (streamed_sums.cu).
+// As streamed.cu, but for x: of 8 tokens and 4096 columns it is 64 kB, which a block that multiplied a few rows would read
+// for each of them, several times what W has. Here blocks have their columns of x in shared memory from the beginning on,
+// and multiply these columns of tile after tile. What blocks of a cluster add up goes to one of them, each tile's to the
+// next one, which writes it while the next tile is multiplied.
 
-#define TOKENS (8 * TILES)
-#define CHUNKS (UNIT / 32)                          // times 8 columns of a unit that a lane multiplies
+#define TOKENS 8
+#define CHUNKS (UNIT / 32)                      // times 8 columns of a unit that a lane multiplies
 #define MOST_STEPS ((STEPS + SPLITS - 1) / SPLITS)  // of a block
-#define X_PITCH (MOST_STEPS * SPAN * 2 + 16)        // bytes of a token; so that those of 8 are in different banks
+#define X_PITCH (MOST_STEPS * RUN * SPAN * 2 + 16)  // bytes of a token; so that those of 8 are in different banks
+#define PITCH (ROWS + 4)                        // of sums: what lanes of a row write is in different banks
+#define OUTPUTS ((ROWS * TOKENS + WARPS * 32 - 1) / (WARPS * 32))  // of a thread
 #define TABLE_BYTES (KIND == 1 ? 256 * 32 * 4 : 0)
 
-extern "C" __global__ void __launch_bounds__(WARPS * 32) packed_stream_few(
-    const u16* x, const u16* __restrict__ gain, const Matrices matrices, int tiles, int m, float* sums, float* squares) {
+#if CLUSTER
+#define ONE_CLUSTER __cluster_dims__(SPLITS, 1, 1)
+#else
+#define ONE_CLUSTER
+#endif
+
+// What a thread writes of a tile: where among the sums, and where to.
+struct Output { bool there; int at, token, row; const Matrix& w; u16* out; };
+// What goes with it, and with the second matrix.
+struct Late { float scale, bias, second_scale, second_bias, before; };
+
+extern "C" __global__ void ONE_CLUSTER __launch_bounds__(WARPS * 32) packed_stream_few(
+    const u16* x, const u16* __restrict__ gain, float epsilon, const Matrices matrices, int tiles, int add, int m) {
     extern __shared__ __align__(16) u8 shared[];
     u8* const ring = shared + TABLE_BYTES + threadIdx.x / 32 * (STAGES * STAGE);
     u8* const xs = shared + TABLE_BYTES + WARPS * STAGES * STAGE;
-#if SCALE == 3
-    __shared__ float seconds[MATRICES][256];
-#else
-    const float(*seconds)[256] = 0;
-#endif
+    float* const sums = (float*)(xs + TOKENS * X_PITCH);
+    float* const slots = sums + WARPS * TOKENS * PITCH;  // of two tiles, of each block of the cluster
+    float* const squares = slots + 2 * SPLITS * TOKENS * ROWS;
+    float* const inverse = squares + TOKENS;
+    float(*const seconds)[256] = (float(*)[256])(inverse + TOKENS);
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
-    const int part = blockIdx.x % SPLITS, first = STEPS * part / SPLITS, end = STEPS * (part + 1) / SPLITS;
-    // Of a part's blocks, each has a tile before any has a second one.
-    const int block = blockIdx.x / SPLITS, blocks = gridDim.x / SPLITS, first_tile = block + blocks * warp;
+    const int rank = blockIdx.x % SPLITS, first = STEPS * rank / SPLITS, end = STEPS * (rank + 1) / SPLITS;
 #if OVERLAP
     let_next_start();
 #endif
     // 32 bytes of a row that have one scale, 8 for each lane: rows of a unit lie one after the other.
     const int place = t / 2 * 256 + g * 32 + t % 2 * 16, here = g * 32 + t * 8;
-    Ring next{matrices, tiles, blocks * WARPS, first, end, 1, place, first, first_tile, first};
+    Ring next{matrices, tiles, (int)gridDim.x / SPLITS, first, end, WARPS, place, first + warp, (int)blockIdx.x / SPLITS,
+              first + warp};
     next.fill(ring);
 
     // While those are on their way, the tables, and x, as codes are taken out of a word: every (PER / 2)th column makes a pair.
 #if KIND == 1
-    fill((u32*)shared, matrices.at[0].table);
+    fill((u32*)shared, matrices.at[0].table, 32);
 #endif
 #if SCALE == 3
     fill(seconds, matrices);
@@ -49,16 +62,16 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) packed_stream_few(
     wait_for_previous();
 #endif
     for (int token = warp; token < TOKENS; token += WARPS) {
-        const u16* const row = x + (size_t)min(token, m - 1) * WIDTH + first * SPAN;
+        const u16* const row = x + (size_t)min(token, m - 1) * WIDTH + first * (RUN * SPAN);
 #if NORM
         float square_sum = 0;
 #endif
 #pragma unroll 4
-        for (int chunk = lane; chunk < (end - first) * (SPAN / 8); chunk += 32) {
+        for (int chunk = lane; chunk < (end - first) * (RUN * SPAN / 8); chunk += 32) {
             const uint4 read = *(const uint4*)(row + 8 * chunk);
             u32 v[4] = {read.x, read.y, read.z, read.w}, q[4];
 #if NORM
-            const uint4 gains = *(const uint4*)(gain + first * SPAN + 8 * chunk);
+            const uint4 gains = *(const uint4*)(gain + first * (RUN * SPAN) + 8 * chunk);
             const u32 by[4] = {gains.x, gains.y, gains.z, gains.w};
 #pragma unroll
             for (int k = 0; k < 4; k++) {
@@ -76,94 +89,182 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) packed_stream_few(
         }
 #if NORM
         square_sum = sum_of_warp(square_sum);
-        if (lane == 0 && block == 0) squares[part * TOKENS + token] = square_sum;
+        if (lane == 0) squares[token] = square_sum;
 #endif
     }
     __syncthreads();
+#if NORM
+#if CLUSTER
+    wait_for_all();
+#endif
+    if (threadIdx.x < TOKENS) {
+#if CLUSTER
+        float all = 0;
+#pragma unroll
+        for (int s = 0; s < SPLITS; s++) all += of_block(squares + threadIdx.x, s);
+#else
+        const float all = squares[threadIdx.x];
+#endif
+        inverse[threadIdx.x] = rsqrtf(all / WIDTH + epsilon);
+    }
+#endif
 
-    float total[BANDS][TILES][4];
+    float total[BANDS][4];
     const auto multiply = [&](const u8* stage, int tile, int step) {
-        const u8* const x_at = xs + g * X_PITCH + ((step - first) * SPAN + t * (UNIT / 4)) * 2;
+        const u8* const x_at = xs + g * X_PITCH + ((step - first) * (RUN * SPAN) + t * (UNIT / 4)) * 2;
 #pragma unroll
-        for (int mix = 0; mix < MIX; mix++) {
-            u32 q[TILES][CHUNKS][4];
+        for (int part = 0; part < RUN; part++)
 #pragma unroll
-            for (int j = 0; j < TILES; j++)
+            for (int mix = 0; mix < MIX; mix++) {
+                u32 q[CHUNKS][4];
 #pragma unroll
                 for (int c = 0; c < CHUNKS; c++)
-                    *(uint4*)q[j][c] = *(const uint4*)(x_at + 8 * j * X_PITCH + mix * UNIT * 2 + 16 * c);
+                    *(uint4*)q[c] = *(const uint4*)(x_at + (part * SPAN + mix * UNIT) * 2 + 16 * c);
 #pragma unroll
-            for (int b = 0; b < BANDS; b++) {
-                u32 w[2][2];
+                for (int b = 0; b < BANDS; b++) {
+                    u32 w[2][2];
 #pragma unroll
-                for (int h = 0; h < 2; h++)
-                    *(uint2*)w[h] = *(const uint2*)(stage + (2 * b + h) * 512 + mix * 256 + here);
+                    for (int h = 0; h < 2; h++)
+                        *(uint2*)w[h] = *(const uint2*)(stage + part * PART_BYTES + (2 * b + h) * 512 + mix * 256 + here);
 #if GROUP
-                float y[TILES][4] = {};
+                    float y[4] = {};
 #else
-                auto& y = total[b];
+                    auto& y = total[b];
 #endif
 #pragma unroll
-                for (int i = 0; i < 2; i++) {
-                    u32 a[2][PER / 2];
+                    for (int i = 0; i < 2; i++) {
+                        u32 a[2][PER / 2];
+#pragma unroll
+                        for (int h = 0; h < 2; h++) {
+#if KIND == 1
+                            values_of(shared, w[h][i], a[h]);
+#else
+                            const u32 word = TWOS ? w[h][i] ^ HIGHEST_BITS : w[h][i];
+#pragma unroll
+                            for (int k = 0; k < PER / 2; k++)
+                                a[h][k] = centred(word >> BITS * k, base_of(1 << (BITS - 1)));
+#endif
+                        }
+#pragma unroll
+                        for (int k = 0; k < PER / 2; k += 2) {
+                            const int at = i * (PER / 2) + k;
+                            const u32* const by = &q[at / 4][at % 4];
+                            mma(y, a[0][k], a[1][k], a[0][k + 1], a[1][k + 1], by[0], by[1]);
+                        }
+                    }
+#if GROUP
 #pragma unroll
                     for (int h = 0; h < 2; h++) {
-#if KIND == 1
-                        values_of(shared, w[h][i], a[h]);
-#else
-                        const u32 word = TWOS ? w[h][i] ^ HIGHEST_BITS : w[h][i];
+                        const int group = GROUP_OF(step * (RUN * SPAN));
+                        const float f = scale_of(stage, 16 * b + 8 * h + g, part, mix, group, matrices, tile, seconds);
 #pragma unroll
-                        for (int k = 0; k < PER / 2; k++)
-                            a[h][k] = centred(word >> BITS * k, base_of(1 << (BITS - 1)));
-#endif
+                        for (int c = 2 * h; c < 2 * h + 2; c++) total[b][c] += y[c] * f;
                     }
-#pragma unroll
-                    for (int k = 0; k < PER / 2; k += 2)
-#pragma unroll
-                        for (int j = 0; j < TILES; j++) {
-                            const int at = i * (PER / 2) + k;
-                            const u32* const by = &q[j][at / 4][at % 4];
-                            mma(y[j], a[0][k], a[1][k], a[0][k + 1], a[1][k + 1], by[0], by[1]);
-                        }
-                }
-#if GROUP
-#pragma unroll
-                for (int h = 0; h < 2; h++) {
-                    const int row = 16 * b + 8 * h + g, group = GROUP_OF(step * SPAN);
-                    const float f = scale_of(stage, row, 0, mix, group, matrices, tile, seconds);
-#pragma unroll
-                    for (int j = 0; j < TILES; j++)
-#pragma unroll
-                        for (int c = 2 * h; c < 2 * h + 2; c++) total[b][j][c] += y[j][c] * f;
-                }
 #endif
+                }
             }
+    };
+
+    Late late[OUTPUTS];  // of the tile that is written next
+    const auto scale_of_row = [&](const Matrix& w, int row) {
+        return (GROUP ? 1.0f : as_float(w.scale[row])) / DIVISOR;
+    };
+    const auto output = [&](int k, int tile) -> Output {
+        const int at = threadIdx.x + k * WARPS * 32, token = at / ROWS, r = at % ROWS;
+        const Matrix& w = matrix_of(matrices, tile, r);
+        const int row = row_of(w, tile, r);
+        const bool there = at < ROWS * TOKENS && token < m && row < w.n && !(GATED && r / 8 % 2);
+        return {there, at, token, row, w, (u16*)w.out + (size_t)token * w.stride + row};
+    };
+    const auto read_late = [&](int tile) {
+#pragma unroll
+        for (int k = 0; k < OUTPUTS; k++) {
+            const Output o = output(k, tile);
+            if (!o.there) continue;
+            late[k] = {scale_of_row(o.w, o.row), o.w.bias ? widened(o.w.bias[o.row]) : 0, 0, 0, add ? widened(*o.out) : 0};
+#if GATED
+            const Matrix& second = matrices.at[1];
+            late[k].second_scale = scale_of_row(second, o.row);
+            late[k].second_bias = second.bias ? widened(second.bias[o.row]) : 0;
+#endif
         }
+    };
+    const auto write = [&](int tile, int turn) {
+        const float* const all = slots + turn % 2 * (SPLITS * TOKENS * ROWS);
+        const auto sum = [&](int at) {
+            float y = 0;
+#pragma unroll
+            for (int s = 0; s < SPLITS; s++) y += all[s * (TOKENS * ROWS) + at];
+            return y;
+        };
+#pragma unroll
+        for (int k = 0; k < OUTPUTS; k++) {
+            const Output o = output(k, tile);
+            if (!o.there) continue;
+            const float by = NORM ? inverse[o.token] : 1;
+            float y = sum(o.at) * late[k].scale * by + late[k].bias;
+#if GATED
+            y = y / (1 + expf(-y)) * (sum(o.at + 8) * late[k].second_scale * by + late[k].second_bias);
+#endif
+            *o.out = narrow(y + late[k].before);
+        }
+    };
+    // The tile of the turn before is complete.
+    const auto write_last = [&](int tile, int turn) {
+#if CLUSTER
+        wait_for_cluster();
+#endif
+        if (turn % SPLITS == rank) write(tile, turn);
     };
 
     u8 *stage = ring, *const ring_end = ring + STAGES * STAGE;
-    for (int tile = first_tile; tile < tiles; tile += next.apart) {
+    int turn = 0;
+    for (int tile = blockIdx.x / SPLITS; tile < tiles; tile += next.apart, turn++) {
 #pragma unroll
         for (int b = 0; b < BANDS; b++)
 #pragma unroll
-            for (int j = 0; j < TILES; j++)
-#pragma unroll
-                for (int c = 0; c < 4; c++) total[b][j][c] = 0;
-        for (int step = first; step < end; step++) {
+            for (int c = 0; c < 4; c++) total[b][c] = 0;
+        for (int step = first + warp; step < first + next.each(); step += WARPS) {
             wait_for_oldest();
             __syncwarp();
-            multiply(stage, tile, step);
+            if (step < end) multiply(stage, tile, step);
             __syncwarp();
             next.copy_next(stage);
             if ((stage += STAGE) == ring_end) stage = ring;
         }
-        float* const to = sums + (size_t)part * TOKENS * tiles * ROWS + tile * ROWS + g;
+        // The warps' sums, in their order.
 #pragma unroll
         for (int b = 0; b < BANDS; b++)
 #pragma unroll
-            for (int j = 0; j < TILES; j++)
+            for (int c = 0; c < 4; c++)
+                sums[(warp * TOKENS + 2 * t + c % 2) * PITCH + 16 * b + 8 * (c / 2) + g] = total[b][c];
+        __syncthreads();
+        float own[OUTPUTS] = {};
 #pragma unroll
-                for (int c = 0; c < 4; c++)
-                    to[(size_t)(8 * j + 2 * t + c % 2) * tiles * ROWS + 16 * b + 8 * (c / 2)] = total[b][j][c];
+        for (int k = 0; k < OUTPUTS; k++) {
+            const int at = threadIdx.x + k * WARPS * 32;
+            if (at < ROWS * TOKENS)
+#pragma unroll
+                for (int v = 0; v < WARPS; v++) own[k] += sums[(v * TOKENS + at / ROWS) * PITCH + at % ROWS];
+        }
+        __syncthreads();
+        if (turn) write_last(tile - next.apart, turn - 1);
+        float* const slot = slots + (turn % 2 * SPLITS + rank) * (TOKENS * ROWS);
+#pragma unroll
+        for (int k = 0; k < OUTPUTS; k++) {
+            const int at = threadIdx.x + k * WARPS * 32;
+            if (at >= ROWS * TOKENS) continue;
+#if CLUSTER
+            to_block(slot + at, turn % SPLITS, own[k]);
+#else
+            slot[at] = own[k];
+#endif
+        }
+#if CLUSTER
+        arrive_in_cluster();
+#endif
+        if (turn % SPLITS == rank) read_late(tile);
     }
+    __syncthreads();
+    if (turn) write_last(blockIdx.x / SPLITS + (turn - 1) * next.apart, turn - 1);
 }

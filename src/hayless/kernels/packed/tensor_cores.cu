@@ -344,7 +344,7 @@ extern "C" __global__ void ONE_CLUSTER __launch_bounds__(WARPS * 32) packed_line
     for (int d = 0; d < DEPTH - 1; d++) load(d, first + d * WARPS);
     // While those are on their way, the tables.
 #if KIND == 1
-    fill((u32*)shared, w.table);
+    fill((u32*)shared, w.table, 32);
 #if SCALE == 3
     for (int i = threadIdx.x; i < 256 * (GATED ? 2 : 1); i += WARPS * 32)
         seconds[i / 256][i % 256] = (GATED ? matrices.at[i / 256] : w).second_table[i % 256];

@@ -31,8 +31,6 @@ _SHARED, _STATIC = 100 * 1024, 40 * 1024
 _TABLE_BYTES = 32 * 1024
 _STAGED = 16
 """Tokens whose x is copied to shared memory."""
-_STREAMED = 8
-"""Tokens whose products with integers are `streamed`; more only where that saves a kernel, a norm's or a gate's."""
 MOST = 3
 """Matrices of one launch."""
 
@@ -115,7 +113,7 @@ def multiply_each(
 
     `gated`: of two products silu(first) · second is written, to the `out` of the first.
     """
-    if _is_streamed(x, [one.weight for one in products], fused=norm is not None or gated):
+    if _is_streamed(x, [one.weight for one in products]):
         streamed.stream(x, products, norm=norm, gated=gated, overlap=overlap)
         return
     tiles = _tiles_for(x, [one.weight for one in products])
@@ -124,9 +122,7 @@ def multiply_each(
     _launch(x, products, tiles, norm=norm, gated=gated)
 
 
-def _is_streamed(x: Tensor, weights: Sequence[Packed], *, fused: bool = False) -> bool:
-    if not fused and len(x) > _STREAMED and any(isinstance(weight, Integers) for weight in weights):
-        return False
+def _is_streamed(x: Tensor, weights: Sequence[Packed]) -> bool:
     return not any(streamed.unsupported(x, weight) for weight in weights)
 
 

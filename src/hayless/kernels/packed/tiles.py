@@ -48,7 +48,7 @@ class CoreTiles:
 
 @dataclass(frozen=True, slots=True)
 class StreamTiles:
-    """One token, weights copied ahead: 16 · `bands` rows that a block multiplies at once, its warps, the parts of
+    """Up to 8 tokens, weights copied ahead: 16 · `bands` rows that a block multiplies at once, its warps, the parts of
     a row, side by side, that a warp takes in a step where it can, and the most steps of a warp on their way."""
 
     bands: int
@@ -59,12 +59,12 @@ class StreamTiles:
 
 @dataclass(frozen=True, slots=True)
 class RowTiles:
-    """2 to 16 tokens, likewise: 16 · `bands` rows that a warp multiplies at once, a block's warps, the most steps of a
+    """9 to 16 tokens, likewise: 16 · `bands` rows that a warp multiplies at once, a block's warps, the most steps of a
     warp on their way, and the parts into which `in` is split among blocks; 0: as many as take the least time."""
 
     bands: int
     warps: int
-    stages: int = 8
+    stages: int = 3
     splits: int = 0
 
 
@@ -80,14 +80,15 @@ _ONE_WIDE = CoreTiles(2, 8, 1, splits=2, run=2, mixed=True)
 _TALL = CoreTiles(4, 4, 1, splits=2)
 """9 to 16 tokens and a matrix of few bits and many rows."""
 _STREAM, _STREAM_FEW = StreamTiles(2, 16, 1), StreamTiles(1, 16)
-_STREAM_STAGES = {4: 3, 8: 4}
-_STREAM_OF_TABLE = StreamTiles(2, 16, 1, 3)
+_STREAM_STAGES, _STREAM_STAGES_OF_TABLE = {4: 3, 8: 4}, 2
 """One token; the second for 4 bits where processors have less than 32 rows each. A block with more steps on their way
 leaves no room for one of the next product beside it. As an H200 has steps of a model of Llama-7B's shape fastest."""
-_ROWS = RowTiles(2, 16)
-"""2 to 16 tokens, likewise."""
+STREAM_OF_SEVERAL = StreamTiles(2, 8, 1)
+"""2 to 8 tokens, likewise."""
+ROWS = RowTiles(2, 16)
+"""9 to 16 tokens, as an H200 has a layer's products at Llama-7B's shape fastest in all forms, or nearly."""
 _MOST_SPLITS, _BUSY = 16, 8
-"""Parts of the columns; warps that keep a processor's memory at work."""
+"""Parts of the columns for these; warps that keep a processor's memory at work."""
 _ENOUGH = {"matrix": 128, "core": 256}
 """Programs and blocks that fill a device."""
 
@@ -148,28 +149,20 @@ def core_tiles_for(tokens: int, rows: int, width: int, bits: int) -> CoreTiles:
 
 
 def stream_tiles_for(rows: int, processors: int, bits: int, *, table: bool) -> StreamTiles:
-    """For one token and so many rows of all matrices; `table`: of sixteen values."""
-    if table:
-        return _STREAM_OF_TABLE
+    """For so many rows of all matrices; `table`: of sixteen values, which takes shared memory."""
     tiles = _STREAM_FEW if bits == 4 and rows < 32 * processors else _STREAM
-    return replace(tiles, stages=_STREAM_STAGES[bits])
+    return replace(tiles, stages=_STREAM_STAGES_OF_TABLE if table else _STREAM_STAGES[bits])
 
 
-def row_tiles_for(tokens: int) -> RowTiles:
-    """For 2 to 16 tokens."""
-    return _ROWS
-
-
-def row_splits_for(tokens: int, tiles: int, steps: int, processors: int, fewest: int = 1) -> int:
+def row_splits_for(tiles: int, steps: int, processors: int, fewest: int = 1) -> int:
     """Into how many parts `steps` are split so that `tiles` of rows take the least time; no fewer than `fewest`.
 
     A processor has ⌈tiles / (processors / splits)⌉ tiles of ⌈steps / splits⌉ steps, and less than `_BUSY` warps take as
-    long as these. What parts give, which is written and read again, costs as much as 2 steps for 16 tokens.
+    long as these. What a part gives is written and read again, which costs as much as 2 steps.
     """
 
-    def time(splits: int) -> float:
-        each = max(-(-tiles // (processors // splits)), _BUSY)
-        return each * (-(-steps // splits) + tokens / 8)
+    def time(splits: int) -> int:
+        return max(-(-tiles // (processors // splits)), _BUSY) * (-(-steps // splits) + 2)
 
     most = min(_MOST_SPLITS, steps, processors)
     return min(range(min(fewest, most), most + 1), key=time)
