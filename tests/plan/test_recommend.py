@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -10,17 +12,20 @@ from typing import Literal
 import pytest
 
 from hayless.core import registry
+from hayless.core.cost import TrainShape
 from hayless.core.devices import DEVICES
-from hayless.core.errors import RequestError
+from hayless.core.errors import NotSupported, RequestError
 from hayless.core.families import dims_of
-from hayless.core.method import MethodConfig
-from hayless.core.registry import configure
+from hayless.core.method import MethodConfig, Part
+from hayless.core.registry import configure, method_of
 from hayless.plan import ways
+from hayless.plan.memory import Plan, plan
 from hayless.plan.presets import config_of
 from hayless.plan.recommend import Advice, advise, budgeted, recipe
 from hayless.recipe import yaml
 from hayless.recipe.load import load
 from hayless.recipe.prediction import predict
+from tests import tiny
 
 LLAMA_1B = replace(dims_of(config_of("llama-1b")), num_layers=6)
 """Llama's 1B shape with fewer layers, which is as telling and sooner planned."""
@@ -63,7 +68,8 @@ def test_nothing_is_given_up_without_need() -> None:
     plenty = advice(100)
     assert [choice.gives_up for choice in plenty.fitting] == [(), ("all but a branch stays as it is",)]
     # A loss by chunks moves fewer bytes; what is computed again costs time.
-    assert not plenty.others and {config.method for config in plenty.best.memory} <= {"chunked_loss"}
+    used = {config.method for config in plenty.best.memory}
+    assert not plenty.others and {"fused_kernels"} <= used <= {"fused_kernels", "chunked_loss"}
     tight = advice(6)
     assert len({choice.way.branches for choice in tight.fitting}) == 2 and tight.others
     for choice in tight.fitting:
@@ -119,6 +125,48 @@ def test_a_method_joins_by_its_card(monkeypatch: pytest.MonkeyPatch) -> None:
     known = registry.methods
     monkeypatch.setattr(ways, "methods", lambda parts: [*known(parts), *([card] if card.part in parts else [])])
     climb = [[config.method for config in rung] for rung in ways.ladder(LLAMA_1B)]
-    assert climb[:3] == [[], ["chunked_loss"], ["chunked_loss", "halver"]]
-    assert len(climb) == 3 + LLAMA_1B.num_layers + 1 and set(climb[-2]) == {"chunked_loss", "halver", "checkpointing"}
+    first = ["fused_kernels"]
+    assert climb[:3] == [first, [*first, "chunked_loss"], [*first, "chunked_loss", "halver"]]
+    assert len(climb) == 3 + LLAMA_1B.num_layers + 1 and climb[-2] == [*climb[2], "checkpointing"]
     assert climb[-1] == [*climb[-2], "offload"], "what works upon another comes last"
+
+
+@pytest.mark.parametrize("name", tiny.NAMES)
+def test_every_rung_is_accepted_by_the_model(name: str) -> None:
+    """Methods are named only for models on which they can be put, and free ones for all of those."""
+    model, climb = tiny.model(name), ways.ladder(dims_of(tiny.config(name).to_dict()))
+    for rung in (climb[0], climb[-1]):
+        with ExitStack() as stack:
+            for config in rung:
+                stack.enter_context(method_of(config).load().install(model, config))
+    for card in registry.methods([Part.MEMORY]):
+        config = configure(card.name)
+        if card.free and config not in climb[0]:
+            with pytest.raises(NotSupported), card.load().install(model, config):
+                pass
+    # Precision is given up only by those who ask for it.
+    assert "float8_linears" not in {config.method for config in climb[-1]}
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma2", "mixtral"])
+def test_what_is_free_takes_neither_memory_nor_time(name: str) -> None:
+    dims = dims_of({**tiny.config(name).to_dict(), "hidden_size": 512, "intermediate_size": 1024})
+    found, _ = ways.ways(dims, [])
+    free, *_, most = ways.ladder(dims)
+    assert free
+    paid = most[len(free) :]
+    for way in {(way.branches, way.precision, bool(ways.packed_bits(way.ledger))): way for way in found}.values():
+        for memory in ((), paid[:1], paid[:2], paid):
+            for rows, tokens in ((1, 8), (3, 512)):
+                plain, fused = (cost(way, methods, rows, tokens) for methods in (memory, (*free, *memory)))
+                assert fused.train.peak.total <= plain.train.peak.total, (way.name, memory)  # type: ignore[union-attr]
+                for device in ("B200", "RTX 4090", "T4"):
+                    seconds = [replace(each, device=DEVICES[device]).step_seconds() for each in (plain, fused)]
+                    assert seconds[1] <= seconds[0], (way.name, memory, device)  # type: ignore[operator]
+
+
+def cost(way: ways.Way, memory: Sequence[MethodConfig], rows: int, tokens: int) -> Plan:
+    shape = TrainShape(rows, tokens, precision=way.precision)
+    for config in (way.optimizer, *memory):
+        shape = method_of(config).predict_training(shape, config)
+    return plan(way.name, way.ledger, shape, DEVICES["H100"], decode=False)

@@ -131,10 +131,11 @@ class Method:
     `predict_decoding` to decoding. `rate` is what the learning rate is multiplied by for a trained tensor, by its name.
     Every option of a transform has a default, so that a bare name is a valid request.
 
-    The recommender (`hayless.plan.recommend`) reads three fields. `gives_up` says in words what an optimizer costs
+    The recommender (`hayless.plan.recommend`) reads four fields. `gives_up` says in words what an optimizer costs
     beside time; empty for one that gives up nothing. `upon` names the memory method that must be in force before this
     one. `ladder` gives the settings worth trying on a model, from the fastest to the one that needs least memory;
-    without one it is the defaults alone, and an empty one keeps a method out.
+    without one it is the defaults alone, and an empty one keeps a method out. `free`: a memory method takes neither
+    time nor memory, so that the first of its settings is in force in all that is tried.
     """
 
     name: str
@@ -155,6 +156,7 @@ class Method:
     rate: Rate = lambda config, name: 1.0
     gives_up: str = ""
     upon: str = ""
+    free: bool = False
     ladder: Callable[[ModelDims], Sequence[Any]] | None = None
 
     def needed(self, config: Any) -> tuple[Need, ...]:

@@ -108,10 +108,12 @@ def ways(dims: ModelDims, before: Sequence[MethodConfig]) -> tuple[list[Way], di
 
 
 def ladder(dims: ModelDims) -> Ladder:
-    """Memory methods from none to all of them: methods with few settings join first, each setting by setting, and what
-    works upon another one after all those."""
-    found: list[tuple[MethodConfig, ...]] = [()]
-    for card in sorted(methods([Part.MEMORY]), key=lambda card: (bool(card.upon), len(rungs(card, dims)))):
+    """Memory methods from those that are free to all of them: methods with few settings join first, each setting by
+    setting, and what works upon another one after all those."""
+    cards = methods([Part.MEMORY])
+    found = [tuple(rung for card in cards if card.free for rung in rungs(card, dims)[:1])]
+    paid = [card for card in cards if not card.free]
+    for card in sorted(paid, key=lambda card: (bool(card.upon), len(rungs(card, dims)))):
         below = found[-1]
         found += [(*below, rung) for rung in rungs(card, dims)]
     return found

@@ -9,6 +9,9 @@ from hayless.core.cost import TrainShape
 from hayless.core.dims import ModelDims
 from hayless.core.method import Method, MethodConfig, Paper, Part, unchanged
 
+FAMILIES = ("llama", "mixtral")
+"""Those whose norms, rotary positions and gates the kernels compute."""
+
 
 class FusedKernelsConfig(MethodConfig):
     """No options: RMSNorm, rotary positions and, in dense models whose activation is silu, SwiGLU. Llama's kin only.
@@ -24,9 +27,14 @@ def predict_training(shape: TrainShape, config: FusedKernelsConfig) -> TrainShap
     return replace(shape, fused_kernels=True)
 
 
+def serves(dims: ModelDims) -> bool:
+    """Whether a model has what the kernels compute."""
+    return dims.family in FAMILIES
+
+
 def ladder(dims: ModelDims) -> list[FusedKernelsConfig]:
-    """Not tried by the recommender: `compile: true` gives a step the same, and goes with every family."""
-    return []
+    """All of it, where there is something to compute."""
+    return [FusedKernelsConfig()] if serves(dims) else []
 
 
 METHOD = Method(
@@ -38,5 +46,6 @@ METHOD = Method(
     predict=unchanged,
     predict_training=predict_training,
     ladder=ladder,
+    free=True,
     paper=Paper("Liger Kernel: Efficient Triton Kernels for LLM Training", "Hsu et al.", 2024, "2410.10989"),
 )

@@ -17,11 +17,10 @@ from transformers import PreTrainedModel
 
 from hayless.core.errors import NotSupported
 from hayless.kernels.fused_ops import rms_norm, rotary, swiglu
-from hayless.methods.memory.fused_kernels import FusedKernelsConfig
+from hayless.methods.memory.fused_kernels import FAMILIES, FusedKernelsConfig, serves
 from hayless.model.anatomy import dims_of_model
 from hayless.train.blocks import Forward, wrapped
 
-_FAMILIES = ("llama", "mixtral")
 _ROTATION = "apply_rotary_pos_emb"
 """What transformers' attention calls."""
 _SILU = ("SiLU", "SiLUActivation")
@@ -34,11 +33,12 @@ class FusedKernels:
     @contextmanager
     def install(model: PreTrainedModel, config: FusedKernelsConfig) -> Iterator[None]:
         """Compute by fused operations, in evaluation too. NotSupported outside of Llama's kin."""
-        family = dims_of_model(model).family
-        if family not in _FAMILIES:
+        dims = dims_of_model(model)
+        if not serves(dims):
             raise NotSupported(
-                f"fused_kernels are RMSNorm, rotary positions and SwiGLU, which {family} models do not have together.",
-                hint=f"They serve the families {' and '.join(_FAMILIES)}; compile: true fuses in all.",
+                "fused_kernels are RMSNorm, rotary positions and SwiGLU,"
+                f" which {dims.family} models do not have together.",
+                hint=f"They serve the families {' and '.join(FAMILIES)}; compile: true fuses in all.",
             )
         with ExitStack() as stack:
             for fits, wrap in ((_is_norm, _norm), (_rotates, _attention), (_is_gated, _gated)):
