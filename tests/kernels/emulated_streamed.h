@@ -74,9 +74,9 @@ static void* thread_of_block(void* index) {
     rank = at / (32 * WARPS);
     threadIdx.x = at % (32 * WARPS);
     blockIdx.x = current_block.x + rank;
-#if defined TILES
+#if TILES == 2
     packed_stream_rows(l.x, l.gain, *l.matrices, l.tiles, l.tokens, l.sums, l.squares);
-#elif defined TOKENS
+#elif TILES == 1
     packed_stream_few(l.x, l.gain, l.epsilon, *l.matrices, l.tiles, l.add, l.tokens);
 #else
     packed_stream(l.x, l.gain, l.epsilon, *l.matrices, l.tiles, l.add);

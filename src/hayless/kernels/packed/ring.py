@@ -17,6 +17,8 @@ from hayless.kernels.packed.tiles import RowTiles, StreamTiles
 BEFORE = tuple(Path(__file__).with_name(name) for name in ("codes.cu", "tiles.cu"))
 """The sources before any that has tiles of rows; a ring's is behind these."""
 SOURCES = (*BEFORE, Path(__file__).with_name("ring.cu"))
+OF_SEVERAL = (*SOURCES, Path(__file__).with_name("several.cu"))
+"""And before those of several tokens."""
 _SHARED = 200 * 1024
 """Bytes of shared memory of a block."""
 OTHER = 4 * 1024

@@ -24,7 +24,7 @@ from hayless.kernels.packed.tiles import STREAM_OF_SEVERAL, RowTiles, StreamTile
 MOST_TOKENS = 16
 _FEW = 8
 """Tokens whose x a block has whole; more go by `streamed_rows`."""
-_ONE, _SEVERAL = (Path(__file__).with_name(name) for name in ("streamed.cu", "streamed_few.cu"))
+_ONE, _FEW_SOURCE = (Path(__file__).with_name(name) for name in ("streamed.cu", "streamed_few.cu"))
 _TABLE_BYTES, _SMALL_TABLE_BYTES = 64 * 1024, 32 * 1024
 _ENOUGH_STAGES = 4
 _MOST_SPLITS = 2
@@ -89,15 +89,15 @@ def stream(
     gain, eps = (x, 0.0) if norm is None else (norm.gain, norm.eps)
     args: list[Argument] = [ctypes.c_void_p(x.data_ptr()), ctypes.c_void_p(gain.data_ptr()), ctypes.c_float(eps)]
     if len(x) == 1:
-        source, name = _ONE, "packed_stream"
+        sources, name = (*ring.SOURCES, _ONE), "packed_stream"
         tiles = tiles or _tiles_for(weight, sum(one.weight.shape[0] for one in products), processors)
         layout, several = _layout(weight, tiles, room), []
         more["MIX"] = _mix(weight)
     else:
-        source, name, tiles = _SEVERAL, "packed_stream_few", tiles or STREAM_OF_SEVERAL
+        sources, name, tiles = (*ring.OF_SEVERAL, _FEW_SOURCE), "packed_stream_few", tiles or STREAM_OF_SEVERAL
         layout, several = _layout_of_several(weight, tiles, room), [ctypes.c_int(len(x))]
-        more |= {"MIX": 2, "SPLITS": layout.splits, "CLUSTER": int(layout.splits > 1)}
-    kernel = compiled((*ring.SOURCES, source), name, ring.definitions(x, weight, tiles, layout, more), x.device.index)
+        more |= {"MIX": 2, "TILES": 1, "SPLITS": layout.splits, "CLUSTER": int(layout.splits > 1)}
+    kernel = compiled(sources, name, ring.definitions(x, weight, tiles, layout, more), x.device.index)
     matrices, blocks = codes.matrices(products, each * tiles.bands, gated=gated)
     args += [matrices, ctypes.c_int(blocks), ctypes.c_int(add), *several]
     clusters = min(blocks, processors // layout.splits)

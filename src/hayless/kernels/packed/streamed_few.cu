@@ -1,8 +1,7 @@
 // y = Wx for 2 to 8 tokens and weights of 4 or 8 bits, in tensor cores, with W always on its way. Compiled at run time with
-// ../instructions.cu, codes.cu, tiles.cu, ring.cu and these definitions, which streamed.py makes, before it:
+// ../instructions.cu, codes.cu, tiles.cu, ring.cu, several.cu and these definitions, which streamed.py makes, before it:
 //   DIVISOR   a whole number, of which scales are too many times too large
-//   SPLITS    parts of the columns, each of a block; as many blocks are a cluster where there are several
-//   CLUSTER   1: there are
+//   CLUSTER   1: as many blocks as parts of the columns are a cluster, since there are several
 //   NORM      1: x is normalized first: x gain / rms(x)
 //   OVERLAP   1: it may be started while the kernel before still runs, which makes x (programmatic dependent launch)
 //
@@ -11,13 +10,8 @@
 // and multiply these columns of tile after tile. What blocks of a cluster add up goes to one of them, each tile's to the
 // next one, which writes it while the next tile is multiplied.
 
-#define TOKENS 8
-#define CHUNKS (UNIT / 32)                      // times 8 columns of a unit that a lane multiplies
-#define MOST_STEPS ((STEPS + SPLITS - 1) / SPLITS)  // of a block
-#define X_PITCH (MOST_STEPS * RUN * SPAN * 2 + 16)  // bytes of a token; so that those of 8 are in different banks
-#define PITCH (ROWS + 4)                        // of sums: what lanes of a row write is in different banks
+#define PITCH (ROWS + 4)                                          // of sums: what lanes of a row write is in different banks
 #define OUTPUTS ((ROWS * TOKENS + WARPS * 32 - 1) / (WARPS * 32))  // of a thread
-#define TABLE_BYTES (KIND == 1 ? 256 * 32 * 4 : 0)
 
 #if CLUSTER
 #define ONE_CLUSTER __cluster_dims__(SPLITS, 1, 1)
@@ -45,13 +39,11 @@ extern "C" __global__ void ONE_CLUSTER __launch_bounds__(WARPS * 32) packed_stre
 #if OVERLAP
     let_next_start();
 #endif
-    // 32 bytes of a row that have one scale, 8 for each lane: rows of a unit lie one after the other.
-    const int place = t / 2 * 256 + g * 32 + t % 2 * 16, here = g * 32 + t * 8;
-    Ring next{matrices, tiles, (int)gridDim.x / SPLITS, first, end, WARPS, place, first + warp, (int)blockIdx.x / SPLITS,
+    Ring next{matrices, tiles, (int)gridDim.x / SPLITS, first, end, WARPS, place_of_copy(), first + warp, (int)blockIdx.x / SPLITS,
               first + warp};
     next.fill(ring);
 
-    // While those are on their way, the tables, and x, as codes are taken out of a word: every (PER / 2)th column makes a pair.
+    // While those are on their way, the tables, and x.
 #if KIND == 1
     fill((u32*)shared, matrices.at[0].table, 32);
 #endif
@@ -62,33 +54,9 @@ extern "C" __global__ void ONE_CLUSTER __launch_bounds__(WARPS * 32) packed_stre
     wait_for_previous();
 #endif
     for (int token = warp; token < TOKENS; token += WARPS) {
-        const u16* const row = x + (size_t)min(token, m - 1) * WIDTH + first * (RUN * SPAN);
+        const u16* const row = x + (size_t)min(token, m - 1) * WIDTH + first * SPAN;
+        const float square_sum = prepare(xs + token * X_PITCH, row, gain + first * SPAN, (end - first) * (SPAN / 8));
 #if NORM
-        float square_sum = 0;
-#endif
-#pragma unroll 4
-        for (int chunk = lane; chunk < (end - first) * (RUN * SPAN / 8); chunk += 32) {
-            const uint4 read = *(const uint4*)(row + 8 * chunk);
-            u32 v[4] = {read.x, read.y, read.z, read.w}, q[4];
-#if NORM
-            const uint4 gains = *(const uint4*)(gain + first * (RUN * SPAN) + 8 * chunk);
-            const u32 by[4] = {gains.x, gains.y, gains.z, gains.w};
-#pragma unroll
-            for (int k = 0; k < 4; k++) {
-                square_sum += square(widened(v[k] & 0xFFFF)) + square(widened(v[k] >> 16));
-                v[k] = times(v[k], by[k]);
-            }
-#endif
-#pragma unroll
-            for (int k = 0; k < 4; k++) {
-                const int word = k / (PER / 2) * (PER / 2), within = k % (PER / 2);
-                q[k] = KIND == 1 ? v[k]
-                                 : bytes(v[word + within / 2], v[word + within / 2 + PER / 4], within % 2 ? 0x7632 : 0x5410);
-            }
-            *(uint4*)(xs + token * X_PITCH + 16 * chunk) = *(uint4*)q;
-        }
-#if NORM
-        square_sum = sum_of_warp(square_sum);
         if (lane == 0) squares[token] = square_sum;
 #endif
     }
@@ -108,62 +76,6 @@ extern "C" __global__ void ONE_CLUSTER __launch_bounds__(WARPS * 32) packed_stre
         inverse[threadIdx.x] = rsqrtf(all / WIDTH + epsilon);
     }
 #endif
-
-    float total[BANDS][4];
-    const auto multiply = [&](const u8* stage, int tile, int step) {
-        const u8* const x_at = xs + g * X_PITCH + ((step - first) * (RUN * SPAN) + t * (UNIT / 4)) * 2;
-#pragma unroll
-        for (int part = 0; part < RUN; part++)
-#pragma unroll
-            for (int mix = 0; mix < MIX; mix++) {
-                u32 q[CHUNKS][4];
-#pragma unroll
-                for (int c = 0; c < CHUNKS; c++)
-                    *(uint4*)q[c] = *(const uint4*)(x_at + (part * SPAN + mix * UNIT) * 2 + 16 * c);
-#pragma unroll
-                for (int b = 0; b < BANDS; b++) {
-                    u32 w[2][2];
-#pragma unroll
-                    for (int h = 0; h < 2; h++)
-                        *(uint2*)w[h] = *(const uint2*)(stage + part * PART_BYTES + (2 * b + h) * 512 + mix * 256 + here);
-#if GROUP
-                    float y[4] = {};
-#else
-                    auto& y = total[b];
-#endif
-#pragma unroll
-                    for (int i = 0; i < 2; i++) {
-                        u32 a[2][PER / 2];
-#pragma unroll
-                        for (int h = 0; h < 2; h++) {
-#if KIND == 1
-                            values_of(shared, w[h][i], a[h]);
-#else
-                            const u32 word = TWOS ? w[h][i] ^ HIGHEST_BITS : w[h][i];
-#pragma unroll
-                            for (int k = 0; k < PER / 2; k++)
-                                a[h][k] = centred(word >> BITS * k, base_of(1 << (BITS - 1)));
-#endif
-                        }
-#pragma unroll
-                        for (int k = 0; k < PER / 2; k += 2) {
-                            const int at = i * (PER / 2) + k;
-                            const u32* const by = &q[at / 4][at % 4];
-                            mma(y, a[0][k], a[1][k], a[0][k + 1], a[1][k + 1], by[0], by[1]);
-                        }
-                    }
-#if GROUP
-#pragma unroll
-                    for (int h = 0; h < 2; h++) {
-                        const int group = GROUP_OF(step * (RUN * SPAN));
-                        const float f = scale_of(stage, 16 * b + 8 * h + g, part, mix, group, matrices, tile, seconds);
-#pragma unroll
-                        for (int c = 2 * h; c < 2 * h + 2; c++) total[b][c] += y[c] * f;
-                    }
-#endif
-                }
-            }
-    };
 
     Late late[OUTPUTS];  // of the tile that is written next
     const auto scale_of_row = [&](const Matrix& w, int row) {
@@ -220,14 +132,16 @@ extern "C" __global__ void ONE_CLUSTER __launch_bounds__(WARPS * 32) packed_stre
     u8 *stage = ring, *const ring_end = ring + STAGES * STAGE;
     int turn = 0;
     for (int tile = blockIdx.x / SPLITS; tile < tiles; tile += next.apart, turn++) {
+        float total[BANDS][TILES][4];
 #pragma unroll
         for (int b = 0; b < BANDS; b++)
 #pragma unroll
-            for (int c = 0; c < 4; c++) total[b][c] = 0;
+            for (int c = 0; c < 4; c++) total[b][0][c] = 0;
         for (int step = first + warp; step < first + next.each(); step += WARPS) {
             wait_for_oldest();
             __syncwarp();
-            if (step < end) multiply(stage, tile, step);
+            if (step < end)
+                multiply(total, stage, xs + (step - first) * SPAN * 2, shared, step, matrices, tile, seconds);
             __syncwarp();
             next.copy_next(stage);
             if ((stage += STAGE) == ring_end) stage = ring;
@@ -237,7 +151,7 @@ extern "C" __global__ void ONE_CLUSTER __launch_bounds__(WARPS * 32) packed_stre
         for (int b = 0; b < BANDS; b++)
 #pragma unroll
             for (int c = 0; c < 4; c++)
-                sums[(warp * TOKENS + 2 * t + c % 2) * PITCH + 16 * b + 8 * (c / 2) + g] = total[b][c];
+                sums[(warp * TOKENS + 2 * t + c % 2) * PITCH + 16 * b + 8 * (c / 2) + g] = total[b][0][c];
         __syncthreads();
         float own[OUTPUTS] = {};
 #pragma unroll

@@ -44,14 +44,14 @@ def multiply(
     found = layout(weight, sum(one.weight.shape[0] for one in products), tiles, processors, room)
     matrices, count = codes.matrices(products, (8 if gated else 16) * chosen.bands, gated=gated)
     more = {"MATRICES": len(products), "NORM": int(norm is not None), "GATED": int(gated), "OVERLAP": int(overlap)}
-    more |= {"MIX": 2, "SPLITS": found.splits}
+    more |= {"MIX": 2, "TILES": _TOKENS // 8, "SPLITS": found.splits}
 
     rows = 16 * chosen.bands * count
     sums = torch.empty(found.splits, _TOKENS, rows, dtype=torch.float32, device=x.device)
     squares = sums if norm is None else torch.empty(found.splits, _TOKENS, dtype=torch.float32, device=x.device)
     gain, eps = (x, 0.0) if norm is None else (norm.gain, norm.eps)
     defined = ring.definitions(x, weight, chosen, found, more)
-    kernel = compiled((*ring.SOURCES, _ROWS), "packed_stream_rows", defined, x.device.index)
+    kernel = compiled((*ring.OF_SEVERAL, _ROWS), "packed_stream_rows", defined, x.device.index)
     args = [*_pointers(x, gain), matrices, ctypes.c_int(count), ctypes.c_int(tokens), *_pointers(sums, squares)]
     grid = (max(1, processors // found.splits) * found.splits, 1, 1)
     launch(kernel, grid, (32 * chosen.warps, 1, 1), args, found.shared, overlap=overlap)

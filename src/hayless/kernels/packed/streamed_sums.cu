@@ -1,11 +1,12 @@
 // What parts of the columns give (streamed_rows.cu), added up in their order and written. Compiled at run time with
 // ../instructions.cu, codes.cu, tiles.cu and these definitions, which streamed_rows.py makes, before it:
 //   DIVISOR   a whole number, of which scales are too many times too large
+//   TILES     8 tokens each
 //   SPLITS    parts of the columns
 //   NORM      1: x is normalized by the squares of its parts
 //   OVERLAP   1: it may be started while the kernel before still runs, which makes the parts
 
-#define TOKENS 16
+#define TOKENS (8 * TILES)
 
 // A row's sum, less scales that come at the end.
 __device__ __forceinline__ float scaled(float sum, const Matrix& w, int row, float inverse) {
