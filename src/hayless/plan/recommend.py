@@ -72,7 +72,8 @@ class Choice:
     def gives_up(self) -> tuple[str, ...]:
         """What this choice gives up, in words."""
         shorter = (f"sequences of {self.sequence:,} tokens",) if self.shortened else ()
-        fewer = (f"updates of {self.micro_batch} rows",) if self.micro_batch * self.accumulation < self.rows else ()
+        size = "one row" if self.micro_batch == 1 else f"{self.micro_batch} rows"
+        fewer = (f"updates of {size}",) if self.micro_batch * self.accumulation < self.rows else ()
         return self.way.gives_up + shorter + fewer
 
     @property
