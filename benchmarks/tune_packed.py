@@ -112,7 +112,7 @@ def _design(name: str, x: Tensor, weight: Packed) -> tuple[Callable[..., Tensor]
     if name == "gemm":
         return gemm, tiles.MATRIX_CANDIDATES if tokens > 1 else []
     if name == "streamed":
-        candidates = tiles.STREAM_CANDIDATES if tokens == 1 else tiles.ROW_CANDIDATES
+        candidates = tiles.STREAM_CANDIDATES if tokens <= streamed.FEW else tiles.ROW_CANDIDATES
         return _streamed, [] if streamed.unsupported(x, weight) else candidates
     if unsupported(x, weight) or isinstance(weight, Palette):
         return multiply, []

@@ -31,3 +31,13 @@ def test_what_is_chosen_could_have_been_swept(tokens, rows, width):
     if tokens > 1:
         assert tiles.matrix_tiles_for(tokens, rows, width // 8) in tiles.MATRIX_CANDIDATES
     assert {tiles.vector_tiles_for(bits) for bits in (1, 2, 4, 8)} <= set(tiles.VECTOR_CANDIDATES)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "kind"), [(1, "StreamTiles"), (8, "StreamTiles"), (9, "RowTiles"), (16, "RowTiles")]
+)
+def test_streamed_products_are_swept_by_tiles_that_they_take(tokens, kind, monkeypatch):
+    monkeypatch.setattr(tune_packed.streamed, "unsupported", lambda x, weight: "")
+    x = torch.empty(tokens, 512, dtype=torch.bfloat16, device="meta")
+    _, candidates = tune_packed._design("streamed", x, None)
+    assert {type(one).__name__ for one in candidates} == {kind}

@@ -1,5 +1,5 @@
-// What streamed.cu, streamed_few.cu and streamed_rows.cu need beside emulated_cuda.h, and their launch. A copy arrives when it is waited for,
-// and until then its place holds no number.
+// What streamed.cu, streamed_few.cu and streamed_rows.cu need beside emulated_cuda.h, and their launch. A copy arrives when
+// it is waited for, and until then its place holds no number.
 #include <vector>
 
 struct Copy { u8* to; const void* from; int size; };

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hayless.core.errors import NotSupported
-from hayless.kernels.compiled import most_shared
+from hayless.kernels.compiled import Argument, most_shared
 from hayless.kernels.packed import codes
 from hayless.kernels.packed.formats import Integers, Table
 from hayless.kernels.packed.tiles import RowTiles, StreamTiles
@@ -57,6 +58,11 @@ def definitions(
         "SCALES": layout.scales,
         **more,
     }
+
+
+def pointers(*tensors: Tensor) -> list[Argument]:
+    """As arguments of a kernel."""
+    return [ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors]
 
 
 def span(weight: Integers | Table) -> int:

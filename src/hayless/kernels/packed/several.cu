@@ -53,6 +53,17 @@ __device__ __forceinline__ float prepare(u8* to, const u16* x, const u16* __rest
     return square_sum;
 }
 
+// The block's columns of all tokens, those beyond the last as that one; with a norm, their squares too. Blocks that have the
+// same columns may write these to one place, since they are the same.
+__device__ __forceinline__ void prepare_all(
+    u8* xs, const u16* x, const u16* __restrict__ gain, int first, int end, int m, float* squares) {
+    for (int token = threadIdx.x / 32; token < TOKENS; token += WARPS) {
+        const u16* const row = x + (size_t)min(token, m - 1) * WIDTH + first * SPAN;
+        const float square_sum = prepare(xs + token * X_PITCH, row, gain + first * SPAN, (end - first) * (SPAN / 8));
+        if (NORM && threadIdx.x % 32 == 0) squares[token] = square_sum;
+    }
+}
+
 // total += a step's codes times x, from `x` on in shared memory.
 __device__ __forceinline__ void multiply(
     float (*total)[TILES][4], const u8* stage, const u8* x, const u8* table, int step, const Matrices& matrices, int tile,

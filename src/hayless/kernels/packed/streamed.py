@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hayless.kernels.compiled import Argument, compiled, is_recent, launch, why_not
+from hayless.kernels.compiled import compiled, is_recent, launch, why_not
 from hayless.kernels.linear import Norm
 from hayless.kernels.packed import codes, ring, streamed_rows
 from hayless.kernels.packed.formats import Integers, Packed, Palette, Product, Table
@@ -22,9 +22,9 @@ from hayless.kernels.packed.ring import Layout
 from hayless.kernels.packed.tiles import STREAM_OF_SEVERAL, RowTiles, StreamTiles, stream_tiles_for
 
 MOST_TOKENS = 16
-_FEW = 8
-"""Tokens whose x a block has whole; more go by `streamed_rows`."""
-_ONE, _FEW_SOURCE = (Path(__file__).with_name(name) for name in ("streamed.cu", "streamed_few.cu"))
+FEW = 8
+"""Tokens of which a block has its columns of x and rows are shared by its warps; more go by `streamed_rows`."""
+_ONE, _SEVERAL = (Path(__file__).with_name(name) for name in ("streamed.cu", "streamed_few.cu"))
 _TABLE_BYTES, _SMALL_TABLE_BYTES = 64 * 1024, 32 * 1024
 _ENOUGH_STAGES = 4
 _MOST_SPLITS = 2
@@ -55,7 +55,7 @@ def unsupported(x: Tensor, weight: Packed) -> str:
     stages, splits = _stages(x, weight)
     if stages < 2:
         return f"{width} columns do not fit into shared memory"
-    if splits > 1 and len(x) <= _FEW and not is_recent(x):
+    if splits > 1 and len(x) <= FEW and not is_recent(x):
         return f"{width} columns of {len(x)} tokens need clusters of blocks"
     return why_not(x.device.index)
 
@@ -77,7 +77,7 @@ def stream(
     devices that can (sm_90). `tiles` of 9 tokens and more are `RowTiles`. NotSupported where they leave no room in
     shared memory.
     """
-    if len(x) > _FEW:
+    if len(x) > FEW:
         assert tiles is None or isinstance(tiles, RowTiles)
         streamed_rows.multiply(x, products, norm=norm, gated=gated, add=add, overlap=overlap, tiles=tiles)
         return
@@ -87,14 +87,14 @@ def stream(
     overlap = overlap and is_recent(x)
     more = {"MATRICES": len(products), "NORM": int(norm is not None), "GATED": int(gated), "OVERLAP": int(overlap)}
     gain, eps = (x, 0.0) if norm is None else (norm.gain, norm.eps)
-    args: list[Argument] = [ctypes.c_void_p(x.data_ptr()), ctypes.c_void_p(gain.data_ptr()), ctypes.c_float(eps)]
+    args = [*ring.pointers(x, gain), ctypes.c_float(eps)]
     if len(x) == 1:
         sources, name = (*ring.SOURCES, _ONE), "packed_stream"
         tiles = tiles or _tiles_for(weight, sum(one.weight.shape[0] for one in products), processors)
         layout, several = _layout(weight, tiles, room), []
         more["MIX"] = _mix(weight)
     else:
-        sources, name, tiles = (*ring.OF_SEVERAL, _FEW_SOURCE), "packed_stream_few", tiles or STREAM_OF_SEVERAL
+        sources, name, tiles = (*ring.OF_SEVERAL, _SEVERAL), "packed_stream_few", tiles or STREAM_OF_SEVERAL
         layout, several = _layout_of_several(weight, tiles, room), [ctypes.c_int(len(x))]
         more |= {"MIX": 2, "TILES": 1, "SPLITS": layout.splits, "CLUSTER": int(layout.splits > 1)}
     kernel = compiled(sources, name, ring.definitions(x, weight, tiles, layout, more), x.device.index)
@@ -110,7 +110,7 @@ def _stages(x: Tensor, weight: Integers | Table) -> tuple[int, int]:
     processors, room = ring.device(x)
     if len(x) == 1:
         return min(_layout(weight, _tiles_for(weight, rows, 1), room).stages for rows in (1, 32)), 1
-    if len(x) <= _FEW:
+    if len(x) <= FEW:
         layout = _layout_of_several(weight, STREAM_OF_SEVERAL, room)
     else:
         layout = streamed_rows.layout(weight, weight.shape[0], None, processors, room)
@@ -139,8 +139,8 @@ def _layout_of_several(weight: Integers | Table, tiles: StreamTiles, room: int) 
     steps, step = weight.shape[1] // span, ring.step_bytes(tiles, 1, scales)
     found = []
     for splits in range(1, _MOST_SPLITS + 1):
-        x = _FEW * (-(-steps // splits) * span * 2 + 16)
-        sums = 4 * _FEW * (tiles.warps * (rows + 4) + 2 * splits * rows + 2)
+        x = FEW * (-(-steps // splits) * span * 2 + 16)
+        sums = 4 * FEW * (tiles.warps * (rows + 4) + 2 * splits * rows + 2)
         fixed = isinstance(weight, Table) * _SMALL_TABLE_BYTES + x + sums
         stages = min(tiles.stages, (room - ring.OTHER - fixed) // step)
         found.append(Layout(1, scales, stages, fixed + stages * step + ring.OTHER, splits))

@@ -39,8 +39,8 @@ extern "C" __global__ void ONE_CLUSTER __launch_bounds__(WARPS * 32) packed_stre
 #if OVERLAP
     let_next_start();
 #endif
-    Ring next{matrices, tiles, (int)gridDim.x / SPLITS, first, end, WARPS, place_of_copy(), first + warp, (int)blockIdx.x / SPLITS,
-              first + warp};
+    const int first_tile = blockIdx.x / SPLITS, clusters = gridDim.x / SPLITS;
+    Ring next{matrices, tiles, clusters, first, end, WARPS, place_of_copy(), first + warp, first_tile, first + warp};
     next.fill(ring);
 
     // While those are on their way, the tables, and x.
@@ -53,13 +53,7 @@ extern "C" __global__ void ONE_CLUSTER __launch_bounds__(WARPS * 32) packed_stre
 #if OVERLAP
     wait_for_previous();
 #endif
-    for (int token = warp; token < TOKENS; token += WARPS) {
-        const u16* const row = x + (size_t)min(token, m - 1) * WIDTH + first * SPAN;
-        const float square_sum = prepare(xs + token * X_PITCH, row, gain + first * SPAN, (end - first) * (SPAN / 8));
-#if NORM
-        if (lane == 0) squares[token] = square_sum;
-#endif
-    }
+    prepare_all(xs, x, gain, first, end, m, squares);
     __syncthreads();
 #if NORM
 #if CLUSTER
@@ -131,7 +125,7 @@ extern "C" __global__ void ONE_CLUSTER __launch_bounds__(WARPS * 32) packed_stre
 
     u8 *stage = ring, *const ring_end = ring + STAGES * STAGE;
     int turn = 0;
-    for (int tile = blockIdx.x / SPLITS; tile < tiles; tile += next.apart, turn++) {
+    for (int tile = first_tile; tile < tiles; tile += next.apart, turn++) {
         float total[BANDS][TILES][4];
 #pragma unroll
         for (int b = 0; b < BANDS; b++)
@@ -180,5 +174,5 @@ extern "C" __global__ void ONE_CLUSTER __launch_bounds__(WARPS * 32) packed_stre
         if (turn % SPLITS == rank) read_late(tile);
     }
     __syncthreads();
-    if (turn) write_last(blockIdx.x / SPLITS + (turn - 1) * next.apart, turn - 1);
+    if (turn) write_last(first_tile + (turn - 1) * next.apart, turn - 1);
 }

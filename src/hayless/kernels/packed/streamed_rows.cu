@@ -37,13 +37,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) packed_stream_rows(
 #if OVERLAP
     wait_for_previous();
 #endif
-    for (int token = warp; token < TOKENS; token += WARPS) {
-        const u16* const row = x + (size_t)min(token, m - 1) * WIDTH + first * SPAN;
-        const float square_sum = prepare(xs + token * X_PITCH, row, gain + first * SPAN, (end - first) * (SPAN / 8));
-#if NORM
-        if (lane == 0 && block == 0) squares[part * TOKENS + token] = square_sum;
-#endif
-    }
+    prepare_all(xs, x, gain, first, end, m, squares + part * TOKENS);
     __syncthreads();
 
     u8 *stage = ring, *const ring_end = ring + STAGES * STAGE;

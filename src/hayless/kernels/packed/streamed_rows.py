@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hayless.kernels.compiled import Argument, compiled, is_recent, launch
+from hayless.kernels.compiled import compiled, is_recent, launch
 from hayless.kernels.linear import Norm
 from hayless.kernels.packed import codes, ring
 from hayless.kernels.packed.formats import Integers, Product, Table
@@ -52,14 +52,14 @@ def multiply(
     gain, eps = (x, 0.0) if norm is None else (norm.gain, norm.eps)
     defined = ring.definitions(x, weight, chosen, found, more)
     kernel = compiled((*ring.OF_SEVERAL, _ROWS), "packed_stream_rows", defined, x.device.index)
-    args = [*_pointers(x, gain), matrices, ctypes.c_int(count), ctypes.c_int(tokens), *_pointers(sums, squares)]
+    args = [*ring.pointers(x, gain), matrices, ctypes.c_int(count), ctypes.c_int(tokens), *ring.pointers(sums, squares)]
     grid = (max(1, processors // found.splits) * found.splits, 1, 1)
     launch(kernel, grid, (32 * chosen.warps, 1, 1), args, found.shared, overlap=overlap)
 
     defined = codes.form(x, weight) | more | {"BANDS": chosen.bands, "WARPS": _SUM_WARPS}
     kernel = compiled((*ring.BEFORE, _SUMS), "packed_sums", defined, x.device.index)
     numbers = [ctypes.c_int(number) for number in (count, add, tokens)]
-    args = [*_pointers(sums, squares), ctypes.c_float(eps), ctypes.c_int(x.shape[1]), matrices, *numbers]
+    args = [*ring.pointers(sums, squares), ctypes.c_float(eps), ctypes.c_int(x.shape[1]), matrices, *numbers]
     blocks = -(-tokens * rows // (8 if gated else 4) // (32 * _SUM_WARPS))
     launch(kernel, (blocks, 1, 1), (32 * _SUM_WARPS, 1, 1), args, overlap=overlap)
 
@@ -80,7 +80,3 @@ def layout(weight: Integers | Table, rows: int, tiles: RowTiles | None, processo
         return cut(chosen.splits)
     fewest = next((splits for splits in range(1, steps) if cut(splits).stages >= 2), steps)
     return cut(row_splits_for(-(-rows // (16 * chosen.bands)), steps, processors, fewest))
-
-
-def _pointers(*tensors: Tensor) -> list[Argument]:
-    return [ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors]
